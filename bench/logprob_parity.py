@@ -1,0 +1,93 @@
+"""vLLM's log-probs of its own responses against the learner's, float32: `python bench/logprob_parity.py MODEL …`."""
+
+import argparse
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from actor.engines import add_engine_arguments, make_engine
+from dcpo_async.prompts import encode_prompts, load_problems
+from dcpo_async.records import Lease, Response, Sampling, TrainingSample
+from learner.logprobs import PolicyModel
+from learner.packing import pack
+
+
+def main() -> None:
+    """Generate, compute again, print mean and largest difference."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--problems", required=True)
+    parser.add_argument("--limit", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--max-response-tokens", type=int, default=64)
+    add_engine_arguments(parser)
+    options = parser.parse_args()
+    leases, groups = asyncio.run(generate(options))
+    samples = [training_sample(lease, r) for lease, group in zip(leases, groups, strict=True) for r in group]
+    theirs = np.concatenate([sample.behavior_logprobs for sample in samples])
+    difference = np.abs(learner_logprobs(options, samples) - theirs)
+    print(
+        f"{len(samples)} responses, {len(theirs)} tokens, temperature {options.temperature}: "
+        f"mean difference {difference.mean():.2e}, largest {difference.max():.2e}"
+    )
+
+
+async def generate(options: argparse.Namespace) -> tuple[list[Lease], list[tuple[Response, ...]]]:
+    """Groups of responses of one weights version."""
+    problems = load_problems(options.problems).problems[: options.limit]
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    prompts = encode_prompts(problems, tokenizer, None, "{problem}", 512).prompts
+    leases = [
+        Lease(place, 1, prompt.id, 1, 1, np.asarray(prompt.token_ids, dtype=np.int32), prompt.answer)
+        for place, prompt in enumerate(prompts)
+    ]
+    sampling = Sampling(options.samples, options.temperature, options.max_response_tokens, 0)
+    engine = make_engine(
+        options,
+        dtype="float32",
+        max_model_tokens=max(len(prompt.token_ids) for prompt in prompts) + options.max_response_tokens,
+        max_responses=128,
+        kv_after_update="keep",
+    )
+    await engine.start(options.model, 1)
+    try:
+        return leases, list(await asyncio.gather(*(engine.generate(lease, sampling) for lease in leases)))
+    finally:
+        await engine.close()
+
+
+def training_sample(lease: Lease, response: Response) -> TrainingSample:
+    """A response as a trainer rank sees it."""
+    assert len(response.segments) == 1
+    return TrainingSample(
+        position=lease.position,
+        index=0,
+        prompt_token_ids=lease.prompt_token_ids,
+        token_ids=response.token_ids,
+        behavior_logprobs=response.behavior_logprobs,
+        old_logprobs=response.behavior_logprobs,
+        token_lags=np.zeros(len(response.token_ids), dtype=np.int32),
+        advantage=1.0,
+        token_weight=1.0,
+    )
+
+
+@torch.no_grad()
+def learner_logprobs(options: argparse.Namespace, samples: list[TrainingSample]) -> np.ndarray:
+    """The trainer's own log-probs, float32 [tokens of all samples]."""
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    policy = PolicyModel(model, options.temperature).eval()
+    found = []
+    for start in range(0, len(samples), 16):
+        batch = pack(samples[start : start + 16])
+        logprobs, _ = policy(batch.input_ids, batch.rows, batch.columns, batch.token_ids)
+        found.append(logprobs.numpy())
+    return np.concatenate(found)
+
+
+if __name__ == "__main__":
+    main()

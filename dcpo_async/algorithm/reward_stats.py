@@ -1,0 +1,117 @@
+"""Exact statistics of all rewards that one prompt has received."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dcpo_async.errors import AlgorithmError
+
+MICRO = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class RewardStats:
+    """Count, sum and sum of squares of a prompt's rewards, as integers of millionths.
+
+    Integers add without rounding, so neither the order of groups nor a restart can change a bit; a
+    database row holds the four fields as they are.
+
+    Attributes:
+        visits: groups counted so far.
+        count: rewards counted so far.
+        sum_micro: Σr in millionths.
+        sum_sq_micro: Σr² in millionths of a millionth; 10¹² for each reward of 1.
+
+    Raises:
+        AlgorithmError: the four numbers cannot come from any set of rewards.
+
+    Example: rewards (1, 0, 0, 0) give visits 1, count 4, mean 0.25, m2 0.75, std 0.5.
+    """
+
+    visits: int = 0
+    count: int = 0
+    sum_micro: int = 0
+    sum_sq_micro: int = 0
+
+    def __post_init__(self) -> None:
+        row = (self.visits, self.count, self.sum_micro, self.sum_sq_micro)
+        if not all(isinstance(value, int) for value in row):
+            raise AlgorithmError(f"reward statistics {row}: only whole numbers are exact; restore them as int")
+        possible = 0 <= self.visits <= self.count and (self.visits == 0) == (self.count == 0)
+        # Cauchy-Schwarz says nothing about the squares when count is 0, hence the last condition.
+        if not possible or self._spread() < 0 or (self.count == 0 and self.sum_sq_micro != 0):
+            raise AlgorithmError(
+                f"reward statistics (visits, count, sum_micro, sum_sq_micro) = {row} cannot come from "
+                "rewards: the stored row is damaged"
+            )
+
+    @property
+    def mean(self) -> float:
+        """Mean reward; 0 before the first visit."""
+        return self.sum_micro / (self.count * MICRO) if self.count else 0.0
+
+    @property
+    def m2(self) -> float:
+        """Sum of squared deviations from the mean, Σ(r − mean)²; 0 before the first visit."""
+        return self._spread() / (self.count * MICRO**2) if self.count else 0.0
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all rewards are equal, decided exactly: n·Σr² = (Σr)²."""
+        return self._spread() == 0
+
+    def std(self, ddof: int = 1) -> float:
+        """Standard deviation √(m2 / (count − ddof)); 0 for equal rewards, a single one included.
+
+        Raises AlgorithmError for a ddof other than 0 (population) or 1 (sample).
+        """
+        _check_ddof(ddof)
+        if self.is_constant:
+            return 0.0
+        return math.sqrt(self._spread() / (self.count * (self.count - ddof) * MICRO**2))
+
+    def with_rewards(self, rewards: Iterable[float]) -> "RewardStats":
+        """Return the statistics after one more visit; each reward is rounded to the nearest millionth.
+
+        Raises AlgorithmError for an empty group or a reward that is not finite.
+        """
+        micros = [to_micro(reward) for reward in rewards]
+        if not micros:
+            raise AlgorithmError("a group without rewards cannot be counted: a visit has at least one response")
+        return RewardStats(
+            visits=self.visits + 1,
+            count=self.count + len(micros),
+            sum_micro=self.sum_micro + sum(micros),
+            sum_sq_micro=self.sum_sq_micro + sum(micro * micro for micro in micros),
+        )
+
+    def standardize(self, reward: float, ddof: int = 1) -> float:
+        """Return (reward − mean) / std, or 0 where all rewards are equal.
+
+        Rounded only at the end, so that scores of equal size are equal in float too.
+        Raises as std and to_micro do.
+        Example: of (1, 0, 0, 0) with ddof 1, reward 1 is at 1.5 and reward 0 at −0.5.
+        """
+        _check_ddof(ddof)
+        if self.is_constant:
+            return 0.0
+        deviation = self.count * to_micro(reward) - self.sum_micro
+        square = deviation**2 * (self.count - ddof) / (self.count * self._spread())
+        return math.copysign(math.sqrt(square), deviation)
+
+    def _spread(self) -> int:
+        """count²·variance in squared millionths: n·Σr² − (Σr)²."""
+        return self.count * self.sum_sq_micro - self.sum_micro**2
+
+
+def to_micro(reward: float) -> int:
+    """Return the reward in millionths, rounded to the nearest; raises AlgorithmError if it is not finite."""
+    micro = float(reward) * MICRO
+    if not math.isfinite(micro):
+        raise AlgorithmError(f"reward {reward} is not finite: grade the response again or leave the group out")
+    return round(micro)
+
+
+def _check_ddof(ddof: int) -> None:
+    if ddof not in (0, 1):
+        raise AlgorithmError(f"ddof {ddof}: use 0 (population) or 1 (sample)")

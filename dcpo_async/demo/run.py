@@ -1,0 +1,224 @@
+"""`dcpo demo`: from nothing to a model that DCPO has made better, with the two real services."""
+
+import asyncio
+import json
+import shutil
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from dcpo_async.config import RunConfig, load_config
+from dcpo_async.demo.display import read_status, run_table
+from dcpo_async.demo.plot import plot_curves
+from dcpo_async.errors import ConfigError, EngineError, TrainerError
+from dcpo_async.metrics import read_metrics, write_json
+from dcpo_async.processes import last_lines, module_argv, spawn, stop
+
+CONFIG = Path(__file__).parents[2] / "configs" / "demo.toml"
+EVALUATION_SAMPLES = 8
+POLL_SECONDS = 0.5
+ACTOR_GRACE_SECONDS = 30.0
+LEARNER_GRACE_SECONDS = 10.0
+MARKER = ".dcpo-demo"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What the command line chose.
+
+    Attributes:
+        out: folder for everything that the demo makes; it must be new or an earlier demo's.
+        engine: "vllm", or "scripted" for a look at the plumbing without a model's answers.
+        with_control: run a second time with every advantage set to zero.
+        seed: of problems, warm-up and run.
+        warm_up_steps: optimizer steps of the supervised warm-up.
+        overrides: settings of the run by their dotted names.
+    """
+
+    out: Path
+    engine: str
+    with_control: bool
+    seed: int
+    warm_up_steps: int
+    overrides: tuple[str, ...]
+
+
+def run_demo(options: DemoOptions) -> dict[str, Any]:
+    """Run the demo and return what `summary.json` holds.
+
+    Raises:
+        ConfigError: the output folder holds something else, or a setting is wrong.
+        TrainerError, EngineError: a service failed; the message holds the end of its log.
+    """
+    return asyncio.run(Demo(options).run())
+
+
+class Demo:
+    """The stages of the demo, in order."""
+
+    def __init__(self, options: DemoOptions) -> None:
+        self.options, self.out, self.console = options, options.out, Console()
+        self.started = time.monotonic()
+        _prepare(self.out)
+        self.words = self._settings("run", zero_advantages=False)
+        # Checked before anything slow begins.
+        self.config = load_config(CONFIG, self.words[1:])
+
+    async def run(self) -> dict[str, Any]:
+        """Warm up, train, measure, and write down."""
+        self._say(
+            "1/4", "writing problems, and warming up a tiny model on guesses: it learns the format, not the answers"
+        )
+        await self._make_model()
+        self._say(
+            "2/4",
+            f"training with DCPO for {self.config.training.max_steps} steps; services log to {self.out / 'logs'}",
+        )
+        await self._train(self.words, "DCPO")
+        training_seconds = time.monotonic() - self.started
+        models = {"before": self.out / "model", "after": _export(self.config)}
+        if self.options.with_control:
+            self._say("2b", "control: the same run with every advantage set to zero")
+            words = self._settings("control", zero_advantages=True)
+            await self._train(words, "control, zero advantages")
+            models["control"] = _export(load_config(CONFIG, words[1:]))
+        self._say(
+            "3/4",
+            f"measuring on held-out problems, {EVALUATION_SAMPLES} responses each, same sampling for all",
+        )
+        accuracies = await self._evaluate(models)
+        self._say("4/4", "writing curves and summary")
+        return self._finish(accuracies, training_seconds)
+
+    def _say(self, stage: str, text: str) -> None:
+        self.console.print(f"[bold]{stage}[/bold] [{time.monotonic() - self.started:5.0f} s] {text}", highlight=False)
+
+    async def _make_model(self) -> None:
+        words = [str(self.out), "--seed", str(self.options.seed), "--steps", str(self.options.warm_up_steps)]
+        await self._run("warm-up", module_argv("dcpo_async.demo.warmup", *words))
+
+    async def _run(self, what: str, argv: list[str]) -> None:
+        """Run one stage to its end; raises EngineError with the end of its log when it fails."""
+        log = self.out / "logs" / f"{what}.log"
+        process = await spawn(argv, log)
+        try:
+            with self.console.status(f"{what} …"):
+                code = await process.wait()
+        finally:
+            await stop(process, grace_seconds=1)
+        if code:
+            raise EngineError(_ended_early(what, log))
+
+    def _settings(self, name: str, zero_advantages: bool) -> list[str]:
+        """Command-line words of `dcpo-learner` for one run."""
+        return [
+            str(CONFIG),
+            *("--folder", str(self.out / name)),
+            *("--seed", str(self.options.seed)),
+            *("--model.path", str(self.out / "model")),
+            *("--data.source", str(self.out / "train.jsonl")),
+            *("--network.listen", f"tcp://127.0.0.1:{_free_port()}"),
+            *("--algorithm.zero_advantages", str(zero_advantages).lower()),
+            *self.options.overrides,
+        ]
+
+    async def _train(self, words: list[str], title: str) -> None:
+        """Start the two services as any user would, watch them, and wait for the run's end."""
+        config, logs = load_config(CONFIG, words[1:]), self.out / "logs"
+        name = config.folder.name
+        learner_log, actor_log = logs / f"{name}-learner.log", logs / f"{name}-actor.log"
+        actor_words = ["--learner", config.network.listen, "--engine", self.options.engine]
+        actor_words += ["--logs", str(logs / name)]
+        learner = await spawn(module_argv("learner.launcher", *words), learner_log)
+        actor = await spawn(module_argv("actor.launcher", *actor_words), actor_log)
+        try:
+            with Live(console=self.console, refresh_per_second=2) as live:
+                while learner.returncode is None:
+                    if actor.returncode is not None and actor.returncode != 0:
+                        raise EngineError(_ended_early("actor", actor_log))
+                    live.update(run_table(title, config.folder))
+                    await asyncio.sleep(POLL_SECONDS)
+                live.update(run_table(title, config.folder))
+            if learner.returncode != 0:
+                raise TrainerError(_ended_early("learner", learner_log))
+        finally:
+            await stop(learner, LEARNER_GRACE_SECONDS)
+            await stop(actor, ACTOR_GRACE_SECONDS)
+
+    async def _evaluate(self, models: dict[str, Path]) -> dict[str, float]:
+        out, sampling = self.out / "evaluation.json", self.config.sampling
+        argv = module_argv("actor.evaluate", *map(str, models.values()))
+        argv += ["--problems", str(self.out / "held_out.jsonl"), "--out", str(out), "--engine", self.options.engine]
+        argv += ["--samples", str(EVALUATION_SAMPLES), "--temperature", str(sampling.temperature)]
+        argv += ["--max-response-tokens", str(sampling.max_response_tokens), "--seed", str(self.options.seed)]
+        argv += ["--max-prompt-tokens", str(self.config.data.max_prompt_tokens)]
+        await self._run("evaluation", argv)
+        results = json.loads(out.read_text())
+        return {name: results[str(path)]["accuracy"] for name, path in models.items()}
+
+    def _finish(self, accuracies: dict[str, float], training_seconds: float) -> dict[str, Any]:
+        status = read_status(self.config.folder)
+        metrics = read_metrics(self.config.folder)
+        plot = self.out / "curves.png"
+        plot_curves(metrics, plot)
+        shutil.copyfile(self.config.folder / "metrics.jsonl", self.out / "metrics.jsonl")
+        summary = {
+            **{f"accuracy_{name}": value for name, value in accuracies.items()},
+            "steps": status["step"],
+            "seconds": round(time.monotonic() - self.started, 1),
+            "training_seconds": round(training_seconds, 1),
+            "engine": self.options.engine,
+            "weights_versions": status["weights_version"],
+            "groups_counted": status["groups_counted"],
+            "held_out_problems": sum(1 for _ in (self.out / "held_out.jsonl").open()),
+            "samples_per_problem": EVALUATION_SAMPLES,
+            "temperature": self.config.sampling.temperature,
+            "seed": self.options.seed,
+            "checkpoint": str(_export(self.config)),
+        }
+        write_json(self.out / "summary.json", summary)
+        for name, value in accuracies.items():
+            self.console.print(f"held-out accuracy {name:8} [bold]{value:6.1%}[/bold]", highlight=False)
+        self.console.print(
+            f"trained model: {summary['checkpoint']}\ncurves: {plot}\nsummary: {self.out / 'summary.json'}\n"
+            f"TensorBoard: tensorboard --logdir {self.config.folder / 'tensorboard'}",
+            highlight=False,
+        )
+        return summary
+
+
+def _prepare(out: Path) -> None:
+    """Make the output folder; an earlier demo in it is replaced, anything else is left alone."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARKER).exists():
+            raise ConfigError(f"--out {out}: the folder holds something that no demo wrote; choose a new one")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+
+
+def _export(config: RunConfig) -> Path:
+    """Where the learner leaves the trained model."""
+    return config.folder / "export"
+
+
+def _free_port() -> int:
+    """A port that is free together with the next one, which the weight server takes."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
+
+
+def _ended_early(what: str, log_file: Path) -> str:
+    return f"the {what} ended early; the end of {log_file}:\n{last_lines(log_file, 15)}"

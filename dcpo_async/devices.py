@@ -1,0 +1,61 @@
+"""Which GPUs a service may use: parses `--gpus 0-3` and checks it against this machine."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dcpo_async.errors import ConfigError
+
+
+def parse_gpus(text: str) -> tuple[int, ...]:
+    """GPU numbers of a list of numbers and ranges: `parse_gpus("0-2,5")` is `(0, 1, 2, 5)`.
+
+    Raises:
+        ConfigError: not such a list, a range that runs backwards, or a number named twice.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ConfigError(f"--gpus {text}: expected numbers and ranges such as 0-3 or 0,2,5-7")
+        numbers += range(int(first), int(last or first) + 1)
+        if dash and int(last) < int(first):
+            raise ConfigError(f"--gpus {text}: the range {part.strip()} runs backwards")
+    if len(set(numbers)) != len(numbers):
+        raise ConfigError(f"--gpus {text}: a GPU is named twice")
+    return tuple(numbers)
+
+
+def count_gpus(devices: Path = Path("/dev")) -> int:
+    """NVIDIA GPUs that this process may use, counted without touching a driver: CUDA must not start in a launcher."""
+    lent = _lent()
+    if lent is not None:
+        return len(lent)
+    return sum(path.name[6:].isdecimal() for path in devices.glob("nvidia*"))
+
+
+def checked_gpus(text: str) -> tuple[int, ...]:
+    """Parse `--gpus` and refuse numbers that this machine does not have; raises ConfigError."""
+    numbers, count = parse_gpus(text), count_gpus()
+    if max(numbers) >= count:
+        found = f"GPUs 0 to {count - 1}" if count else "no GPU"
+        raise ConfigError(
+            f"--gpus {text}: this machine has {found}; name other numbers, or use --workers N to run on the CPU"
+        )
+    return numbers
+
+
+def cuda_environment(gpus: Sequence[int]) -> dict[str, str]:
+    """Environment of a child that shall see these GPUs alone; a scheduler that lent some decides which they are.
+
+    With CUDA_VISIBLE_DEVICES=4,5 set by a scheduler, GPU 1 is device 5.
+    """
+    lent = _lent()
+    names = [str(gpu) if lent is None else lent[gpu] for gpu in gpus]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def _lent() -> list[str] | None:
+    """Devices that CUDA_VISIBLE_DEVICES names; None where it is not set."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]

@@ -1,0 +1,74 @@
+"""Every exception that dcpo-async raises: one class per thing a caller can do something about."""
+
+
+class DcpoError(Exception):
+    """Root of all errors of this project; the message says what was found, what is allowed and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(DcpoError):
+    """A setting, path or data set given by the user cannot be used; the services exit with code 2."""
+
+    exit_code = 2
+
+
+class DatasetError(ConfigError):
+    """A problem set is missing, empty or malformed."""
+
+
+class ProtocolError(DcpoError):
+    """A peer sent something that the protocol does not allow."""
+
+
+class RefusedError(ConfigError):
+    """The learner refused this actor for good: other protocol version, other run, or no key."""
+
+
+class UnreachableError(ConfigError):
+    """A peer did not answer within the stated deadline."""
+
+
+class PeerLostError(DcpoError):
+    """A message could not be routed, or the peer fell silent."""
+
+
+class WeightsError(DcpoError):
+    """A weights version is missing, incomplete or does not match its digests."""
+
+
+class EngineError(DcpoError):
+    """The generation engine failed or died."""
+
+
+class StoreError(ConfigError):
+    """The ledger on disk is in use, of another run, damaged, or cannot be written; starting again does not help."""
+
+
+class TrainerError(DcpoError):
+    """A trainer rank failed or fell behind its deadline."""
+
+
+class AlgorithmError(DcpoError, ValueError):
+    """A function of the algorithm was given numbers or shapes for which its equation is not defined."""
+
+
+class GradingError(DcpoError):
+    """The grading pool is closed, or its workers cannot run."""
+
+
+class VersionMismatchError(ProtocolError):
+    """A peer speaks another protocol version; `peer_version` and the `kind` of its message serve an answer."""
+
+    def __init__(self, message: str, *, peer_version: int, kind: str) -> None:
+        super().__init__(message)
+        self.peer_version = peer_version
+        self.kind = kind
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint is damaged, or was written by another layout of ranks; starting again does not help."""
+
+
+class PromptError(EngineError):
+    """The generation engine is well but cannot answer this one prompt."""

@@ -1,0 +1,17 @@
+"""Extracts and compares math answers; the only folder that imports sympy, math_verify and pebble."""
+
+from dcpo_async.grading.extraction import MAX_RESPONSE_CHARS, Extraction, extract_answer
+from dcpo_async.grading.grader import grade
+from dcpo_async.grading.pool import GradingPool
+from dcpo_async.grading.verdict import Reason, Verdict, reward_of
+
+__all__ = [
+    "MAX_RESPONSE_CHARS",
+    "Extraction",
+    "GradingPool",
+    "Reason",
+    "Verdict",
+    "extract_answer",
+    "grade",
+    "reward_of",
+]

@@ -1,0 +1,53 @@
+"""Grades one response against a reference answer: exactly where possible, symbolically where needed."""
+
+from dcpo_async.grading.exact import compare_exactly
+from dcpo_async.grading.extraction import Extraction, extract_answer
+from dcpo_async.grading.verdict import Verdict
+
+# Longer than any answer of the known problem sets; text beyond it is no answer but an attack on the parser.
+MAX_ANSWER_CHARS = 1000
+
+
+def grade(response_text: str, reference_answer: str, extraction: Extraction = "boxed") -> Verdict:
+    r"""Whether a response's answer equals the reference; a pure function of its inputs that never raises.
+
+    Symbolic comparison may take unbounded time, so responses of a model go through `GradingPool` instead.
+
+    Example: grade(r"\boxed{0.5}", r"\frac{1}{2}") is Verdict(correct=True, extracted="0.5", reason="equal").
+    """
+    verdict = exact_verdict(response_text, reference_answer, extraction)
+    if verdict.reason == "undecided" and verdict.extracted is not None:
+        return symbolic_verdict(verdict.extracted, reference_answer)
+    return verdict
+
+
+def exact_verdict(response_text: str, reference_answer: str, extraction: Extraction) -> Verdict:
+    """The verdict where extraction and exact comparison suffice, else `undecided`; quick for any input."""
+    if not isinstance(response_text, str) or not isinstance(reference_answer, str):
+        return Verdict(False, None, "not_text")
+    if not reference_answer.strip():
+        return Verdict(False, None, "no_reference")
+    extracted = extract_answer(response_text, extraction)
+    if extracted is None:
+        return Verdict(False, None, "no_answer")
+    if len(extracted) > MAX_ANSWER_CHARS or len(reference_answer) > MAX_ANSWER_CHARS:
+        return Verdict(False, None, "too_long")
+    match compare_exactly(extracted, reference_answer):
+        case True:
+            return Verdict(True, extracted, "equal")
+        case False:
+            return Verdict(False, extracted, "different")
+        case None:
+            return Verdict(False, extracted, "undecided")
+
+
+def symbolic_verdict(extracted: str, reference_answer: str) -> Verdict:
+    """The verdict of symbolic comparison; may take unbounded time and memory."""
+    # Imported here because sympy takes a second to load and most processes never need it.
+    from dcpo_async.grading.equivalence import is_equivalent
+
+    try:
+        correct = is_equivalent(extracted, reference_answer)
+    except Exception:  # sympy raises nearly anything on text made by a model, RecursionError included
+        return Verdict(False, extracted, "unparsable")
+    return Verdict(correct, extracted, "equivalent" if correct else "different")

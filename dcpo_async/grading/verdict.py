@@ -1,0 +1,43 @@
+"""What the grader found out about one response, and the reward that follows from it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Reason = Literal[
+    "equal",  # the same number, or the same text after normalization
+    "equivalent",  # equal by symbolic comparison
+    "different",
+    "undecided",  # exact comparison alone cannot tell; never leaves `grade` or `GradingPool`
+    "no_answer",
+    "no_reference",
+    "too_long",
+    "not_text",
+    "unparsable",
+    "timeout",
+    "crashed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The grader's judgement of one response.
+
+    Attributes:
+        correct: whether the answer found equals the reference.
+        extracted: the answer as the response wrote it; None where no usable answer was found.
+        reason: why, out of a small closed set, so that reasons can be counted.
+    """
+
+    correct: bool
+    extracted: str | None
+    reason: Reason
+
+
+def reward_of(verdict: Verdict, format_penalty: float = 0.0) -> float:
+    """Reward of a response: 1 if correct, else 0, less `format_penalty` where no answer was found.
+
+    Example: a wrong answer is worth 0.0; no answer at all with a penalty of 0.5 is worth -0.5.
+    """
+    if verdict.extracted is None:
+        return -format_penalty if format_penalty else 0.0
+    return float(verdict.correct)

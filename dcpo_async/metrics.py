@@ -1,0 +1,72 @@
+"""Metrics of a run: one JSON line and one TensorBoard point for each optimizer step."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl` and `tensorboard/` in the run folder.
+
+    A step that is trained again after a restart is written again; the later line counts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _end_last_line(folder / "metrics.jsonl")
+        self._lines = (folder / "metrics.jsonl").open("a", buffering=1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+        self._started = time.monotonic()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write one step's metrics; `seconds` since this writer was opened is added."""
+        values = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **metrics}
+        self._lines.write(json.dumps(values) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._lines.close()
+        self._board.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The run's metrics in step order, each step once, as it was written last.
+
+    A last line that a crash cut short is left out.
+    """
+    path = folder / "metrics.jsonl"
+    by_step: dict[int, dict[str, float]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        by_step[int(values["step"])] = values
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _end_last_line(path: Path) -> None:
+    """Without it the first line of a new writer would be lost in one that a crash cut short."""
+    with path.open("a+b") as file:
+        if file.tell() == 0:
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":
+            file.write(b"\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that another process may read at any moment: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

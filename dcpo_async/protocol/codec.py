@@ -1,0 +1,152 @@
+"""Envelopes to frames and back: a msgpack header, then raw arrays. The only importer of msgpack."""
+
+import reprlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dcpo_async.errors import ProtocolError, VersionMismatchError
+from dcpo_async.protocol.messages import MESSAGE_TYPES, PROTOCOL_VERSION, Array, Count, Envelope, Message
+
+MAX_HEADER_BYTES = 80 << 20
+"""Unpacking can take ten times its input; the largest honest header is a manifest, at most 64 MiB."""
+
+Frame = bytes | memoryview
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    v: int
+    run: str = Field(max_length=200)
+    inc: Count
+    kind: str
+    body: dict[str, Any]
+    arrays: tuple[tuple[str, Count], ...]
+
+
+def encode(envelope: Envelope) -> list[Frame]:
+    """The frames of an envelope; arrays are not copied and must not change until they are sent.
+
+    Args:
+        envelope: its arrays are one-dimensional, named and typed as `message.array_dtypes` says.
+
+    Raises:
+        ProtocolError: an array is missing, unknown, or of another type or shape; a number is too large.
+    """
+    message = envelope.message
+    if envelope.arrays.keys() != message.array_dtypes.keys():
+        raise ProtocolError(
+            f"{message.kind} has arrays {list(envelope.arrays)}, it must have {list(message.array_dtypes)}"
+        )
+    frames = [_raw(message, name, envelope.arrays[name]) for name in message.array_dtypes]
+    header = {
+        "v": PROTOCOL_VERSION,
+        "run": envelope.run_id,
+        "inc": envelope.incarnation,
+        "kind": message.kind,
+        "body": message.model_dump(),
+        "arrays": [(name, envelope.arrays[name].size) for name in message.array_dtypes],
+    }
+    try:
+        return [msgpack.packb(header), *frames]
+    except (OverflowError, ValueError) as error:
+        raise ProtocolError(f"{message.kind} cannot be packed: {error}") from None
+
+
+def decode(frames: Sequence[Frame], max_message_bytes: int) -> Envelope:
+    """The envelope in these frames; its arrays are read-only views of them.
+
+    Args:
+        frames: bytes or anything with the buffer protocol.
+        max_message_bytes: largest allowed sum of all frames.
+
+    Raises:
+        VersionMismatchError: the peer speaks another protocol version, whatever else is in the message.
+        ProtocolError: anything else that the protocol does not allow; the message says what was found.
+    """
+    views = [memoryview(frame) for frame in frames]
+    num_bytes = sum(view.nbytes for view in views)
+    if num_bytes > max_message_bytes:
+        raise ProtocolError(f"a message of {num_bytes} bytes is over the limit of {max_message_bytes}")
+    if not views:
+        raise ProtocolError("a message without frames; the first must hold the header")
+    header = _header(views[0])
+    message_type = MESSAGE_TYPES.get(header.kind)
+    if message_type is None:
+        raise ProtocolError(f"unknown kind of message {reprlib.repr(header.kind)}; known are {[*MESSAGE_TYPES]}")
+    try:
+        message = message_type.model_validate(header.body)
+    except ValidationError as error:
+        raise ProtocolError(f"{header.kind}: {_first_problem(error)}") from None
+    return Envelope(message, dict(_arrays(message_type, header, views[1:])), header.run, header.inc)
+
+
+def _raw(message: Message, name: str, array: Array) -> memoryview:
+    dtype = message.array_dtypes[name]
+    if array.dtype != np.dtype(dtype) or array.ndim != 1:
+        raise ProtocolError(
+            f"{message.kind}: array {name} is {array.dtype.str} {list(array.shape)}, it must be {dtype} [n]"
+        )
+    return np.ascontiguousarray(array).view(np.uint8).data
+
+
+def _header(frame: memoryview) -> _Header:
+    if frame.nbytes > MAX_HEADER_BYTES:
+        raise ProtocolError(f"a header of {frame.nbytes} bytes is over the limit of {MAX_HEADER_BYTES}")
+    try:
+        # Tuples in place of lists: a strict model takes nothing else for a tuple.
+        words = msgpack.unpackb(frame, use_list=False, raw=False, strict_map_key=True, max_ext_len=0)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"a header that is not msgpack: {str(error) or type(error).__name__}") from None
+    if not isinstance(words, dict) or type(words.get("v")) is not int:
+        raise ProtocolError("a header without the protocol version v: the peer is not dcpo-async")
+    if words["v"] != PROTOCOL_VERSION:
+        raise _version_mismatch(words["v"], words.get("kind"))
+    try:
+        return _Header.model_validate(words)
+    except ValidationError as error:
+        raise ProtocolError(f"header: {_first_problem(error)}") from None
+
+
+def _version_mismatch(peer_version: int, kind: object) -> VersionMismatchError:
+    which = "on the peer" if peer_version < PROTOCOL_VERSION else "on this side"
+    return VersionMismatchError(
+        f"the peer speaks protocol version {peer_version}, this side speaks {PROTOCOL_VERSION}: "
+        f"upgrade dcpo-async {which}",
+        peer_version=peer_version,
+        kind=kind if isinstance(kind, str) else "",
+    )
+
+
+def _arrays(message_type: type[Message], header: _Header, frames: Sequence[memoryview]) -> Iterator[tuple[str, Array]]:
+    names, allowed = [name for name, _ in header.arrays], list(message_type.array_dtypes)
+    if names != allowed:
+        raise ProtocolError(f"{header.kind} has the arrays {reprlib.repr(names)}, it must have {allowed}")
+    if len(frames) != len(names):
+        raise ProtocolError(f"{header.kind} has {len(frames)} frames of arrays, it must have {len(names)}")
+    for (name, count), frame in zip(header.arrays, frames, strict=True):
+        dtype = np.dtype(message_type.array_dtypes[name])
+        if frame.nbytes != count * dtype.itemsize:
+            raise ProtocolError(
+                f"{header.kind}: array {name} has {frame.nbytes} bytes, "
+                f"{count} numbers of {dtype.itemsize} bytes need {count * dtype.itemsize}"
+            )
+        yield name, _view(frame, dtype)
+
+
+def _view(frame: memoryview, dtype: np.dtype[Any]) -> Array:
+    array: Array = np.frombuffer(frame, dtype=dtype)
+    if not array.flags.aligned:
+        # ZeroMQ may hand out a frame at any address; some readers of numbers need an aligned one.
+        array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}, found {reprlib.repr(problem['input'])}"

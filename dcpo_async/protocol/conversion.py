@@ -1,0 +1,138 @@
+"""Groups and leases as messages, and back; and the check of a group that a peer sent."""
+
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
+
+import numpy as np
+
+from dcpo_async.protocol.messages import Array, GroupMessage, LeaseMessage, concatenated
+from dcpo_async.records import Group, Lease, Response, VersionSegment
+
+MAX_LOGPROB = 1e-6
+"""Rounding may lift the log-probability of a certain token a little above 0."""
+
+
+def group_to_message(group: Group) -> tuple[GroupMessage, dict[str, Array]]:
+    """The header and the arrays of a group, its responses one after another."""
+    responses = group.responses
+    message = GroupMessage(
+        position=group.position,
+        attempt=group.attempt,
+        lengths=tuple(len(response.token_ids) for response in responses),
+        segments=tuple(response.segments for response in responses),
+        finish_reasons=tuple(response.finish_reason for response in responses),
+        rewards=group.rewards,
+        reasons=group.reasons,
+        texts=tuple(response.text for response in responses),
+    )
+    arrays = {
+        "token_ids": concatenated([response.token_ids for response in responses], "<i4"),
+        "behavior_logprobs": concatenated([response.behavior_logprobs for response in responses], "<f4"),
+    }
+    return message, arrays
+
+
+def group_from_message(message: GroupMessage, arrays: Mapping[str, Array]) -> Group:
+    """The group of a message that `check_group` finds nothing wrong with; its arrays are views."""
+    ends = np.cumsum(message.lengths, dtype=np.int64)[:-1]
+    responses = tuple(
+        Response(token_ids, logprobs, tuple(VersionSegment(*s) for s in segments), finish_reason, text)
+        for token_ids, logprobs, segments, finish_reason, text in zip(
+            np.split(arrays["token_ids"], ends),
+            np.split(arrays["behavior_logprobs"], ends),
+            message.segments,
+            message.finish_reasons,
+            message.texts,
+            strict=True,
+        )
+    )
+    return Group(message.position, message.attempt, responses, message.rewards, message.reasons)
+
+
+def check_group(
+    message: GroupMessage,
+    arrays: Mapping[str, Array],
+    group_size: int,
+    vocab_size: int,
+    max_response_tokens: int,
+    allowed_rewards: Collection[float],
+) -> str | None:
+    """Why a group must be refused; None when it is sound.
+
+    Args:
+        message: header of a decoded message.
+        arrays: `token_ids` int32 [tokens of all responses], `behavior_logprobs` float32 of the same shape.
+        group_size: G.
+        vocab_size: token ids are below it.
+        max_response_tokens: longest allowed response.
+        allowed_rewards: every reward that the run's grader can give, compared exactly.
+    """
+    problems = chain(
+        _wrong_columns(message, group_size),
+        _wrong_lengths(message, arrays, max_response_tokens),
+        _wrong_segments(message),
+        _wrong_rewards(message, allowed_rewards),
+        _wrong_numbers(arrays, vocab_size),
+    )
+    return next(problems, None)
+
+
+def lease_to_message(lease: Lease) -> tuple[LeaseMessage, dict[str, Array]]:
+    """The header and the array of a lease."""
+    message = LeaseMessage(
+        position=lease.position,
+        attempt=lease.attempt,
+        prompt_id=lease.prompt_id,
+        visit=lease.visit,
+        min_version=lease.min_version,
+        answer=lease.answer,
+    )
+    return message, {"prompt_token_ids": np.asarray(lease.prompt_token_ids, dtype="<i4")}
+
+
+def lease_from_message(message: LeaseMessage, arrays: Mapping[str, Array]) -> Lease:
+    """The lease of a message; its array is a view."""
+    return Lease(prompt_token_ids=arrays["prompt_token_ids"], **message.model_dump())
+
+
+def _wrong_columns(message: GroupMessage, group_size: int) -> Iterator[str]:
+    for name in ("lengths", "segments", "finish_reasons", "rewards", "reasons", "texts"):
+        found = len(getattr(message, name))
+        if found != group_size:
+            yield f"{found} {name}, a group has {group_size} responses"
+
+
+def _wrong_lengths(message: GroupMessage, arrays: Mapping[str, Array], max_response_tokens: int) -> Iterator[str]:
+    if max(message.lengths, default=0) > max_response_tokens:
+        yield f"a response of {max(message.lengths)} tokens, at most {max_response_tokens} are allowed"
+    for name, array in arrays.items():
+        if array.size != sum(message.lengths):
+            yield f"{array.size} {name} for responses of {sum(message.lengths)} tokens"
+
+
+def _wrong_segments(message: GroupMessage) -> Iterator[str]:
+    for index, (length, segments) in enumerate(zip(message.lengths, message.segments, strict=True)):
+        if sum(num_tokens for _, num_tokens in segments) != length:
+            yield f"segments {segments} of response {index} do not add up to its {length} tokens"
+        if any(num_tokens == 0 for _, num_tokens in segments):
+            yield f"segments {segments} of response {index} hold an empty one"
+        versions = [weights_version for weights_version, _ in segments]
+        if versions != sorted(versions):
+            yield f"weights versions {versions} of response {index} go down"
+
+
+def _wrong_rewards(message: GroupMessage, allowed_rewards: Collection[float]) -> Iterator[str]:
+    for index, reward in enumerate(message.rewards):
+        if reward not in allowed_rewards:
+            yield f"reward {reward} of response {index}, allowed are {sorted(allowed_rewards)}"
+
+
+def _wrong_numbers(arrays: Mapping[str, Array], vocab_size: int) -> Iterator[str]:
+    token_ids, logprobs = arrays["token_ids"], arrays["behavior_logprobs"]
+    outside = token_ids[(token_ids < 0) | (token_ids >= vocab_size)]
+    if outside.size:
+        yield f"token {outside[0]}, the vocabulary has {vocab_size}"
+    # Negated, so that NaN, which compares false, is caught too.
+    wrong = logprobs[~((logprobs <= MAX_LOGPROB) & (logprobs > -np.inf))]
+    if wrong.size:
+        yield f"log-probability {wrong[0]}, it must be finite and not above 0"

@@ -1,0 +1,50 @@
+"""What a channel is, whether it runs over ZeroMQ or in memory."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from dcpo_async.errors import ProtocolError
+from dcpo_async.protocol.messages import Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What came from one peer.
+
+    Attributes:
+        peer: identity under which it can be answered.
+        envelope: the message, or what was wrong with it.
+    """
+
+    peer: bytes
+    envelope: Envelope | ProtocolError
+
+
+class Router(Protocol):
+    """The end that many peers talk to."""
+
+    @property
+    def port(self) -> int:
+        """TCP port that is listened on; 0 where there is none."""
+
+    async def receive(self, timeout_seconds: float) -> list[Received]:
+        """Everything that waits, up to a bound; empty when nothing came within the timeout."""
+
+    async def send(self, peer: bytes, envelope: Envelope) -> None:
+        """Send without waiting; raises PeerLostError when the peer is gone or its queue is full."""
+
+    def close(self) -> None:
+        """Let go of the address and every peer."""
+
+
+class Dealer(Protocol):
+    """The end that talks to one router; it connects, and connects again, on its own."""
+
+    async def receive(self, timeout_seconds: float) -> Envelope | None:
+        """The next message, None when none came within the timeout; raises ProtocolError."""
+
+    async def send(self, envelope: Envelope) -> None:
+        """Send; raises PeerLostError when the message cannot leave within the channel's deadline."""
+
+    def close(self) -> None:
+        """Let go of the router."""

@@ -1,0 +1,423 @@
+"""Both ends of a session as state machines: envelopes and seconds go in, messages and events come out."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from dcpo_async.errors import ProtocolError, UnreachableError
+from dcpo_async.protocol.conversion import group_to_message, lease_from_message
+from dcpo_async.protocol.messages import (
+    Ack,
+    Array,
+    Bye,
+    Envelope,
+    GroupMessage,
+    Heartbeat,
+    Hello,
+    LeaseFailed,
+    LeaseMessage,
+    LeaseName,
+    Message,
+    Reject,
+    VersionMessage,
+    Want,
+    Welcome,
+)
+from dcpo_async.protocol.transitions import (
+    ACTOR_TRANSITIONS,
+    COORDINATOR_TRANSITIONS,
+    ActorInput,
+    ActorState,
+    CoordinatorInput,
+    CoordinatorState,
+    next_state,
+)
+from dcpo_async.records import Group, Lease
+
+MOST_PATIENCE = 8
+"""An unanswered group is sent again after longer and longer, up to this many times the first interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The run's settings are known, or have changed; comes before any lease."""
+
+    welcome: Welcome
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseGranted:
+    """A lease to work on."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAcknowledged:
+    """A group needs no further care; anything but "accepted" deserves a line in the log."""
+
+    ack: Ack
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """A weights version newer than any heard of before."""
+
+    weights_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The coordinator wants nothing to do with this actor; the session is over."""
+
+    reject: Reject
+
+
+@dataclass(frozen=True, slots=True)
+class Dismissed:
+    """The run takes no more groups; the session is over and nothing is wrong."""
+
+    detail: str
+
+
+Event = Joined | LeaseGranted | GroupAcknowledged | NewVersion | Refused | Dismissed
+_Key = tuple[int, int]
+
+
+@dataclass(slots=True)
+class _Unacknowledged:
+    message: GroupMessage
+    arrays: Mapping[str, Array]
+    due_at: float
+    patience: int = 1
+
+
+class ActorSession:
+    """What one engine process owes the coordinator, and when.
+
+    A group is sent again until it is acknowledged; it and the leases being worked on are listed by every
+    heartbeat and hello. A coordinator that says nothing for silence_seconds (it answers heartbeats with the
+    newest version), or that does not know the session, is sent hellos while work goes on.
+
+    Attributes:
+        state: where the session stands.
+        capacity: leases that the service can work on at once; 0 until its engine runs.
+        weights_version, tokens_generated: what heartbeats report; the service keeps them up to date.
+        welcome: the run's settings, once joined.
+    """
+
+    def __init__(
+        self,
+        hello: Hello,
+        address: str,
+        now: float,
+        *,
+        join_timeout_seconds: float,
+        rejoin_timeout_seconds: float,
+        resend_seconds: float = 5.0,
+    ) -> None:
+        """Begin to join.
+
+        Args:
+            hello: who this is; `held` is filled in by the session.
+            address: of the coordinator, for errors.
+            now: monotonic seconds, here and everywhere.
+            join_timeout_seconds: how long a first welcome may take.
+            rejoin_timeout_seconds: how long the coordinator may be away later.
+            resend_seconds: what is not answered is sent again after this long; groups then after 2, 4 and 8
+                times as long.
+        """
+        self._hello, self._address = hello, address
+        self._join_timeout_seconds, self._rejoin_timeout_seconds = (
+            join_timeout_seconds,
+            rejoin_timeout_seconds,
+        )
+        self._resend_seconds = resend_seconds
+        self.state = ActorState.JOINING
+        self.capacity = self.weights_version = self.tokens_generated = 0
+        self.welcome: Welcome | None = None
+        self._run_id, self._incarnation, self._newest_version = "", 0, 0
+        self._is_known = False
+        self._leases: dict[_Key, Lease] = {}
+        self._outbox: dict[_Key, _Unacknowledged] = {}
+        self._failures: list[LeaseFailed] = []
+        self._credit = 0
+        self._bye_reason = ""
+        self._waiting_since = self._heard_at = now
+        self._hello_due_at = self._want_due_at = self._heartbeat_due_at = now
+        self._drain_deadline = math.inf
+
+    @property
+    def run_id(self) -> str:
+        """The run that was joined; empty before."""
+        return self._run_id
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will be sent or understood."""
+        return self.state in (ActorState.REFUSED, ActorState.ENDED)
+
+    @property
+    def held(self) -> tuple[LeaseName, ...]:
+        """Leases being worked on, and those whose groups are not acknowledged yet."""
+        keys = sorted(self._leases.keys() | self._outbox.keys())
+        return tuple(LeaseName(position=position, attempt=attempt) for position, attempt in keys)
+
+    @property
+    def num_working(self) -> int:
+        """Leases being worked on."""
+        return len(self._leases)
+
+    def finish(self, group: Group, now: float) -> None:
+        """A lease is answered: its group goes out until it is acknowledged."""
+        key = (group.position, group.attempt)
+        self._outbox[key] = _Unacknowledged(*group_to_message(group), due_at=now)
+        del self._leases[key]
+
+    def fail(self, lease: Lease, reason: str, is_prompts_fault: bool) -> None:
+        """A lease is given back."""
+        del self._leases[lease.position, lease.attempt]
+        self._give_back(lease, reason, is_prompts_fault)
+
+    def drain(self, now: float, timeout_seconds: float, reason: str) -> None:
+        """Take no more leases; say bye when nothing is held, or at the deadline with what is held then."""
+        self._advance(ActorInput.DRAIN)
+        self._drain_deadline = min(self._drain_deadline, now + timeout_seconds)
+        self._bye_reason = self._bye_reason or reason
+
+    def messages_due(self, now: float) -> list[Envelope]:
+        """What must be sent now, in order; a failed send needs no care, what matters falls due again.
+
+        Raises:
+            UnreachableError: the coordinator has not answered hellos for too long.
+        """
+        if self.ended:
+            return []
+        self._notice_silence(now)
+        if self.state is ActorState.DRAINING and (now >= self._drain_deadline or not self.held):
+            self._advance(ActorInput.DEADLINE if self.held else ActorInput.EMPTIED)
+            return [*self._failures_due(), self._envelope(Bye(reason=self._bye_reason))]
+        if not self._is_known:
+            self._notice_deadline(now)
+            return self._hello_due(now)
+        return [
+            *self._failures_due(),
+            *self._want_due(now),
+            *self._groups_due(now),
+            *self._heartbeat_due(now),
+        ]
+
+    def seconds_until_due(self, now: float) -> float:
+        """How long the service may wait for the network before it asks for messages again."""
+        if not self._is_known:
+            due_at = [self._hello_due_at]
+        elif self._failures or self._room != self._credit:
+            due_at = [now]
+        else:
+            due_at = [self._heartbeat_due_at, *(waiting.due_at for waiting in self._outbox.values())]
+        return max(0.0, min(*due_at, self._drain_deadline) - now)
+
+    def on_envelope(self, envelope: Envelope, now: float) -> list[Event]:
+        """Take a message of the coordinator.
+
+        Raises:
+            ProtocolError: it has no place in this state, is not for an actor, or is of another run; then
+                nothing has changed.
+        """
+        message = envelope.message
+        happened = _actor_input(message)
+        if self._run_id and envelope.run_id != self._run_id and not isinstance(message, Reject):
+            raise ProtocolError(f"{message.kind} of run {envelope.run_id!r}; this actor joined run {self._run_id!r}")
+        self._advance(happened)
+        self._heard_at = now
+        match message:
+            case Welcome():
+                self._run_id, self._incarnation = envelope.run_id, envelope.incarnation
+                return self._on_welcome(message, now)
+            case LeaseMessage():
+                return self._on_lease(lease_from_message(message, envelope.arrays), now)
+            case Ack():
+                is_news = self._outbox.pop((message.position, message.attempt), None) is not None
+                return [GroupAcknowledged(message)] if is_news else []
+            case VersionMessage():
+                return self._on_version(message.weights_version)
+            case Reject():
+                return self._on_reject(message, happened, now)
+        raise AssertionError(message.kind)
+
+    def _advance(self, happened: ActorInput) -> None:
+        self.state = next_state(ACTOR_TRANSITIONS, self.state, happened)
+
+    def _envelope(self, message: Message, arrays: Mapping[str, Array] | None = None) -> Envelope:
+        return Envelope(message, arrays or {}, self._run_id, self._incarnation)
+
+    # ---- what came in
+
+    def _on_welcome(self, welcome: Welcome, now: float) -> list[Event]:
+        if not self._is_known:
+            self._is_known = True
+            self._want_due_at = self._heartbeat_due_at = now
+            for waiting in self._outbox.values():
+                waiting.due_at, waiting.patience = now, 1
+        before, self.welcome = self.welcome, welcome
+        is_same = before is not None and before.model_copy(update={"weights_version": 0}) == welcome.model_copy(
+            update={"weights_version": 0}
+        )
+        news = self._on_version(welcome.weights_version)
+        return news if is_same else [Joined(welcome), *news]
+
+    def _on_lease(self, lease: Lease, now: float) -> list[Event]:
+        key = (lease.position, lease.attempt)
+        if key in self._outbox:
+            self._outbox[key].due_at = now
+            return []
+        if key in self._leases:
+            return []
+        self._credit = max(0, self._credit - 1)
+        if self.state is ActorState.DRAINING:
+            self._give_back(lease, "the actor drains", is_prompts_fault=False)
+            return []
+        self._leases[key] = lease
+        return [LeaseGranted(lease)]
+
+    def _on_version(self, weights_version: int) -> list[Event]:
+        if weights_version <= self._newest_version:
+            return []
+        self._newest_version = weights_version
+        return [NewVersion(weights_version)]
+
+    def _on_reject(self, reject: Reject, happened: ActorInput, now: float) -> list[Event]:
+        if happened is ActorInput.REJOIN:
+            self._forget_welcome(now)
+            return []
+        return [Dismissed(reject.detail) if happened is ActorInput.DISMISS else Refused(reject)]
+
+    def _give_back(self, lease: Lease, reason: str, is_prompts_fault: bool) -> None:
+        self._failures.append(
+            LeaseFailed(
+                position=lease.position,
+                attempt=lease.attempt,
+                reason=reason,
+                is_prompts_fault=is_prompts_fault,
+            )
+        )
+
+    # ---- what time brings
+
+    def _notice_silence(self, now: float) -> None:
+        if self._is_known and self.welcome and now - self._heard_at >= self.welcome.silence_seconds:
+            self._advance(ActorInput.SILENCE)
+            self._forget_welcome(now)
+
+    def _forget_welcome(self, now: float) -> None:
+        if self._is_known:
+            self._is_known = False
+            self._waiting_since = self._hello_due_at = now
+
+    def _notice_deadline(self, now: float) -> None:
+        allowed = self._rejoin_timeout_seconds if self.welcome else self._join_timeout_seconds
+        if now - self._waiting_since >= allowed:
+            self._advance(ActorInput.DEADLINE)
+            raise UnreachableError(
+                f"no answer from the learner at {self._address} within {allowed:g} s; "
+                "is dcpo-learner running there, and are its keys the ones given here?"
+            )
+
+    # ---- what goes out
+
+    @property
+    def _room(self) -> int:
+        is_full = len(self._outbox) >= self.capacity
+        return 0 if self.state is ActorState.DRAINING or is_full else max(0, self.capacity - self.num_working)
+
+    def _hello_due(self, now: float) -> list[Envelope]:
+        if now < self._hello_due_at:
+            return []
+        self._hello_due_at = now + self._resend_seconds
+        return [self._envelope(self._hello.model_copy(update={"held": self.held}))]
+
+    def _failures_due(self) -> Iterable[Envelope]:
+        failures, self._failures = self._failures, []
+        return map(self._envelope, failures)
+
+    def _want_due(self, now: float) -> list[Envelope]:
+        room = self._room
+        if room == self._credit and (room == 0 or now < self._want_due_at):
+            return []
+        self._credit, self._want_due_at = room, now + self._resend_seconds
+        return [self._envelope(Want(num_leases=room))]
+
+    def _groups_due(self, now: float) -> list[Envelope]:
+        due = [waiting for waiting in self._outbox.values() if now >= waiting.due_at]
+        for waiting in due:
+            waiting.due_at = now + self._resend_seconds * waiting.patience
+            waiting.patience = min(2 * waiting.patience, MOST_PATIENCE)
+        return [self._envelope(waiting.message, waiting.arrays) for waiting in due]
+
+    def _heartbeat_due(self, now: float) -> list[Envelope]:
+        if self.welcome is None or now < self._heartbeat_due_at:
+            return []
+        self._heartbeat_due_at = now + self.welcome.heartbeat_seconds
+        heartbeat = Heartbeat(
+            held=self.held,
+            weights_version=self.weights_version,
+            tokens_generated=self.tokens_generated,
+            groups_in_flight=self.num_working,
+        )
+        return [self._envelope(heartbeat)]
+
+
+class CoordinatorSession:
+    """Whether one actor is alive; what it holds is the lease table's affair.
+
+    Attributes:
+        state: where the session stands.
+        heard_at: when its last message came, in monotonic seconds.
+    """
+
+    def __init__(self, now: float, silence_seconds: float) -> None:
+        """A peer that has not said hello yet."""
+        self.state = CoordinatorState.UNKNOWN
+        self.heard_at = now
+        self._silence_seconds = silence_seconds
+
+    def on_message(self, message: Message, now: float) -> Reject | None:
+        """Take a message of the actor; returns what to answer when it must say hello before all else.
+
+        Raises:
+            ProtocolError: the session has ended.
+        """
+        inputs = {Hello: CoordinatorInput.HELLO, Bye: CoordinatorInput.BYE}
+        happened = inputs.get(type(message), CoordinatorInput.MESSAGE)
+        self.state = next_state(COORDINATOR_TRANSITIONS, self.state, happened)
+        self.heard_at = now
+        if self.state in (CoordinatorState.UNKNOWN, CoordinatorState.LOST):
+            return Reject(reason="rejoin", detail=f"the session is {self.state.value} here: say hello first")
+        return None
+
+    def check_silence(self, now: float) -> bool:
+        """True once, when an active session has been silent for too long and is lost from now on."""
+        return now - self.heard_at >= self._silence_seconds and self.lose()
+
+    def lose(self) -> bool:
+        """The actor cannot be reached; True when it was active until now."""
+        if self.state is not CoordinatorState.ACTIVE:
+            return False
+        self.state = next_state(COORDINATOR_TRANSITIONS, self.state, CoordinatorInput.LOSS)
+        return True
+
+
+def _actor_input(message: Message) -> ActorInput:
+    if isinstance(message, Reject):
+        reasons = {"rejoin": ActorInput.REJOIN, "draining": ActorInput.DISMISS}
+        return reasons.get(message.reason, ActorInput.REFUSE)
+    inputs: Mapping[type[Message], ActorInput] = {
+        Welcome: ActorInput.WELCOME,
+        LeaseMessage: ActorInput.LEASE,
+        Ack: ActorInput.ACK,
+        VersionMessage: ActorInput.VERSION,
+    }
+    happened = inputs.get(type(message))
+    if happened is None:
+        raise ProtocolError(f"{message.kind} is not a message for an actor")
+    return happened

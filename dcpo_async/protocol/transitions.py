@@ -1,0 +1,128 @@
+"""What may happen in which state of a session, and what follows: two tables."""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import TypeVar
+
+from dcpo_async.errors import ProtocolError
+
+
+class ActorState(Enum):
+    """Where an actor stands with the coordinator."""
+
+    JOINING = "joining"
+    WORKING = "working"
+    REJOINING = "rejoining"
+    DRAINING = "draining"
+    REFUSED = "refused"
+    ENDED = "ended"
+
+
+class ActorInput(Enum):
+    """What can happen to an actor's session."""
+
+    WELCOME = "welcome"
+    LEASE = "lease"
+    ACK = "ack"
+    VERSION = "version"
+    REJOIN = "reject: rejoin"
+    REFUSE = "reject: protocol_version, run_id or invalid"
+    DISMISS = "reject: draining"
+    SILENCE = "nothing heard for silence_seconds"
+    DRAIN = "drain requested"
+    EMPTIED = "nothing held"
+    DEADLINE = "deadline passed"
+
+
+class CoordinatorState(Enum):
+    """Where the coordinator stands with one actor."""
+
+    UNKNOWN = "unknown"
+    ACTIVE = "active"
+    LOST = "lost"
+    ENDED = "ended"
+
+
+class CoordinatorInput(Enum):
+    """What can happen to the coordinator's side of a session."""
+
+    HELLO = "hello"
+    MESSAGE = "any other message"
+    LOSS = "silent for too long, or unroutable"
+    BYE = "bye"
+
+
+_A, _AI = ActorState, ActorInput
+ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
+    _A.JOINING: {
+        _AI.WELCOME: _A.WORKING,
+        _AI.VERSION: _A.JOINING,
+        _AI.REJOIN: _A.JOINING,
+        _AI.REFUSE: _A.REFUSED,
+        _AI.DISMISS: _A.ENDED,
+        _AI.DRAIN: _A.DRAINING,
+        _AI.DEADLINE: _A.ENDED,
+    },
+    _A.WORKING: {
+        _AI.WELCOME: _A.WORKING,
+        _AI.LEASE: _A.WORKING,
+        _AI.ACK: _A.WORKING,
+        _AI.VERSION: _A.WORKING,
+        _AI.REJOIN: _A.REJOINING,
+        _AI.REFUSE: _A.REFUSED,
+        _AI.DISMISS: _A.ENDED,
+        _AI.SILENCE: _A.REJOINING,
+        _AI.DRAIN: _A.DRAINING,
+    },
+    _A.REJOINING: {
+        _AI.WELCOME: _A.WORKING,
+        _AI.LEASE: _A.REJOINING,
+        _AI.ACK: _A.REJOINING,
+        _AI.VERSION: _A.REJOINING,
+        _AI.REJOIN: _A.REJOINING,
+        _AI.REFUSE: _A.REFUSED,
+        _AI.DISMISS: _A.ENDED,
+        _AI.DRAIN: _A.DRAINING,
+        _AI.DEADLINE: _A.ENDED,
+    },
+    _A.DRAINING: {
+        _AI.WELCOME: _A.DRAINING,
+        _AI.LEASE: _A.DRAINING,
+        _AI.ACK: _A.DRAINING,
+        _AI.VERSION: _A.DRAINING,
+        _AI.REJOIN: _A.DRAINING,
+        _AI.REFUSE: _A.REFUSED,
+        _AI.DISMISS: _A.ENDED,
+        _AI.SILENCE: _A.DRAINING,
+        _AI.DRAIN: _A.DRAINING,
+        _AI.EMPTIED: _A.ENDED,
+        _AI.DEADLINE: _A.ENDED,
+    },
+    _A.REFUSED: {_AI.DRAIN: _A.REFUSED},
+    _A.ENDED: {_AI.DRAIN: _A.ENDED},
+}
+
+_C, _CI = CoordinatorState, CoordinatorInput
+COORDINATOR_TRANSITIONS: Mapping[CoordinatorState, Mapping[CoordinatorInput, CoordinatorState]] = {
+    _C.UNKNOWN: {_CI.HELLO: _C.ACTIVE, _CI.MESSAGE: _C.UNKNOWN, _CI.BYE: _C.ENDED},
+    _C.ACTIVE: {
+        _CI.HELLO: _C.ACTIVE,
+        _CI.MESSAGE: _C.ACTIVE,
+        _CI.LOSS: _C.LOST,
+        _CI.BYE: _C.ENDED,
+    },
+    _C.LOST: {_CI.HELLO: _C.ACTIVE, _CI.MESSAGE: _C.LOST, _CI.BYE: _C.ENDED},
+    _C.ENDED: {_CI.BYE: _C.ENDED},
+}
+
+_State = TypeVar("_State", bound=Enum)
+_Input = TypeVar("_Input", bound=Enum)
+
+
+def next_state(transitions: Mapping[_State, Mapping[_Input, _State]], state: _State, happened: _Input) -> _State:
+    """The state that follows; raises ProtocolError when this must not happen in this state."""
+    following = transitions[state].get(happened)
+    if following is None:
+        allowed = ", ".join(repr(other.value) for other in transitions[state])
+        raise ProtocolError(f"{happened.value!r} in a session that is {state.value}; allowed are {allowed}")
+    return following

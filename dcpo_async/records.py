@@ -1,0 +1,135 @@
+"""The nouns of the system: Prompt, Lease, Response, Group and TrainingSample."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One problem of the training set, tokenized once by the learner.
+
+    Attributes:
+        id: digest of problem and answer; the key of the prompt's reward statistics.
+        problem: the problem as the data set has it.
+        answer: the reference answer.
+        token_ids: the templated prompt, ready for the engine.
+    """
+
+    id: str
+    problem: str
+    answer: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the responses of training are sampled: by temperature alone, so that both sides know the distribution.
+
+    Attributes:
+        group_size: G, the number of responses for each prompt visit.
+        temperature: above 0; the learner divides its logits by it too.
+        max_response_tokens: a response that reaches it is finished by "length".
+        seed: run seed; an engine derives each response's own seed from it, prompt, visit and response number.
+    """
+
+    group_size: int
+    temperature: float
+    max_response_tokens: int
+    seed: int
+
+
+class VersionSegment(NamedTuple):
+    """A stretch of a response that one weights version generated."""
+
+    weights_version: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to answer one visit of a prompt, held by one session at a time.
+
+    Attributes:
+        position: place in the endless prompt order; the group's identity.
+        attempt: fencing token; only the newest attempt at a position is accepted.
+        prompt_id: digest of the prompt.
+        visit: 1 for the prompt's first visit.
+        min_version: the actor adopts a weights version at least this new before the first token.
+        prompt_token_ids: int32 [prompt tokens].
+        answer: reference answer for the grader.
+    """
+
+    position: int
+    attempt: int
+    prompt_id: str
+    visit: int
+    min_version: int
+    prompt_token_ids: NDArray[np.int32]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One sampled answer as the engine made it.
+
+    Attributes:
+        token_ids: int32 [tokens], the stop token included.
+        behavior_logprobs: float32 [tokens], log-probabilities under the distribution sampled from.
+        segments: weights versions in order; their token counts add up to the length.
+        finish_reason: "stop" or "length".
+        text: detokenized response, for grading and for people.
+    """
+
+    token_ids: NDArray[np.int32]
+    behavior_logprobs: NDArray[np.float32]
+    segments: tuple[VersionSegment, ...]
+    finish_reason: FinishReason
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The G graded responses of one prompt visit.
+
+    Attributes:
+        position, attempt: of the lease that it answers.
+        responses: exactly G.
+        rewards: one for each response.
+        reasons: the grader's reason for each verdict.
+    """
+
+    position: int
+    attempt: int
+    responses: tuple[Response, ...]
+    rewards: tuple[float, ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSample:
+    """One response as a trainer rank sees it.
+
+    Attributes:
+        position: the group's position; index: the response's number in its group.
+        prompt_token_ids: int32 [prompt tokens].
+        token_ids: int32 [tokens].
+        behavior_logprobs, old_logprobs: float32 [tokens].
+        token_lags: int32 [tokens], optimizer steps between the training step and the version that sampled the token.
+        advantage: the stored advantage.
+        token_weight: weight of each of its tokens in the step's loss.
+    """
+
+    position: int
+    index: int
+    prompt_token_ids: NDArray[np.int32]
+    token_ids: NDArray[np.int32]
+    behavior_logprobs: NDArray[np.float32]
+    old_logprobs: NDArray[np.float32]
+    token_lags: NDArray[np.int32]
+    advantage: float
+    token_weight: float

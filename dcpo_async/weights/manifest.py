@@ -1,0 +1,99 @@
+"""The manifest of a weights version: which files and tensors it consists of, and the digest of each."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dcpo_async.errors import WeightsError
+
+MANIFEST_NAME = "manifest.json"
+
+# A name is joined to a folder on the machine that fetches it, and the folder is then loaded as a model:
+# hence no separators, no leading dots, and no kind of file that a loader would execute or unpickle.
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,180}\.(safetensors|patch|json|jinja|txt|model|tiktoken)")
+
+Count = Annotated[int, Field(ge=0)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
+_FROZEN = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def is_publishable(name: str) -> bool:
+    """Whether a file of this name may be part of a version."""
+    return FILE_NAME.fullmatch(name) is not None and name != MANIFEST_NAME
+
+
+class FileEntry(BaseModel):
+    """One file of a version; its digest is the xxh3_128 of its bytes."""
+
+    model_config = _FROZEN
+    name: str
+    num_bytes: Annotated[int, Field(ge=0, le=1 << 50)]
+    digest: Digest
+
+    @model_validator(mode="after")
+    def _has_plain_name(self) -> Self:
+        if not is_publishable(self.name):
+            raise ValueError(f"file name {self.name!r} is not a plain name matching {FILE_NAME.pattern}")
+        return self
+
+
+class TensorEntry(BaseModel):
+    """One tensor of a version; its digest is the xxh3_128 of its elements' bytes in row-major order."""
+
+    model_config = _FROZEN
+    name: Name
+    dtype: Name
+    shape: tuple[Count, ...]
+    digest: Digest
+
+
+class Manifest(BaseModel):
+    """What a weights version consists of, and where it comes from.
+
+    Attributes:
+        weights_version: publication number, from 1 up, never used twice in a run.
+        step: optimizer steps behind these weights.
+        base_version: the version that a patch applies to; None for a full snapshot.
+        dtype: type of the learner's forward pass, as torch spells it.
+        tied: further names of tensors that stand in `tensors` under another name, each with that name.
+    """
+
+    model_config = _FROZEN
+    weights_version: Annotated[int, Field(ge=1)]
+    run_id: Name
+    incarnation: Count
+    step: Count
+    base_version: int | None
+    dtype: Name
+    files: tuple[FileEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+    tied: Mapping[str, str]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        files = [entry.name for entry in self.files]
+        tensors = [entry.name for entry in self.tensors]
+        if len(set(files)) < len(files) or len(set(tensors)) < len(tensors):
+            raise ValueError("a file or tensor is listed twice")
+        if not set(self.tied.values()) <= set(tensors) or set(self.tied) & set(tensors):
+            raise ValueError("a tied name must stand for a listed tensor and not be listed itself")
+        if self.base_version is not None and not 1 <= self.base_version < self.weights_version:
+            raise ValueError(f"base_version {self.base_version} is not before {self.weights_version}")
+        return self
+
+    def to_json(self) -> str:
+        """The manifest as JSON text; equal manifests give equal text."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read `to_json` text; raises WeightsError on anything malformed."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "manifest"
+            raise WeightsError(f"malformed weights manifest: {where}: {first['msg']}") from error

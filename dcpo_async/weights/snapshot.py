@@ -1,0 +1,248 @@
+"""The weight store: immutable versions, each a whole Hugging Face model folder with its manifest."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from pathlib import Path
+
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dcpo_async.errors import WeightsError
+from dcpo_async.weights.manifest import MANIFEST_NAME, FileEntry, Manifest, TensorEntry, is_publishable
+from dcpo_async.weights.raw import bytes_digest, dtype_name, raw_bytes
+
+WEIGHTS_NAME = "model.safetensors"
+UNFINISHED = ".unfinished-"
+
+_HASHED_BYTES = 16 << 20
+
+
+def version_folder(store_folder: Path, weights_version: int) -> Path:
+    """Where a version stands: v00000012 for 12."""
+    return store_folder / f"v{weights_version:08d}"
+
+
+def versions(store_folder: Path) -> list[int]:
+    """The versions that stand, oldest first; none where the store does not exist yet."""
+    if not store_folder.is_dir():
+        return []
+    return sorted(int(entry.name[1:]) for entry in store_folder.iterdir() if _is_version_name(entry.name))
+
+
+def newest_version(store_folder: Path) -> int | None:
+    """The highest version that stands, None in an empty store."""
+    return max(versions(store_folder), default=None)
+
+
+def write_snapshot(
+    store_folder: Path,
+    *,
+    weights_version: int,
+    run_id: str,
+    incarnation: int,
+    step: int,
+    tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    skeleton_folder: Path,
+    tied: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Publish full weights as a new version: it stands whole and on disk, or not at all.
+
+    Args:
+        store_folder: made if it does not exist; has one writer.
+        weights_version: above every version in the store; numbers are never used again.
+        tensors: by the names of the model's checkpoint; those named in `tied` are left out.
+        skeleton_folder: the model's configuration and tokenizer; not its weights, and no files that could be
+            executed or unpickled.
+        tied: further names of tensors, each with the name that it stands under.
+
+    Raises:
+        WeightsError: the number was used, the skeleton has no config.json, or the disk is full.
+    """
+    newest = newest_version(store_folder) or 0
+    if weights_version <= newest:
+        raise WeightsError(
+            f"{store_folder} has version {newest}, so {weights_version} cannot be written: numbers only go up"
+        )
+    if not (skeleton_folder / "config.json").is_file():
+        raise WeightsError(f"no config.json in {skeleton_folder}; it must be a Hugging Face model folder")
+    tied = dict(tied or {})
+    whole = _storable(tensors, tied)
+    store_folder.mkdir(parents=True, exist_ok=True)
+    with unfinished_folder(store_folder) as folder:
+        _copy_skeleton(skeleton_folder, folder)
+        save_file(whole, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+        manifest = Manifest(
+            weights_version=weights_version,
+            run_id=run_id,
+            incarnation=incarnation,
+            step=step,
+            base_version=None,
+            dtype=_main_dtype(whole),
+            files=tuple(_file_entry(path) for path in sorted(folder.iterdir())),
+            tensors=tuple(_tensor_entry(name, tensor) for name, tensor in whole.items()),
+            tied=tied,
+        )
+        (folder / MANIFEST_NAME).write_text(manifest.to_json())
+        for path in (*folder.iterdir(), folder):
+            _sync(path)
+        folder.rename(version_folder(store_folder, weights_version))
+    _sync(store_folder)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a version's folder; raises WeightsError where it is missing or malformed."""
+    try:
+        return Manifest.from_json((folder / MANIFEST_NAME).read_bytes())
+    except OSError as error:
+        raise WeightsError(f"no weights manifest in {folder}: {error.strerror}") from error
+
+
+def verify(folder: Path, on_progress: Callable[[], None] = lambda: None) -> Manifest:
+    """Check every byte of a version's folder against its manifest.
+
+    Args:
+        on_progress: called after every 16 MiB.
+
+    Raises:
+        WeightsError: names the file that is missing, additional, of another length or of other content.
+    """
+    manifest = read_manifest(folder)
+    found = {path.name for path in folder.iterdir()}
+    listed = {entry.name for entry in manifest.files} | {MANIFEST_NAME}
+    if found != listed:
+        # A loader takes every weights file that it finds, so that one too many is as bad as one too few.
+        raise WeightsError(f"{folder} and its manifest differ in the files {sorted(found ^ listed)[:5]}")
+    for entry in manifest.files:
+        path = folder / entry.name
+        if path.stat().st_size != entry.num_bytes:
+            raise WeightsError(f"{path} has {path.stat().st_size} bytes, its manifest says {entry.num_bytes}")
+        if _file_digest(path, on_progress) != entry.digest:
+            raise WeightsError(f"{path} does not match its digest; fetch or publish the version again")
+    return manifest
+
+
+def prune(store_folder: Path, keep: int, protect: Set[int] = frozenset()) -> list[int]:
+    """Remove all versions but the newest `keep` and those to protect; returns what was removed.
+
+    The newest version always stays. Raises ValueError for a `keep` under 1.
+    """
+    if keep < 1:
+        raise ValueError(f"keep is {keep}; at least the newest version has to stay")
+    removed = [version for version in versions(store_folder)[:-keep] if version not in protect]
+    for version in removed:
+        discard(version_folder(store_folder, version))
+    return removed
+
+
+def discard(folder: Path) -> None:
+    """Remove a version so that no reader ever sees a part of it under its name; missing is fine."""
+    doomed = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        pass
+    finally:
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_unfinished(store_folder: Path) -> None:
+    """Remove what a killed writer left; only for the one that may write to the store."""
+    for leftover in store_folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def unfinished_folder(store_folder: Path) -> Iterator[Path]:
+    """A new folder under a temporary name, to be renamed by the caller; removed where that does not happen.
+
+    What the disk refuses inside, such as more than fits, becomes a WeightsError.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=store_folder))
+    try:
+        yield folder
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"cannot write weights to {store_folder}: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _storable(
+    tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], tied: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Dense CPU tensors that share no memory, as safetensors wants them, without the tied names."""
+    whole: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
+        if name in whole:
+            raise WeightsError(f"tensor {name!r} comes twice; publish each under one name")
+        if name in tied:
+            continue
+        plain = tensor.detach().cpu().contiguous()
+        storage = plain.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() > plain.nbytes:
+            plain = plain.clone()
+        storages.add(plain.untyped_storage().data_ptr())
+        whole[name] = plain
+    if missing := set(tied.values()) - set(whole):
+        raise WeightsError(f"tied names stand for {sorted(missing)[:3]}, which are not among the tensors")
+    return whole
+
+
+def _copy_skeleton(skeleton_folder: Path, folder: Path) -> None:
+    for path in skeleton_folder.iterdir():
+        is_weights = path.name.endswith((".safetensors", ".index.json", ".patch"))
+        if path.is_file() and is_publishable(path.name) and not is_weights:
+            # A copy, as a hard link would change with the original.
+            shutil.copyfile(path, folder / path.name)
+
+
+def _main_dtype(tensors: Mapping[str, Tensor]) -> str:
+    """The type that most elements have."""
+    elements: Counter[str] = Counter()
+    for tensor in tensors.values():
+        elements[dtype_name(tensor)] += tensor.numel()
+    return elements.most_common(1)[0][0] if elements else "float32"
+
+
+def _file_entry(path: Path) -> FileEntry:
+    return FileEntry(name=path.name, num_bytes=path.stat().st_size, digest=_file_digest(path))
+
+
+def _tensor_entry(name: str, tensor: Tensor) -> TensorEntry:
+    return TensorEntry(
+        name=name,
+        dtype=dtype_name(tensor),
+        shape=tuple(tensor.shape),
+        digest=bytes_digest(raw_bytes(tensor)),
+    )
+
+
+def _file_digest(path: Path, on_progress: Callable[[], None] = lambda: None) -> str:
+    state = xxhash.xxh3_128()
+    piece = memoryview(bytearray(_HASHED_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while num_bytes := file.readinto(piece):
+            state.update(piece[:num_bytes])
+            on_progress()
+    digest: str = state.hexdigest()
+    return digest
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_version_name(name: str) -> bool:
+    return re.fullmatch(r"v\d{8,}", name) is not None and name == f"v{int(name[1:]):08d}"

@@ -1,0 +1,80 @@
+"""Which groups train next, and how a step's responses are shared among ranks. Pure functions."""
+
+import heapq
+from collections.abc import Iterable, Sequence
+
+from learner.leases import Slot, SlotState
+from learner.staleness import StalenessGate
+
+
+def next_batch(open_slots: Sequence[Slot], step: int, gate: StalenessGate) -> list[int] | None:
+    """Positions of the batch that starts at `step`, in lease order; None while it has to wait.
+
+    A group still in the making is passed over while it can train later within max_lag, so that long responses delay
+    nothing; when it cannot, the batch waits for it, so that they are not selected against. A visit that waits for a
+    new lease can train later: that lease comes with newer weights.
+
+    Args:
+        open_slots: visits that no committed batch contains, in lease order, without those that are `too_old`.
+        step: first optimizer step of the batch.
+        gate: the run's staleness gate.
+    """
+    positions: list[int] = []
+    num_passed_over = 0
+    for slot in open_slots:
+        if slot.state is SlotState.ACCEPTED:
+            positions.append(slot.position)
+            if len(positions) == gate.groups_per_batch:
+                return positions
+        elif slot.state is SlotState.LEASED and _is_due(slot, len(positions), num_passed_over, step, gate):
+            return None
+        else:
+            num_passed_over += 1
+    return None
+
+
+def _is_due(slot: Slot, number: int, later_number: int, step: int, gate: StalenessGate) -> bool:
+    """Whether it can train in the batch of `step`, as group `number`, but not in the one after it."""
+    return gate.may_train(slot.weights_step, number, step) and not gate.may_train(
+        slot.weights_step, later_number, step + gate.updates_per_batch
+    )
+
+
+def too_old(open_slots: Iterable[Slot], step: int, gate: StalenessGate) -> list[int]:
+    """Accepted groups that would train with more than max_lag, even if no group before them still came in.
+
+    That happens when max_lag was lowered since they were leased, or when the weights they carry are those of a
+    trainer that was put back.
+    """
+    stale: list[int] = []
+    num_fresh = 0
+    for slot in open_slots:
+        if slot.state is not SlotState.ACCEPTED:
+            continue
+        if gate.may_train(slot.weights_step, num_fresh, step):
+            num_fresh += 1
+        else:
+            stale.append(slot.position)
+    return stale
+
+
+def split_by_tokens(num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Share samples among ranks so that each gets about the same number of tokens.
+
+    Longest first, each to the rank with the fewest tokens so far; ties go to the lower rank, so that every rank
+    and every resumed run sees the same shards. `split_by_tokens([5, 1, 4, 2], 2)` is `[[0, 1], [2, 3]]`.
+
+    Args:
+        num_tokens: tokens of each sample.
+        num_ranks: number of shards.
+
+    Returns:
+        For each rank the numbers of its samples, ascending.
+    """
+    loads = [(0, rank) for rank in range(num_ranks)]
+    shards: list[list[int]] = [[] for _ in range(num_ranks)]
+    for sample in sorted(range(len(num_tokens)), key=lambda i: (-num_tokens[i], i)):
+        load, rank = heapq.heappop(loads)
+        shards[rank].append(sample)
+        heapq.heappush(loads, (load + num_tokens[sample], rank))
+    return [sorted(shard) for shard in shards]

@@ -1,0 +1,184 @@
+"""Checkpoints that stand whole or not at all: written under another name, fsynced, then renamed by rank 0."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dcpo_async.errors import CheckpointError
+
+META_NAME = "meta.json"
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_WRITING, _REMOVING = ".writing-", ".removing-"
+_BLOCK_BYTES = 16 << 20
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Engine(Protocol):
+    """The part of a DeepSpeed engine that saves and loads its state; every rank calls both."""
+
+    def save_checkpoint(self, save_dir: str, tag: str, *, save_latest: bool) -> Any: ...
+
+    def load_checkpoint(self, load_dir: str, tag: str) -> tuple[str | None, Any]: ...
+
+
+class CheckpointLayout(BaseModel):
+    """What has to be the same when a checkpoint is loaded: each rank holds its own slice of the optimizer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    num_ranks: Annotated[int, Field(gt=0)]
+    zero_stage: Annotated[int, Field(ge=0, le=3)]
+    dtype: str
+
+
+class CheckpointMeta(BaseModel):
+    """meta.json: what the checkpoint is, and the digest of each of its files.
+
+    Random states are not among it: every step is seeded from the run's seed and its own number.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    step: Count
+    config_digest: str
+    layout: CheckpointLayout
+    files: dict[str, str]
+    """xxh3_128 of each file, by its path inside the checkpoint."""
+
+
+def step_folder(step: int) -> str:
+    """Name of the checkpoint after `step` steps: step-00000012."""
+    return f"step-{step:08d}"
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Steps whose checkpoints stand whole, ascending; found by name alone, so that no pointer can go stale."""
+    matches = (_STEP_FOLDER.fullmatch(path.name) for path in folder.glob("step-*"))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def retained_steps(steps: Iterable[int], keep_last: int, keep_every_steps: int | None) -> list[int]:
+    """Steps that stay: the newest keep_last, and every multiple of keep_every_steps.
+
+    Steps 2, 4, 6, 8, 10 with keep_last 2 and keep_every_steps 4 leave 4, 8, 10.
+    """
+    ordered = sorted(steps)
+    milestones = {step for step in ordered if keep_every_steps and step % keep_every_steps == 0}
+    return sorted(milestones | set(ordered[-keep_last:]))
+
+
+def save_checkpoint(
+    engine: Engine, folder: Path, step: int, rank: int, config_digest: str, layout: CheckpointLayout
+) -> None:
+    """Write the checkpoint of `step`; all ranks call it. A process that dies in it leaves nothing that counts."""
+    writing = folder / (_WRITING + step_folder(step))
+    if rank == 0:
+        # The other ranks write only after the barrier inside save_checkpoint.
+        _remove_leftovers(folder)
+    engine.save_checkpoint(str(folder), writing.name, save_latest=False)
+    if rank == 0:
+        meta = CheckpointMeta(
+            step=step, config_digest=config_digest, layout=layout, files=_digests(writing, _files(writing))
+        )
+        (writing / META_NAME).write_text(meta.model_dump_json(indent=2))
+        sync_folder(writing)
+        writing.rename(folder / step_folder(step))
+        sync_path(folder)
+
+
+def remove_superseded(folder: Path, keep_last: int, keep_every_steps: int | None) -> tuple[int, ...]:
+    """Remove what retention does not keep, and return the steps that stand; rank 0 alone calls it.
+
+    A folder is renamed before it is emptied, so that a half-removed checkpoint is never taken for a whole one.
+    """
+    steps = complete_steps(folder)
+    retained = retained_steps(steps, keep_last, keep_every_steps)
+    for step in set(steps) - set(retained):
+        removing = folder / (_REMOVING + step_folder(step))
+        (folder / step_folder(step)).rename(removing)
+        shutil.rmtree(removing)
+    return tuple(retained)
+
+
+def verified_checkpoint(folder: Path, step: int, layout: CheckpointLayout) -> CheckpointMeta:
+    """Return the description of a checkpoint after reading every byte of it once.
+
+    Raises:
+        CheckpointError: a file is missing or its bytes have changed, or the layout is not the one given.
+    """
+    path = folder / step_folder(step)
+    try:
+        meta = CheckpointMeta.model_validate_json((path / META_NAME).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _damaged(path, folder, f"{META_NAME} is missing or malformed ({error})") from None
+    if meta.layout != layout:
+        raise CheckpointError(
+            f"{path} was written with {meta.layout!r}, this run has {layout!r}: optimizer state is sliced by rank; "
+            "start the learner as it was before"
+        )
+    missing = [name for name in meta.files if not (path / name).is_file()]
+    if missing:
+        raise _damaged(path, folder, f"{', '.join(missing)} missing")
+    found = _digests(path, sorted(meta.files))
+    changed = [name for name in meta.files if found[name] != meta.files[name]]
+    if changed:
+        raise _damaged(path, folder, f"{', '.join(changed)} changed since it was written")
+    return meta
+
+
+def load_checkpoint(engine: Engine, folder: Path, step: int) -> None:
+    """Load a verified checkpoint into a fresh engine; all ranks call it."""
+    loaded, _ = engine.load_checkpoint(str(folder), step_folder(step))
+    if loaded is None:
+        raise CheckpointError(f"{folder / step_folder(step)}: DeepSpeed found no model state in it")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder and everything in it durable."""
+    for path in (*folder.rglob("*"), folder):
+        sync_path(path)
+
+
+def sync_path(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _damaged(path: Path, folder: Path, what: str) -> CheckpointError:
+    others = [step for step in complete_steps(folder) if step_folder(step) != path.name]
+    way_out = f"to resume from step {others[-1]}" if others else "to start from the model again"
+    return CheckpointError(f"{path} is damaged: {what}; move it away {way_out}")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for prefix in (_WRITING, _REMOVING):
+        for path in folder.glob(f"{prefix}*"):
+            shutil.rmtree(path)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    # Hashing releases the interpreter lock, and checkpoints of billions of parameters are 100 GB.
+    with ThreadPoolExecutor(max_workers=8) as threads:
+        return dict(zip(names, threads.map(_digest, (folder / name for name in names)), strict=True))
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

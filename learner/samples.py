@@ -1,0 +1,118 @@
+"""From stored groups to the samples of one optimizer step: weights, lags and headline metrics. No tensors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcpo_async.algorithm import only_token_mean_weights, rur
+from dcpo_async.config import RunConfig
+from dcpo_async.protocol.messages import ShardMessage, concatenated
+from dcpo_async.records import Group, TrainingSample, VersionSegment
+
+
+@dataclass(frozen=True, slots=True)
+class StepGroup:
+    """A group of a committed batch, with all that the ledger knows about it."""
+
+    group: Group
+    prompt_token_ids: NDArray[np.int32]
+    advantages: tuple[float, ...]
+    visit: int
+    old_logprobs: tuple[NDArray[np.float32] | None, ...]
+
+
+def token_lags(segments: Sequence[VersionSegment], step: int, version_steps: Mapping[int, int]) -> NDArray[np.int32]:
+    """Optimizer steps between each token's weights and the step that trains it, int32 [tokens].
+
+    Segments [(3, 2), (4, 1)] with version 3 of step 5 and version 4 of step 6 give [2, 2, 1] at step 7.
+    """
+    lags = [step - version_steps[segment.weights_version] for segment in segments]
+    return np.repeat(np.asarray(lags, dtype=np.int32), [segment.num_tokens for segment in segments])
+
+
+def step_samples(
+    groups: Sequence[StepGroup], step: int, config: RunConfig, version_steps: Mapping[int, int]
+) -> list[TrainingSample]:
+    """All samples of one optimizer step, in lease order.
+
+    Denominators come from the whole step, so that neither sharding nor packing can change the loss.
+    """
+    algorithm = config.algorithm
+    samples: list[TrainingSample] = []
+    for entry in groups:
+        responses = entry.group.responses
+        lengths = [
+            0 if algorithm.mask_truncated and response.finish_reason == "length" else len(response.token_ids)
+            for response in responses
+        ]
+        weights = only_token_mean_weights(lengths, len(responses), len(groups), algorithm.otm_scale)
+        for index, (response, weight) in enumerate(zip(responses, weights, strict=True)):
+            samples.append(
+                TrainingSample(
+                    position=entry.group.position,
+                    index=index,
+                    prompt_token_ids=entry.prompt_token_ids,
+                    token_ids=response.token_ids,
+                    behavior_logprobs=response.behavior_logprobs,
+                    old_logprobs=_old_logprobs(entry, index, config),
+                    token_lags=token_lags(response.segments, step, version_steps),
+                    advantage=0.0 if algorithm.zero_advantages else entry.advantages[index],
+                    token_weight=weight,
+                )
+            )
+    return samples
+
+
+def _old_logprobs(entry: StepGroup, index: int, config: RunConfig) -> NDArray[np.float32]:
+    behavior = entry.group.responses[index].behavior_logprobs
+    if config.algorithm.old == "behavior":
+        return behavior
+    stored = entry.old_logprobs[index]
+    return np.full_like(behavior, np.nan) if stored is None else stored
+
+
+def step_metrics(groups: Sequence[StepGroup], group_size: int) -> dict[str, float]:
+    """What a step's batch says about reward and learning signal.
+
+    rur counts responses with a non-zero stored advantage; rur_later the same over second and later visits.
+    """
+    advantages = [value for entry in groups for value in entry.advantages]
+    later = [value for entry in groups if entry.visit > 1 for value in entry.advantages]
+    responses = [response for entry in groups for response in entry.group.responses]
+    rewards = [reward for entry in groups for reward in entry.group.rewards]
+    metrics = {
+        "reward": fmean(rewards),
+        "rur": rur(advantages),
+        "advantage_abs_mean": fmean(map(abs, advantages)),
+        "visit_mean": fmean(entry.visit for entry in groups),
+        "response_tokens": float(sum(len(response.token_ids) for response in responses)),
+        "response_length": fmean(len(response.token_ids) for response in responses),
+        "truncated": fmean(response.finish_reason == "length" for response in responses),
+        "mixed_versions": fmean(len(response.segments) > 1 for response in responses),
+        "groups": float(len(groups)),
+        "responses": float(len(groups) * group_size),
+    }
+    if later:
+        metrics["rur_later"] = rur(later)
+    return metrics
+
+
+def shard_message(samples: Sequence[TrainingSample], step: int) -> tuple[ShardMessage, dict[str, NDArray[np.generic]]]:
+    """A rank's samples as one message: columns in the header, tokens in the arrays."""
+    message = ShardMessage(
+        step=step,
+        positions=tuple(sample.position for sample in samples),
+        indices=tuple(sample.index for sample in samples),
+        prompt_lengths=tuple(len(sample.prompt_token_ids) for sample in samples),
+        lengths=tuple(len(sample.token_ids) for sample in samples),
+        advantages=tuple(sample.advantage for sample in samples),
+        token_weights=tuple(sample.token_weight for sample in samples),
+    )
+    arrays = {
+        name: concatenated([getattr(sample, name) for sample in samples], dtype)
+        for name, dtype in ShardMessage.array_dtypes.items()
+    }
+    return message, arrays

@@ -1,0 +1,441 @@
+"""The ledger of a run: rows in SQLite, arrays in append-only segment files; the coordinator is its only writer.
+
+Nothing in it is ever rolled back. What `commit` returns from is durable: segment bytes are fsynced before the rows
+that point to them, and SQLite runs with synchronous=FULL.
+"""
+
+import contextlib
+import os
+import sqlite3
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from dcpo_async.algorithm import RewardStats
+from dcpo_async.errors import StoreError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS visits (
+    position INTEGER PRIMARY KEY, prompt_id TEXT NOT NULL, visit INTEGER NOT NULL,
+    attempt INTEGER NOT NULL, failures INTEGER NOT NULL DEFAULT 0,
+    weights_step INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('leased', 'accepted', 'too_old', 'quarantined'))
+);
+CREATE TABLE IF NOT EXISTS groups (
+    position INTEGER PRIMARY KEY REFERENCES visits(position), segment INTEGER NOT NULL,
+    byte_offset INTEGER NOT NULL, num_bytes INTEGER NOT NULL, digest TEXT NOT NULL,
+    rewards TEXT NOT NULL, advantages TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS groups_by_segment ON groups (segment);
+CREATE TABLE IF NOT EXISTS prompt_stats (
+    prompt_id TEXT PRIMARY KEY, visits INTEGER NOT NULL, count INTEGER NOT NULL,
+    sum_micro INTEGER NOT NULL, sum_sq_micro TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS steps (
+    step INTEGER NOT NULL, place INTEGER NOT NULL, position INTEGER NOT NULL UNIQUE REFERENCES groups(position),
+    PRIMARY KEY (step, place)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS versions (
+    weights_version INTEGER PRIMARY KEY AUTOINCREMENT, step INTEGER NOT NULL, incarnation INTEGER NOT NULL,
+    is_published INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS old_logprobs (
+    position INTEGER NOT NULL, response INTEGER NOT NULL, segment INTEGER NOT NULL,
+    byte_offset INTEGER NOT NULL, num_bytes INTEGER NOT NULL, digest TEXT NOT NULL,
+    PRIMARY KEY (position, response)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS old_logprobs_by_segment ON old_logprobs (segment);
+"""
+SEGMENT_BYTES = 256 << 20
+LOCK_SECONDS = 1.0
+"""How long to wait for a learner that is just ending."""
+_RECORD_HEAD = struct.Struct("<I")
+_FRAME_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class VisitRow:
+    """A visit as the ledger has it; `step` is None until a committed batch contains it."""
+
+    position: int
+    prompt_id: str
+    visit: int
+    attempt: int
+    failures: int
+    weights_step: int
+    state: str
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGroup:
+    """A group's frames as they came over the wire, with what the ledger made of them.
+
+    Attributes:
+        frames: header and arrays, in the encoding of `dcpo_async.protocol.codec`.
+        rewards, advantages: one for each response.
+    """
+
+    position: int
+    frames: tuple[bytes, ...]
+    rewards: tuple[float, ...]
+    advantages: tuple[float, ...]
+
+
+class Store:
+    """Opens or creates the ledger in a folder.
+
+    Raises:
+        StoreError: another learner has it open, it is damaged, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
+        """Lock the ledger, cut what was never acknowledged, and begin a new incarnation.
+
+        Args:
+            folder: made if it is missing.
+            segment_bytes: a segment file that has grown beyond this is followed by the next one.
+        """
+        self.folder, self._segment_bytes = folder, segment_bytes
+        self._segments = folder / "segments"
+        self._path = folder / "ledger.sqlite"
+        with self._translated():
+            self._segments.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self._path, timeout=LOCK_SECONDS, isolation_level=None)
+            # Before anything is read: the lock is taken with the first access, and kept.
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._begin()
+            for statement in SCHEMA.split(";"):
+                self._db.execute(statement)
+            self.incarnation = int(self.meta("incarnation") or 0) + 1
+            self.set_meta("incarnation", str(self.incarnation))
+            self._segment_number, self._tail = self._cut_tails()
+            self._file = self._segment_path(self._segment_number).open("r+b")
+            for path in (self._segments, folder, folder.parent):
+                _fsync_folder(path)
+        self._is_dirty = False
+        self._num_groups = int(self._db.execute("SELECT COUNT(*) FROM groups").fetchone()[0])
+        self.commit()
+
+    # ---- transactions
+
+    def _begin(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """Make everything since the last commit durable, arrays first; raises StoreError when the disk refuses."""
+        with self._translated():
+            if self._is_dirty:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._is_dirty = False
+            self._db.execute("COMMIT")
+            self._begin()
+
+    def close(self) -> None:
+        """Commit and release the ledger."""
+        self.commit()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Release the ledger without what was not committed; every later commit raises StoreError."""
+        self._is_dirty = False
+        self._db.close()
+        # A full disk may refuse the rest of the buffer, which nobody needs any more.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            is_locked = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+            problem = "another learner is running on this folder; stop it or choose another --folder"
+            raise StoreError(f"{self._path}: {problem if is_locked else error}") from error
+
+    # ---- what kind of run this is
+
+    def meta(self, key: str) -> str | None:
+        """A word about the run, such as its id; None when it was never set."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Set a word about the run."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def expect_meta(self, key: str, value: str, advice: str) -> None:
+        """Set a word the first time and hold later starts to it; raises StoreError with the advice."""
+        found = self.meta(key)
+        if found is None:
+            self.set_meta(key, value)
+        elif found != value:
+            raise StoreError(f"{self.folder}: the run in this folder has {key} {found}, now it is {value}; {advice}")
+
+    # ---- visits
+
+    def write_lease(self, position: int, prompt_id: str, visit: int, attempt: int, weights_step: int) -> None:
+        """A lease goes out: for the first time, or again under a new fencing token."""
+        self._db.execute(
+            "INSERT INTO visits (position, prompt_id, visit, attempt, weights_step, state) "
+            "VALUES (?, ?, ?, ?, ?, 'leased') ON CONFLICT (position) DO UPDATE SET attempt = excluded.attempt, "
+            "weights_step = excluded.weights_step",
+            (position, prompt_id, visit, attempt, weights_step),
+        )
+
+    def write_failure(self, position: int, failures: int) -> None:
+        """Count a failed attempt."""
+        self._db.execute("UPDATE visits SET failures = ? WHERE position = ?", (failures, position))
+
+    def write_quarantine(self, position: int, prompt_id: str, visit: int) -> None:
+        """Close a visit of a prompt that is quarantined."""
+        self._db.execute(
+            "INSERT INTO visits (position, prompt_id, visit, attempt, weights_step, state) "
+            "VALUES (?, ?, ?, 0, 0, 'quarantined') ON CONFLICT (position) DO UPDATE SET state = 'quarantined'",
+            (position, prompt_id, visit),
+        )
+
+    def write_too_old(self, positions: Iterable[int]) -> None:
+        """Groups that will not train; their statistics stand."""
+        self._db.executemany(
+            "UPDATE visits SET state = 'too_old' WHERE position = ?", [(position,) for position in positions]
+        )
+
+    def visits(self, where: str = "1", *values: object) -> list[VisitRow]:
+        """Visits in lease order; `where` is SQL over the columns v.* and s.step, with a `?` for each value."""
+        rows = self._db.execute(
+            "SELECT v.position, prompt_id, visit, attempt, failures, weights_step, state, s.step "
+            f"FROM visits v LEFT JOIN steps s ON s.position = v.position WHERE {where} ORDER BY v.position",
+            values,
+        )
+        return [VisitRow(*row) for row in rows]
+
+    def visit(self, position: int) -> VisitRow | None:
+        """The visit at a position; None when it was never leased or skipped."""
+        return next(iter(self.visits("v.position = ?", position)), None)
+
+    def next_position(self) -> int:
+        """The first position that was never leased or skipped."""
+        return int(self._db.execute("SELECT COALESCE(MAX(position) + 1, 0) FROM visits").fetchone()[0])
+
+    # ---- groups and statistics
+
+    def reward_stats(self, prompt_id: str) -> RewardStats:
+        """The exact cumulative statistics of a prompt."""
+        row = self._db.execute(
+            "SELECT visits, count, sum_micro, sum_sq_micro FROM prompt_stats WHERE prompt_id = ?", (prompt_id,)
+        ).fetchone()
+        return RewardStats(row[0], row[1], row[2], int(row[3])) if row else RewardStats()
+
+    def accept(self, group: StoredGroup, prompt_id: str, stats: RewardStats, weights_step: int) -> None:
+        """Add a group, its advantages and the prompt's new statistics in the running transaction."""
+        segment, offset, num_bytes, digest = self._append(group.frames)
+        self._db.execute(
+            "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                group.position,
+                segment,
+                offset,
+                num_bytes,
+                digest,
+                _floats(group.rewards),
+                _floats(group.advantages),
+            ),
+        )
+        self._db.execute(
+            "UPDATE visits SET state = 'accepted', weights_step = ? WHERE position = ?",
+            (weights_step, group.position),
+        )
+        self._db.execute(
+            "INSERT OR REPLACE INTO prompt_stats VALUES (?, ?, ?, ?, ?)",
+            (prompt_id, stats.visits, stats.count, stats.sum_micro, str(stats.sum_sq_micro)),
+        )
+        self._num_groups += 1
+
+    def read_group(self, position: int) -> StoredGroup:
+        """Read a group back as it was; raises StoreError when its bytes do not match their digest."""
+        row = self._db.execute(
+            "SELECT segment, byte_offset, num_bytes, digest, rewards, advantages FROM groups WHERE position = ?",
+            (position,),
+        ).fetchone()
+        if row is None:
+            raise StoreError(f"{self.folder}: the ledger has no group at position {position}")
+        return StoredGroup(position, self._read(*row[:4]), _parsed(row[4]), _parsed(row[5]))
+
+    def num_groups(self) -> int:
+        """Groups that were ever counted."""
+        return self._num_groups
+
+    # ---- steps and versions
+
+    def write_batch(self, first_step: int, positions: Sequence[int], groups_per_step: int) -> None:
+        """Assign a batch's groups to its optimizer steps, in lease order."""
+        self._db.executemany(
+            "INSERT INTO steps VALUES (?, ?, ?)",
+            [
+                (first_step + i // groups_per_step, i % groups_per_step, position)
+                for i, position in enumerate(positions)
+            ],
+        )
+
+    def step_positions(self, step: int) -> list[int]:
+        """Groups of an optimizer step, in lease order; empty while no batch is committed for it."""
+        return [row[0] for row in self._db.execute("SELECT position FROM steps WHERE step = ? ORDER BY place", (step,))]
+
+    def next_batch_step(self) -> int:
+        """First step that no committed batch covers."""
+        return int(self._db.execute("SELECT COALESCE(MAX(step) + 1, 0) FROM steps").fetchone()[0])
+
+    def grant_version(self, step: int) -> int:
+        """A weights version number that was never used before."""
+        cursor = self._db.execute("INSERT INTO versions (step, incarnation) VALUES (?, ?)", (step, self.incarnation))
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def write_published(self, weights_version: int) -> None:
+        """The version stands in the weight store."""
+        self._db.execute("UPDATE versions SET is_published = 1 WHERE weights_version = ?", (weights_version,))
+
+    def version_steps(self) -> dict[int, int]:
+        """Optimizer step of every version that was ever granted."""
+        return dict(self._db.execute("SELECT weights_version, step FROM versions"))
+
+    # ---- old log-probs of `old: proximal`
+
+    def write_old_logprobs(self, position: int, response: int, data: bytes) -> None:
+        """Keep a response's old log-probs beside its batch; written once, later writes change nothing."""
+        if self.read_old_logprobs(position, response) is None:
+            self._db.execute(
+                "INSERT INTO old_logprobs VALUES (?, ?, ?, ?, ?, ?)", (position, response, *self._append((data,)))
+            )
+
+    def read_old_logprobs(self, position: int, response: int) -> bytes | None:
+        """The stored old log-probs of a response; None when there are none."""
+        row = self._db.execute(
+            "SELECT segment, byte_offset, num_bytes, digest FROM old_logprobs WHERE position = ? AND response = ?",
+            (position, response),
+        ).fetchone()
+        return self._read(*row)[0] if row else None
+
+    # ---- segments
+
+    def release_segments(self, oldest_retained_step: int) -> list[int]:
+        """Delete segments whose groups every retained checkpoint already contains; returns their numbers.
+
+        Groups that never train (too old) keep a segment no longer than their neighbours do. The running transaction
+        is committed first: only rows that will be found again may take the place of a file.
+        """
+        self.commit()
+        numbers = sorted(int(path.stem) for path in self._segments.glob("*.segment"))
+        released = [
+            number
+            for number in numbers
+            if number < self._segment_number and not self._is_needed(number, oldest_retained_step)
+        ]
+        for number in released:
+            self._segment_path(number).unlink()
+        return released
+
+    def _is_needed(self, segment: int, oldest_step: int) -> bool:
+        """Whether it holds arrays of a group that may still be trained at `oldest_step` or later."""
+        row = self._db.execute(
+            "SELECT 1 FROM (SELECT position FROM groups WHERE segment = :segment "
+            "UNION SELECT position FROM old_logprobs WHERE segment = :segment) AS held "
+            "JOIN visits v ON v.position = held.position LEFT JOIN steps s ON s.position = held.position "
+            "WHERE v.state <> 'too_old' AND (s.step IS NULL OR s.step >= :oldest_step) LIMIT 1",
+            {"segment": segment, "oldest_step": oldest_step},
+        ).fetchone()
+        return row is not None
+
+    def _segment_path(self, number: int) -> Path:
+        return self._segments / f"{number:06d}.segment"
+
+    def _cut_tails(self) -> tuple[int, int]:
+        """Find the newest segment and cut what has no row: bytes that were never acknowledged."""
+        number, end = self._db.execute(
+            "SELECT segment, MAX(byte_offset + num_bytes) FROM "
+            "(SELECT segment, byte_offset, num_bytes FROM groups UNION ALL "
+            "SELECT segment, byte_offset, num_bytes FROM old_logprobs) "
+            "GROUP BY segment ORDER BY segment DESC LIMIT 1"
+        ).fetchone() or (1, 0)
+        for path in self._segments.glob("*.segment"):
+            if int(path.stem) > number:
+                path.unlink()
+        path = self._segment_path(number)
+        path.touch()
+        if path.stat().st_size < end:
+            found = path.stat().st_size
+            raise StoreError(f"{path}: {found} bytes, but the ledger points to {end}; restore the file")
+        os.truncate(path, end)
+        return number, end
+
+    def _append(self, frames: Sequence[bytes | memoryview]) -> tuple[int, int, int, str]:
+        lengths = b"".join(_FRAME_LENGTH.pack(memoryview(frame).nbytes) for frame in frames)
+        record = b"".join((_RECORD_HEAD.pack(len(frames)), lengths, *frames))
+        with self._translated():
+            if self._tail > self._segment_bytes:
+                self._begin_segment()
+            offset = self._tail
+            self._file.seek(offset)
+            self._file.write(record)
+        self._tail += len(record)
+        self._is_dirty = True
+        return self._segment_number, offset, len(record), xxhash.xxh3_128_hexdigest(record)
+
+    def _begin_segment(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._segment_number, self._tail = self._segment_number + 1, 0
+        self._file = self._segment_path(self._segment_number).open("w+b")
+        _fsync_folder(self._segments)
+
+    def _read(self, segment: int, offset: int, num_bytes: int, digest: str) -> tuple[bytes, ...]:
+        self._file.flush()
+        path = self._segment_path(segment)
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                record = file.read(num_bytes)
+        except FileNotFoundError:
+            raise StoreError(
+                f"{path}: gone, but a step asks for groups in it; was an older checkpoint put back?"
+            ) from None
+        if xxhash.xxh3_128_hexdigest(record) != digest:
+            raise StoreError(
+                f"{path}: bytes {offset} to {offset + num_bytes} do not match their digest; restore the file"
+            )
+        return tuple(_frames(record))
+
+
+def _frames(record: bytes) -> Iterator[bytes]:
+    (count,) = _RECORD_HEAD.unpack_from(record)
+    start = _RECORD_HEAD.size + count * _FRAME_LENGTH.size
+    for i in range(count):
+        (length,) = _FRAME_LENGTH.unpack_from(record, _RECORD_HEAD.size + i * _FRAME_LENGTH.size)
+        yield record[start : start + length]
+        start += length
+
+
+def _floats(values: Sequence[float]) -> str:
+    """Text that gives the same floats back, bit for bit."""
+    return " ".join(map(repr, values))
+
+
+def _parsed(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split()))
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,271 @@
+import asyncio
+import gc
+import itertools
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+import torch
+from transformers import AutoModelForCausalLM
+
+from actor.vllm_engine import VllmEngine
+from dcpo_async.errors import EngineError, PromptError, WeightsError
+from dcpo_async.records import Lease, Response, Sampling
+from tests.tiny_model import make_tiny_model
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),
+]
+
+STOP_TOKEN = 2
+PROMPT = np.array([1, 6, 15, 7, 19], np.int32)
+POSITIONS = itertools.count()
+
+
+def lease(prompt_id: str = "p", visit: int = 1, prompt: np.ndarray = PROMPT) -> Lease:
+    return Lease(next(POSITIONS), 1, prompt_id, visit, 1, prompt, "12")
+
+
+def sampling(group_size: int = 16, max_response_tokens: int = 40, temperature: float = 1.0) -> Sampling:
+    return Sampling(group_size, temperature, max_response_tokens, seed=7)
+
+
+def transformers_logprobs(folder: Path, response: Response, temperature: float) -> np.ndarray:
+    """Log-probs of a response by the model of a folder, [tokens]."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = torch.from_numpy(np.concatenate([PROMPT, response.token_ids])).long()
+    with torch.no_grad():
+        logits = model(tokens[None]).logits[0, len(PROMPT) - 1 : -1] / temperature
+    return logits.log_softmax(-1).gather(-1, tokens[len(PROMPT) :, None])[:, 0].numpy()
+
+
+def largest_difference(folder: Path, group: tuple[Response, ...], temperature: float) -> float:
+    return max(float(np.abs(r.behavior_logprobs - transformers_logprobs(folder, r, temperature)).max()) for r in group)
+
+
+def engine_core() -> psutil.Process:
+    """The EngineCore process of the engine that was started last."""
+    cores = [child for child in psutil.Process().children() if "EngineCore" in child.name()]
+    return max(cores, key=psutil.Process.create_time)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vllm_leaves_sockets_to_the_collector() -> Iterator[None]:
+    """Here, where its warnings are filtered, and not at the end of the session."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    made = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    for seed, folder in enumerate(made):
+        make_tiny_model(folder, seed)
+    return made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(folders: tuple[Path, Path]) -> AsyncIterator[VllmEngine]:
+    """Shared by the tests of this module; the last one that takes it breaks it."""
+    engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=256, max_responses=64, kv_cache_gib=0.5)
+    await engine.start(folders[0], 1)
+    yield engine
+    await engine.close()
+
+
+async def adopt_until_done(engine: VllmEngine, folders: tuple[Path, Path], work: "asyncio.Task[object]") -> None:
+    while not work.done():
+        version = engine.weights_version + 1
+        await engine.adopt(folders[version % 2], version)
+        await asyncio.sleep(0.2)
+
+
+def assert_each_is_whole(group: tuple[Response, ...], max_tokens: int) -> None:
+    for response in group:
+        tokens = response.token_ids.tolist()
+        assert len(response.behavior_logprobs) == len(tokens)
+        assert sum(segment.num_tokens for segment in response.segments) == len(tokens)
+        if response.finish_reason == "stop":
+            assert tokens.index(STOP_TOKEN) == len(tokens) - 1
+        else:
+            assert STOP_TOKEN not in tokens
+            assert len(tokens) == max_tokens
+
+
+async def test_logprobs_are_those_of_the_tempered_distribution(engine: VllmEngine, folders: tuple[Path, Path]) -> None:
+    group = await engine.generate(lease(), sampling(temperature=0.7))
+    assert largest_difference(folders[0], group, 0.7) < 1e-4
+    assert largest_difference(folders[0], group, 1.0) > 1e-2
+
+
+async def test_responses_are_whole_and_carry_the_version_of_the_start(engine: VllmEngine) -> None:
+    group = await engine.generate(lease(), sampling(group_size=32))
+    assert_each_is_whole(group, max_tokens=40)
+    assert {r.finish_reason for r in group} == {"stop", "length"}
+    assert {s.weights_version for r in group for s in r.segments} == {1}
+
+
+async def test_text_is_the_response_without_its_special_tokens(engine: VllmEngine) -> None:
+    group = await engine.generate(lease(), sampling())
+    assert all("<eos>" not in response.text for response in group)
+    assert max(len(response.text) for response in group) >= 30
+
+
+async def test_a_visit_answered_anew_gives_the_same_group(engine: VllmEngine) -> None:
+    first, again = await engine.generate(lease(), sampling()), await engine.generate(lease(), sampling())
+    assert [r.token_ids.tolist() for r in first] == [r.token_ids.tolist() for r in again]
+
+
+async def test_responses_of_a_group_and_visits_of_a_prompt_differ(engine: VllmEngine) -> None:
+    first, second = await asyncio.gather(
+        engine.generate(lease(), sampling()), engine.generate(lease(visit=2), sampling())
+    )
+    assert len({str(response.token_ids.tolist()) for response in first + second}) == 32
+
+
+async def test_responses_in_flight_go_on_to_their_end_across_updates(
+    engine: VllmEngine, folders: tuple[Path, Path]
+) -> None:
+    leases = [lease(f"flight {number}") for number in range(8)]
+    work = asyncio.gather(*(engine.generate(each, sampling(max_response_tokens=200)) for each in leases))
+    await adopt_until_done(engine, folders, work)
+    responses = tuple(response for group in await work for response in group)
+    assert len(responses) == 8 * 16
+    assert_each_is_whole(responses, max_tokens=200)
+    versions = [[segment.weights_version for segment in response.segments] for response in responses]
+    assert all(each == sorted(set(each)) for each in versions)
+    assert max(len(each) for each in versions) >= 2
+    assert any(len(each) >= 2 for each, r in zip(versions, responses, strict=True) if r.finish_reason == "length")
+
+
+async def test_adopted_weights_are_those_that_sample(engine: VllmEngine, folders: tuple[Path, Path]) -> None:
+    timing = await engine.adopt(folders[1], 100)
+    group = await engine.generate(lease(), sampling())
+    assert engine.weights_version == 100
+    assert timing.responses_in_flight == 0
+    assert {s.weights_version for r in group for s in r.segments} == {100}
+    assert largest_difference(folders[1], group, 1.0) < 1e-4
+    assert largest_difference(folders[0], group, 1.0) > 1e-2
+
+
+async def test_weights_of_another_shape_are_refused_before_the_pause(engine: VllmEngine, tmp_path: Path) -> None:
+    make_tiny_model(tmp_path, seed=0, hidden_size=32)
+    with pytest.raises(WeightsError, match="differ in name or shape"):
+        await engine.adopt(tmp_path, 101)
+    assert len(await engine.generate(lease(), sampling())) == 16
+
+
+async def test_a_prompt_that_is_too_long_fails_alone(engine: VllmEngine) -> None:
+    with pytest.raises(PromptError, match="300"):
+        await engine.generate(lease(prompt=np.full(300, 5, np.int32)), sampling())
+    assert len(await engine.generate(lease(), sampling())) == 16
+
+
+async def test_a_cancelled_call_leaves_nothing_in_flight(engine: VllmEngine, folders: tuple[Path, Path]) -> None:
+    work = asyncio.create_task(engine.generate(lease(), sampling(max_response_tokens=200)))
+    await asyncio.sleep(0.1)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert (await engine.adopt(folders[1], 102)).responses_in_flight == 0
+
+
+async def test_an_update_that_fails_inside_the_engine_ends_it(engine: VllmEngine, folders: tuple[Path, Path]) -> None:
+    handle = os.open(folders[0], os.O_RDONLY)
+    only_here = Path(f"/proc/self/fd/{handle}")
+    work = asyncio.create_task(engine.generate(lease(), sampling(max_response_tokens=200)))
+    await asyncio.sleep(0.1)
+    with pytest.raises(EngineError, match="no safetensors file"):
+        await engine.adopt(only_here, 103)
+    os.close(handle)
+    with pytest.raises(EngineError, match="version 103 could not be applied"):
+        await work
+    with pytest.raises(EngineError, match="version 103 could not be applied"):
+        await engine.generate(lease(), sampling())
+
+
+async def test_a_device_that_this_vllm_is_not_built_for_is_refused(folders: tuple[Path, Path]) -> None:
+    engine = VllmEngine(dtype="float32", device="gpu", max_model_tokens=64, max_responses=4)
+    with pytest.raises(EngineError, match="device gpu was asked for, but vllm"):
+        await engine.start(folders[0], 1)
+
+
+async def test_an_engine_that_was_not_started_says_so() -> None:
+    engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=64, max_responses=4)
+    with pytest.raises(EngineError, match="was not started"):
+        await engine.generate(lease(), sampling())
+
+
+async def test_recomputed_keys_and_a_killed_engine_core(folders: tuple[Path, Path]) -> None:
+    engine = VllmEngine(
+        dtype="float32",
+        device="cpu",
+        max_model_tokens=256,
+        max_responses=64,
+        kv_cache_gib=0.5,
+        kv_after_update="recompute",
+    )
+    await engine.start(folders[0], 1)
+    work = asyncio.create_task(engine.generate(lease(), sampling(max_response_tokens=200)))
+    await adopt_until_done(engine, folders, work)
+    assert_each_is_whole(await work, max_tokens=200)
+    assert max(len(response.segments) for response in await work) >= 2
+
+    work = asyncio.create_task(engine.generate(lease(), sampling(max_response_tokens=200)))
+    await asyncio.sleep(0.1)
+    engine_core().send_signal(signal.SIGKILL)
+    async with asyncio.timeout(20):
+        with pytest.raises(EngineError, match="EngineCore"):
+            await engine.adopt(folders[1], 1000)
+        with pytest.raises(EngineError, match="EngineCore"):
+            await work
+        with pytest.raises(EngineError):
+            await engine.generate(lease(), sampling())
+    await engine.close()
+
+
+HOST = """
+import asyncio, sys
+from pathlib import Path
+from actor.vllm_engine import VllmEngine
+
+async def main():
+    engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=64, max_responses=4, kv_cache_gib=0.1)
+    await engine.start(Path(sys.argv[1]), 1)
+    print("ready", flush=True)
+    await asyncio.sleep(600)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+async def test_the_engine_core_ends_when_its_host_is_killed(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    script = tmp_path / "host.py"
+    script.write_text(HOST)
+    host = await asyncio.create_subprocess_exec(
+        sys.executable,
+        script,
+        folders[0],
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert host.stdout is not None
+    async with asyncio.timeout(120):
+        while await host.stdout.readline() != b"ready\n":
+            assert host.returncode is None
+    children = psutil.Process(host.pid).children(recursive=True)
+    assert any("EngineCore" in child.name() for child in children)
+    host.kill()
+    await host.wait()
+    _, alive = await asyncio.to_thread(psutil.wait_procs, children, 10)
+    assert alive == []

@@ -1,0 +1,82 @@
+"""A run small enough to be counted by hand: settings, prompts, and groups as an actor would send them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from dcpo_async.config import RunConfig
+from dcpo_async.errors import DcpoError
+from dcpo_async.protocol.conversion import group_to_message
+from dcpo_async.protocol.messages import Envelope
+from dcpo_async.records import Group, Lease, Prompt, Response, VersionSegment
+from learner.intake import Intake
+from learner.store import Store
+
+VOCAB_SIZE = 50
+
+
+def make_config(
+    folder: Path, *, groups_per_step: int = 2, max_lag: int = 1, updates: int = 1, **sections: dict[str, Any]
+) -> RunConfig:
+    """Groups of two responses; sections such as `training={"max_steps": 3}` add to it."""
+    settings: dict[str, dict[str, Any]] = {
+        "sampling": {"group_size": 2, "max_response_tokens": 8},
+        "training": {"groups_per_step": groups_per_step},
+        "lag": {"max_lag": max_lag, "publish_interval": updates},
+        "algorithm": {"updates_per_batch": updates},
+        "checkpoint": {"interval_steps": updates},
+    }
+    for name, values in sections.items():
+        settings[name] = {**settings.get(name, {}), **values}
+    return RunConfig(folder=folder, **settings)  # type: ignore[arg-type]
+
+
+def make_prompts(count: int) -> list[Prompt]:
+    """Prompt number i is called `prompt-i` and has the tokens (i % 50, 1)."""
+    return [Prompt(f"prompt-{i}", f"problem {i}", str(i), (i % VOCAB_SIZE, 1)) for i in range(count)]
+
+
+class OpenIntake(Protocol):
+    """Opens the ledger in a config's folder as a new incarnation; the fixture of this name closes it."""
+
+    def __call__(self, config: RunConfig, num_prompts: int = 16) -> Intake: ...
+
+
+def make_intake(config: RunConfig, num_prompts: int = 16, segment_bytes: int = 1 << 20) -> Intake:
+    """The intake of the ledger in the config's folder, as a new incarnation; the caller closes its store."""
+    store = Store(config.folder / "ledger", segment_bytes)
+    try:
+        return Intake(config, make_prompts(num_prompts), VOCAB_SIZE, store)
+    except DcpoError:
+        store.abandon()
+        raise
+
+
+def publish(intake: Intake, step: int) -> int:
+    """Publish the state after `step` as the trainer does; returns the version."""
+    version = intake.grant_version(step)
+    intake.publish(version, step)
+    return version
+
+
+def answer(
+    lease: Lease, versions: int | Sequence[int], rewards: Sequence[float] = (1.0, 0.0), num_tokens: int = 2
+) -> Envelope:
+    """The group of a lease; every response has `num_tokens` tokens under each of the versions."""
+    spans = [versions] if isinstance(versions, int) else versions
+    segments = tuple(VersionSegment(version, num_tokens) for version in spans if num_tokens)
+    length = num_tokens * len(spans)
+    responses = tuple(
+        Response(
+            token_ids=np.arange(length, dtype=np.int32),
+            behavior_logprobs=np.full(length, -0.5, dtype=np.float32),
+            segments=segments,
+            finish_reason="stop",
+            text=f"response {index}",
+        )
+        for index in range(len(rewards))
+    )
+    group = Group(lease.position, lease.attempt, responses, tuple(rewards), ("equal",) * len(rewards))
+    return Envelope(*group_to_message(group), "run", 1)

@@ -1,0 +1,99 @@
+"""Which groups train next: batches by hand, and the sharing of samples among ranks."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.batches import next_batch, split_by_tokens, too_old
+from learner.leases import Slot, SlotState
+from learner.staleness import StalenessGate
+
+ACCEPTED, LEASED, WAITING = SlotState.ACCEPTED, SlotState.LEASED, SlotState.WAITING
+
+
+def slots(*states: SlotState, weights_step: int = 0) -> list[Slot]:
+    """Open visits at positions 0, 1, 2, … that were all leased under the same weights."""
+    return [Slot(i, i, 1, attempt=1, state=state, weights_step=weights_step) for i, state in enumerate(states)]
+
+
+def test_a_batch_is_filled_in_lease_order() -> None:
+    assert next_batch(slots(ACCEPTED, ACCEPTED, ACCEPTED), step=0, gate=StalenessGate(1, 2)) == [0, 1]
+
+
+def test_a_batch_waits_until_it_is_full() -> None:
+    assert next_batch(slots(ACCEPTED), step=0, gate=StalenessGate(1, 2)) is None
+
+
+def test_a_straggler_is_passed_over_while_it_can_train_in_the_next_batch() -> None:
+    assert next_batch(slots(LEASED, ACCEPTED, ACCEPTED), step=0, gate=StalenessGate(1, 2)) == [1, 2]
+
+
+def test_a_batch_waits_for_a_straggler_whose_weights_would_be_too_old_for_the_next() -> None:
+    assert next_batch(slots(LEASED, ACCEPTED, ACCEPTED), step=1, gate=StalenessGate(1, 2)) is None
+
+
+def test_without_lag_nothing_is_ever_passed_over() -> None:
+    assert next_batch(slots(LEASED, ACCEPTED, ACCEPTED), step=0, gate=StalenessGate(0, 2)) is None
+
+
+def test_a_third_straggler_is_waited_for_since_only_two_fit_into_the_last_batch_that_may_take_them() -> None:
+    open_slots = slots(LEASED, LEASED, LEASED, ACCEPTED, ACCEPTED)
+    assert next_batch(open_slots, step=0, gate=StalenessGate(2, 2)) == [3, 4]
+    # All three may train at step 2 by their weights; the third would then train at step 3.
+    assert next_batch(open_slots, step=1, gate=StalenessGate(2, 2)) is None
+
+
+def test_a_visit_that_waits_for_a_new_lease_stops_no_batch() -> None:
+    assert next_batch(slots(WAITING, ACCEPTED, ACCEPTED), step=1, gate=StalenessGate(1, 2)) == [1, 2]
+
+
+def test_a_group_that_can_train_in_no_batch_is_not_waited_for() -> None:
+    assert next_batch(slots(LEASED, ACCEPTED, ACCEPTED), step=2, gate=StalenessGate(1, 2)) == [1, 2]
+
+
+def test_a_straggler_behind_the_last_member_of_a_batch_does_not_hold_it_up() -> None:
+    assert next_batch(slots(ACCEPTED, ACCEPTED, LEASED), step=1, gate=StalenessGate(1, 2)) == [0, 1]
+
+
+def test_with_two_updates_a_batch_takes_twice_as_many_groups_and_moves_on_by_two_steps() -> None:
+    gate = StalenessGate(max_lag=3, groups_per_step=1, updates_per_batch=2)
+    open_slots = slots(LEASED, LEASED, ACCEPTED, ACCEPTED)
+    # Passed over they train at steps 2 and 3.
+    assert next_batch(open_slots, step=0, gate=gate) == [2, 3]
+    # Passed over again the second would train at step 5.
+    assert next_batch(open_slots, step=2, gate=gate) is None
+
+
+def test_accepted_groups_beyond_max_lag_are_too_old() -> None:
+    open_slots = [
+        Slot(0, 0, 1, state=ACCEPTED, weights_step=4),
+        Slot(1, 1, 1, state=LEASED, weights_step=0),
+        Slot(2, 2, 1, state=ACCEPTED, weights_step=5),
+    ]
+    assert too_old(open_slots, step=6, gate=StalenessGate(1, 2)) == [0]
+
+
+def test_a_group_is_too_old_by_the_step_that_it_would_train_in() -> None:
+    # Number 2 trains one step later than numbers 0 and 1.
+    assert too_old(slots(ACCEPTED, ACCEPTED, ACCEPTED), step=1, gate=StalenessGate(1, 2)) == [2]
+
+
+def test_the_groups_that_are_left_move_up_when_some_are_too_old() -> None:
+    fresh = [Slot(i, i, 1, state=ACCEPTED, weights_step=5) for i in (1, 2)]
+    stale = Slot(0, 0, 1, state=ACCEPTED, weights_step=0)
+    assert too_old([stale, *fresh], step=6, gate=StalenessGate(1, 2)) == [0]
+
+
+def test_samples_are_shared_longest_first_to_the_rank_with_the_fewest_tokens() -> None:
+    assert split_by_tokens([5, 1, 4, 2], 2) == [[0, 1], [2, 3]]
+
+
+def test_more_ranks_than_samples_leave_some_without() -> None:
+    assert split_by_tokens([3], 3) == [[0], [], []]
+
+
+@given(st.lists(st.integers(0, 100), max_size=40), st.integers(1, 5))
+def test_every_sample_goes_to_one_rank_and_loads_differ_by_at_most_one_sample(lengths: list[int], ranks: int) -> None:
+    shards = split_by_tokens(lengths, ranks)
+    assert sorted(sample for shard in shards for sample in shard) == list(range(len(lengths)))
+    loads = [sum(lengths[i] for i in shard) for shard in shards]
+    assert max(loads) - min(loads) <= max(lengths, default=0)

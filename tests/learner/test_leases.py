@@ -1,0 +1,148 @@
+"""The lease table, event by event."""
+
+from dcpo_async.protocol.messages import LeaseName
+from learner.leases import LeaseTable, Slot, SlotState
+
+
+def table_with(count: int, *, session: bytes | None = b"a") -> LeaseTable:
+    """Visits at positions 0, 1, 2, …; all leased to the session at time 0, if there is one."""
+    table = LeaseTable([], next_position=0)
+    for number in range(count):
+        slot = table.open_new(prompt_index=10 + number, visit=1)
+        if session is not None:
+            table.lease(slot, session, weights_step=3, now=0.0)
+    return table
+
+
+def slot_of(table: LeaseTable, position: int) -> Slot:
+    slot = table.get(position)
+    assert slot is not None
+    return slot
+
+
+def name(position: int, attempt: int = 1) -> LeaseName:
+    return LeaseName(position=position, attempt=attempt)
+
+
+def test_a_lease_has_a_holder_and_the_first_fencing_token() -> None:
+    slot = slot_of(table_with(1), 0)
+    assert (slot.state, slot.holder, slot.attempt, slot.weights_step) == (SlotState.LEASED, b"a", 1, 3)
+
+
+def test_a_new_visit_goes_out_when_none_was_given_back() -> None:
+    assert table_with(3).next_to_lease() == (3, None)
+
+
+def test_a_visit_that_was_given_back_goes_out_first_with_its_place_and_a_new_token() -> None:
+    table = table_with(3)
+    table.fail(b"a", position=1, attempt=1, is_prompts_fault=False)
+    number, slot = table.next_to_lease()
+    assert slot is not None
+    assert (number, slot.position) == (1, 1)
+    table.lease(slot, b"b", weights_step=4, now=1.0)
+    assert (slot.attempt, slot.holder, slot.weights_step) == (2, b"b", 4)
+    assert table.next_to_lease() == (3, None)
+
+
+def test_the_number_of_a_visit_does_not_count_those_that_are_trained() -> None:
+    table = table_with(3)
+    table.accept(0, weights_step=3)
+    table.remove([0])
+    table.fail(b"a", position=2, attempt=1, is_prompts_fault=False)
+    assert table.next_to_lease() == (1, slot_of(table, 2))
+
+
+def test_a_lost_session_gives_back_all_its_leases_and_nobody_elses() -> None:
+    table = table_with(2)
+    table.lease(table.open_new(99, 1), b"b", weights_step=0, now=0.0)
+    assert table.release_session(b"a") == 2
+    assert [slot.state for slot in table.open_slots] == [SlotState.WAITING, SlotState.WAITING, SlotState.LEASED]
+
+
+def test_a_lease_lives_as_long_as_heartbeats_list_it() -> None:
+    table = table_with(2)
+    table.heartbeat(b"a", [name(0)], now=10.0)
+    assert table.release_unlisted(now=15.5, silence_seconds=15.0) == 1
+    assert [slot.state for slot in table.open_slots] == [SlotState.LEASED, SlotState.WAITING]
+
+
+def test_a_heartbeat_that_names_the_lease_of_another_or_an_old_token_keeps_nothing_alive() -> None:
+    table = table_with(1)
+    table.heartbeat(b"b", [name(0)], now=10.0)
+    table.heartbeat(b"a", [name(0, attempt=2), name(7)], now=10.0)
+    assert table.release_unlisted(now=15.5, silence_seconds=15.0) == 1
+
+
+def test_a_failure_reported_by_the_holder_counts_against_the_prompt_only_if_it_is_its_fault() -> None:
+    table = table_with(2)
+    assert table.fail(b"a", 0, attempt=1, is_prompts_fault=True) is slot_of(table, 0)
+    assert table.fail(b"a", 1, attempt=1, is_prompts_fault=False) is slot_of(table, 1)
+    assert [slot.failures for slot in table.open_slots] == [1, 0]
+
+
+def test_a_failure_of_another_session_or_an_old_token_changes_nothing() -> None:
+    table = table_with(1)
+    assert table.fail(b"b", 0, attempt=1, is_prompts_fault=True) is None
+    assert table.fail(b"a", 0, attempt=0, is_prompts_fault=True) is None
+    assert slot_of(table, 0).state is SlotState.LEASED
+
+
+def test_a_session_that_joins_again_takes_back_what_nobody_else_has_got() -> None:
+    table = table_with(3)
+    table.release_session(b"a")
+    slot = slot_of(table, 0)
+    table.lease(slot, b"b", weights_step=4, now=1.0)
+    table.reclaim(b"a", [name(0), name(1), name(2, attempt=9)], now=2.0)
+    assert [slot.holder for slot in table.open_slots] == [b"b", b"a", None]
+    assert slot_of(table, 1).listed_at == 2.0
+
+
+def test_a_lease_of_before_a_restart_is_taken_back_by_its_holder() -> None:
+    table = LeaseTable([Slot(4, 0, 1, attempt=2, state=SlotState.LEASED)], next_position=5)
+    table.reclaim(b"a", [name(4, attempt=2)], now=1.0)
+    table.heartbeat(b"a", [name(4, attempt=2)], now=20.0)
+    assert table.release_unlisted(now=30.0, silence_seconds=15.0) == 0
+
+
+def test_an_accepted_group_is_nobodys_lease_and_cannot_be_taken_back() -> None:
+    table = table_with(1)
+    table.accept(0, weights_step=2)
+    table.reclaim(b"a", [name(0)], now=1.0)
+    slot = slot_of(table, 0)
+    assert (slot.state, slot.holder, slot.weights_step) == (SlotState.ACCEPTED, None, 2)
+
+
+def test_a_prompt_is_open_until_its_visit_is_accepted_or_removed() -> None:
+    table = table_with(2)
+    assert table.is_prompt_open(10)
+    table.accept(0, weights_step=0)
+    table.remove([1])
+    assert not table.is_prompt_open(10)
+    assert not table.is_prompt_open(11)
+
+
+def test_a_visit_that_was_given_back_twice_goes_out_once() -> None:
+    table = table_with(1)
+    table.release_session(b"a")
+    table.reclaim(b"a", [name(0)], now=1.0)
+    table.release_session(b"a")
+    _, slot = table.next_to_lease()
+    assert slot is not None
+    table.lease(slot, b"a", weights_step=0, now=2.0)
+    assert table.next_to_lease() == (1, None)
+
+
+def test_a_skipped_position_stays_empty() -> None:
+    table = table_with(1)
+    table.skip_position()
+    assert table.open_new(50, 1).position == 2
+    assert table.get(1) is None
+
+
+def test_thousands_of_open_visits_are_leased_in_linear_time() -> None:
+    table = LeaseTable([Slot(i, i, 1, state=SlotState.ACCEPTED) for i in range(20_000)], next_position=20_000)
+    for number in range(20_000):
+        assert table.next_to_lease()[1] is None
+        assert not table.is_prompt_open(20_000 + number)
+        table.lease(table.open_new(20_000 + number, 1), b"a", weights_step=0, now=0.0)
+    assert table.count(lambda slot: slot.holder == b"a") == 20_000

@@ -1,0 +1,42 @@
+"""A sampled share of responses is graded again, and disagreement is counted."""
+
+import asyncio
+from collections import Counter
+
+from dcpo_async.config import load_config
+from dcpo_async.protocol.messages import GroupMessage
+from learner.regrading import Regrader
+
+
+def group(rewards: tuple[float, ...], texts: tuple[str, ...]) -> GroupMessage:
+    count = len(texts)
+    return GroupMessage(
+        position=5,
+        attempt=1,
+        lengths=(1,) * count,
+        segments=(((1, 1),),) * count,
+        finish_reasons=("stop",) * count,
+        rewards=rewards,
+        reasons=("equal",) * count,
+        texts=texts,
+    )
+
+
+async def counts_after(share: float, message: GroupMessage) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    regrader = Regrader(load_config(overrides=["--actor.regrade_share", str(share)]), counts)
+    regrader.sample(message, "4")
+    running = asyncio.create_task(regrader.run())
+    await asyncio.sleep(0.5)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    return counts
+
+
+async def test_a_reward_that_grading_again_does_not_give_is_counted() -> None:
+    message = group((1.0, 1.0, 0.0), ("\\boxed{4}", "\\boxed{5}", "\\boxed{5}"))
+    assert await counts_after(1.0, message) == {"regraded": 3, "regrade_disagreements": 1}
+
+
+async def test_a_share_of_zero_grades_nothing() -> None:
+    assert await counts_after(0.0, group((1.0,), ("\\boxed{5}",))) == {}

@@ -1,0 +1,89 @@
+"""Tokenized prompts."""
+
+import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from dcpo_async.errors import ConfigError, DatasetError
+from dcpo_async.prompts import Problem, encode_prompts
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+CHARACTERS = "?" + "<>{}\\ abcdefghijklmnopqrstuvwxyz0123456789+"
+ADD = Problem("1+1", "2")
+DOUBLE = Problem("2+2", "4")
+
+
+def character_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """Token i is the i-th of CHARACTERS, so that token ids can be read back as text."""
+    vocabulary = {character: number for number, character in enumerate(CHARACTERS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?", chat_template=chat_template)
+
+
+def text_of(token_ids: tuple[int, ...]) -> str:
+    return "".join(CHARACTERS[token] for token in token_ids)
+
+
+def test_a_chat_template_frames_system_and_user_and_opens_the_answer() -> None:
+    encoded = encode_prompts([ADD], character_tokenizer(), "be brief", r"{problem} in \boxed{}", 100)
+    assert text_of(encoded.prompts[0].token_ids) == r"<s>be brief<u>1+1 in \boxed{}<a>"
+    assert (encoded.prompts[0].problem, encoded.prompts[0].answer) == ("1+1", "2")
+
+
+def test_a_system_prompt_is_optional() -> None:
+    encoded = encode_prompts([ADD], character_tokenizer(), None, "{problem}", 100)
+    assert text_of(encoded.prompts[0].token_ids) == "<u>1+1<a>"
+
+
+def test_without_a_chat_template_the_plain_text_is_the_prompt() -> None:
+    encoded = encode_prompts([ADD], character_tokenizer(None), None, "q {problem} a", 100)
+    assert text_of(encoded.prompts[0].token_ids) == "q 1+1 a"
+
+
+def test_prompts_over_the_limit_are_left_out_and_counted() -> None:
+    problems = [Problem("123456", "1"), Problem("12345", "1"), Problem("1234567", "1")]
+    encoded = encode_prompts(problems, character_tokenizer(None), None, "{problem}", 6)
+    assert [prompt.problem for prompt in encoded.prompts] == ["123456", "12345"]
+    assert (encoded.num_too_long, encoded.num_duplicates) == (1, 0)
+
+
+def test_duplicates_are_merged_in_their_first_place_and_counted() -> None:
+    other_answer = Problem("1+1", "3")
+    encoded = encode_prompts([ADD, DOUBLE, ADD, other_answer, ADD], character_tokenizer(), None, "{problem}", 100)
+    assert [(prompt.problem, prompt.answer) for prompt in encoded.prompts] == [
+        ("1+1", "2"),
+        ("2+2", "4"),
+        ("1+1", "3"),
+    ]
+    assert (encoded.num_too_long, encoded.num_duplicates) == (0, 2)
+
+
+def test_an_id_depends_on_problem_and_answer_alone() -> None:
+    chat = encode_prompts([ADD, DOUBLE], character_tokenizer(), None, "{problem}", 100)
+    plain = encode_prompts([DOUBLE, ADD], character_tokenizer(None), None, "{problem}", 100)
+    assert [prompt.id for prompt in chat.prompts] == [prompt.id for prompt in reversed(plain.prompts)]
+    # Ids are the keys of a run's statistics: a changed one would lose them.
+    assert chat.prompts[0].id == "0fd6b5134a8c37de"
+
+
+def test_the_digest_changes_with_the_tokens() -> None:
+    first, again, other = (
+        encode_prompts([ADD], character_tokenizer(), None, template, 100).digest
+        for template in ("{problem}", "{problem}", "{problem} ")
+    )
+    assert first == again != other
+
+
+def test_settings_that_cannot_be_followed_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no chat template"):
+        encode_prompts([ADD], character_tokenizer(None), "be brief", "{problem}", 100)
+    with pytest.raises(ConfigError, match=r"no \{problem\}"):
+        encode_prompts([ADD], character_tokenizer(), None, "solve it", 100)
+
+
+def test_no_prompt_left_is_refused_with_the_counts() -> None:
+    with pytest.raises(DatasetError, match="all of 3 problems \\(2 distinct\\) have more than 4 prompt tokens"):
+        encode_prompts([ADD, ADD, DOUBLE], character_tokenizer(), None, "{problem}", 4)

@@ -1,0 +1,201 @@
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dcpo_async.errors import ConfigError, PeerLostError, ProtocolError
+from dcpo_async.protocol.channel import DealerChannel, RouterChannel, generate_keys
+from dcpo_async.protocol.interfaces import Received
+from dcpo_async.protocol.messages import Bye, ChunkMessage, Envelope, Want
+from dcpo_async.protocol.security import load_client_keys, load_server_keys
+
+LIMIT = 1 << 20
+WANT = Envelope(Want(num_leases=3), run_id="run", incarnation=1)
+DONE = Envelope(Bye(reason="done"))
+
+Dial = Callable[..., DealerChannel]
+
+
+@pytest.fixture
+async def router() -> AsyncIterator[RouterChannel]:
+    channel = RouterChannel("tcp://127.0.0.1:0", LIMIT)
+    yield channel
+    channel.close()
+
+
+@pytest.fixture
+def dial(router: RouterChannel) -> Iterator[Dial]:
+    dealers = []
+
+    def connect(identity: bytes = b"actor", max_message_bytes: int = LIMIT) -> DealerChannel:
+        dealers.append(DealerChannel(f"tcp://127.0.0.1:{router.port}", identity, max_message_bytes))
+        return dealers[-1]
+
+    yield connect
+    for dealer in dealers:
+        dealer.close()
+
+
+async def test_messages_go_both_ways_and_answers_find_their_peer(router: RouterChannel, dial: Dial) -> None:
+    one, two = dial(b"one"), dial(b"two")
+    await one.send(WANT)
+    assert await router.receive(5) == [Received(b"one", WANT)]
+    await two.send(WANT)
+    assert await router.receive(5) == [Received(b"two", WANT)]
+    await router.send(b"two", DONE)
+    assert await two.receive(5) == DONE
+    assert await one.receive(0.05) is None
+
+
+async def test_arrays_cross_a_socket_unchanged(router: RouterChannel, dial: Dial) -> None:
+    data = np.random.default_rng(0).integers(0, 256, 500_000, dtype="|u1")
+    await dial().send(Envelope(ChunkMessage(weights_version=1, file="f", offset=0), {"data": data}))
+    [received] = await router.receive(5)
+    assert isinstance(received.envelope, Envelope)
+    np.testing.assert_array_equal(received.envelope.arrays["data"], data)
+
+
+async def test_everything_that_waits_is_received_at_once_up_to_a_bound(router: RouterChannel, dial: Dial) -> None:
+    dealer = dial()
+    for _ in range(300):
+        await dealer.send(WANT)
+    sizes: list[int] = []
+    while sum(sizes) < 300:
+        await asyncio.sleep(0.2)
+        sizes.append(len(await router.receive(5)))
+    assert sizes == [256, 44]
+
+
+async def test_silence_is_an_empty_list_at_the_deadline(router: RouterChannel) -> None:
+    before = asyncio.get_running_loop().time()
+    assert await router.receive(0.1) == []
+    assert 0.09 < asyncio.get_running_loop().time() - before < 2
+
+
+async def test_an_unroutable_message_marks_the_peer_lost(router: RouterChannel) -> None:
+    with pytest.raises(PeerLostError, match="b'nobody' is not connected"):
+        await router.send(b"nobody", DONE)
+
+
+async def send_often(router: RouterChannel, envelope: Envelope, times: int) -> None:
+    for _ in range(times):
+        await router.send(b"actor", envelope)
+
+
+async def test_a_peer_that_reads_nothing_is_lost_and_blocks_nobody(router: RouterChannel, dial: Dial) -> None:
+    await dial().send(WANT)
+    await router.receive(5)
+    chunk = ChunkMessage(weights_version=1, file="f", offset=0)
+    envelope = Envelope(chunk, {"data": np.zeros(100_000, "|u1")})
+    with pytest.raises(PeerLostError, match="256 messages wait"):
+        await send_often(router, envelope, 5000)
+
+
+async def test_a_later_connection_of_an_identity_takes_its_place(router: RouterChannel, dial: Dial) -> None:
+    await dial(b"same").send(WANT)
+    await router.receive(5)
+    # Only now: of two that connect at once, either may be the later one.
+    await dial(b"same").send(DONE)
+    assert await router.receive(5) == [Received(b"same", DONE)]
+
+
+async def test_nobody_listening_is_an_error_after_the_deadline_of_a_send() -> None:
+    router = RouterChannel("tcp://127.0.0.1:0", LIMIT)
+    address = f"tcp://127.0.0.1:{router.port}"
+    router.close()
+    dealer = DealerChannel(address, b"actor", LIMIT, send_timeout_seconds=0.2)
+    with pytest.raises(PeerLostError, match=rf"{address} took no message within 0.2 s"):
+        await dealer.send(WANT)
+    dealer.close()
+
+
+async def test_an_actor_connects_again_when_the_learner_is_back() -> None:
+    router = RouterChannel("tcp://127.0.0.1:0", LIMIT)
+    address = f"tcp://127.0.0.1:{router.port}"
+    dealer = DealerChannel(address, b"actor", LIMIT)
+    await dealer.send(WANT)
+    await router.receive(5)
+    router.close()
+    again = RouterChannel(address, LIMIT)
+    await asyncio.sleep(0.2)
+    await dealer.send(WANT)
+    assert await again.receive(5) == [Received(b"actor", WANT)]
+    dealer.close()
+    again.close()
+
+
+async def test_a_taken_port_is_one_line_that_names_the_address(router: RouterChannel) -> None:
+    address = f"tcp://127.0.0.1:{router.port}"
+    with pytest.raises(ConfigError, match=rf"^{address} is in use, .* stop it or listen on another address$"):
+        RouterChannel(address, LIMIT)
+
+
+async def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
+    with pytest.raises(ConfigError, match=r"cannot listen on tcp://192\.0\.2\.1:5557"):
+        RouterChannel("tcp://192.0.2.1:5557", LIMIT, insecure=True)
+
+
+async def test_an_address_off_this_machine_is_refused_without_keys() -> None:
+    with pytest.raises(ConfigError, match="--insecure"):
+        RouterChannel("tcp://0.0.0.0:0", LIMIT)
+    with pytest.raises(ConfigError, match="--insecure"):
+        DealerChannel("tcp://192.0.2.1:5557", b"actor", LIMIT)
+
+
+async def test_a_local_socket_has_no_port(tmp_path: Path) -> None:
+    router = RouterChannel(f"ipc://{tmp_path}/s", LIMIT)
+    dealer = DealerChannel(f"ipc://{tmp_path}/s", b"rank", LIMIT)
+    await dealer.send(WANT)
+    assert await router.receive(5) == [Received(b"rank", WANT)]
+    assert router.port == 0
+    dealer.close()
+    router.close()
+
+
+async def test_a_message_over_the_limit_is_not_sent(dial: Dial) -> None:
+    chunk = Envelope(ChunkMessage(weights_version=1, file="f", offset=0), {"data": np.zeros(LIMIT, "|u1")})
+    with pytest.raises(ProtocolError, match=r"raise network\.max_message_bytes"):
+        await dial().send(chunk)
+
+
+async def test_an_oversized_frame_never_reaches_the_router(router: RouterChannel, dial: Dial) -> None:
+    chunk = Envelope(ChunkMessage(weights_version=1, file="f", offset=0), {"data": np.zeros(2 * LIMIT, "|u1")})
+    await dial(max_message_bytes=1 << 30).send(chunk)
+    assert await router.receive(0.3) == []
+
+
+async def test_frames_that_add_up_to_too_much_are_received_as_an_error(router: RouterChannel, dial: Dial) -> None:
+    chunk = Envelope(ChunkMessage(weights_version=1, file="f", offset=0), {"data": np.zeros(LIMIT - 10, "|u1")})
+    await dial(max_message_bytes=1 << 30).send(chunk)
+    [received] = await router.receive(5)
+    assert isinstance(received.envelope, ProtocolError)
+    assert received.peer == b"actor"
+
+
+@pytest.mark.parametrize("who", ["without keys", "with a key of its own", "for another server"])
+async def test_an_actor_gets_nothing_through(who: str, tmp_path: Path) -> None:
+    generate_keys(tmp_path / "a")
+    generate_keys(tmp_path / "b")
+    ours, other = load_client_keys(tmp_path / "a"), load_client_keys(tmp_path / "b")
+    curve = {
+        "without keys": None,
+        "with a key of its own": replace(other, server_public=ours.server_public),
+        "for another server": replace(ours, server_public=other.server_public),
+    }[who]
+    router = RouterChannel("tcp://127.0.0.1:0", LIMIT, load_server_keys(tmp_path / "a"))
+    address = f"tcp://127.0.0.1:{router.port}"
+    intruder = DealerChannel(address, b"intruder", LIMIT, curve, send_timeout_seconds=0.5)
+    friend = DealerChannel(address, b"friend", LIMIT, ours)
+    await friend.send(WANT)
+    sent = asyncio.create_task(intruder.send(WANT))
+    assert await router.receive(5) == [Received(b"friend", WANT)]
+    assert await router.receive(0.6) == []
+    with pytest.raises(PeerLostError, match="the keys differ"):
+        await sent
+    await router.send(b"friend", DONE)
+    assert await friend.receive(5) == DONE
+    for channel in (intruder, friend, router):
+        channel.close()

@@ -1,0 +1,61 @@
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import pytest
+
+from dcpo_async.errors import ProtocolError
+from dcpo_async.protocol.transitions import (
+    ACTOR_TRANSITIONS,
+    COORDINATOR_TRANSITIONS,
+    ActorInput,
+    ActorState,
+    CoordinatorInput,
+    CoordinatorState,
+    next_state,
+)
+
+# One row for each state, one column for each input; a dash is an illegal pair.
+ACTOR = """
+          WELCOME  LEASE     ACK       VERSION   REJOIN    REFUSE  DISMISS SILENCE   DRAIN    EMPTIED DEADLINE
+JOINING   WORKING  -         -         JOINING   JOINING   REFUSED ENDED   -         DRAINING -       ENDED
+WORKING   WORKING  WORKING   WORKING   WORKING   REJOINING REFUSED ENDED   REJOINING DRAINING -       -
+REJOINING WORKING  REJOINING REJOINING REJOINING REJOINING REFUSED ENDED   -         DRAINING -       ENDED
+DRAINING  DRAINING DRAINING  DRAINING  DRAINING  DRAINING  REFUSED ENDED   DRAINING  DRAINING ENDED   ENDED
+REFUSED   -        -         -         -         -         -       -       -         REFUSED  -       -
+ENDED     -        -         -         -         -         -       -       -         ENDED    -       -
+"""
+COORDINATOR = """
+            HELLO    MESSAGE   LOSS      BYE
+UNKNOWN     ACTIVE   UNKNOWN   -         ENDED
+ACTIVE      ACTIVE   ACTIVE    LOST      ENDED
+LOST        ACTIVE   LOST      -         ENDED
+ENDED       -        -         -         ENDED
+"""
+
+
+def pairs(table: str, states: type[Enum], inputs: type[Enum]) -> list[tuple[Any, Any, Any]]:
+    columns, *rows = [line.split() for line in table.strip().splitlines()]
+    found = [
+        (states[state], inputs[column], None if cell == "-" else states[cell])
+        for state, *cells in rows
+        for column, cell in zip(columns, cells, strict=True)
+    ]
+    assert {(state, happened) for state, happened, _ in found} == {(s, i) for s in states for i in inputs}
+    return found
+
+
+ALL_PAIRS = [(ACTOR_TRANSITIONS, *pair) for pair in pairs(ACTOR, ActorState, ActorInput)] + [
+    (COORDINATOR_TRANSITIONS, *pair) for pair in pairs(COORDINATOR, CoordinatorState, CoordinatorInput)
+]
+
+
+@pytest.mark.parametrize(("table", "state", "happened", "following"), ALL_PAIRS)
+def test_every_pair_of_state_and_input_does_what_the_table_says(
+    table: Mapping[Any, Mapping[Any, Any]], state: Any, happened: Any, following: Any
+) -> None:
+    if following is not None:
+        assert next_state(table, state, happened) is following
+        return
+    with pytest.raises(ProtocolError, match=f"in a session that is {state.value}; allowed are "):
+        next_state(table, state, happened)

@@ -1,0 +1,121 @@
+"""Settings: defaults, bounds, unknown keys, and that every one of them is read."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from dcpo_async.config import RunConfig, load_config
+from dcpo_async.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def sections(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
+    """Every table of the configuration with its path."""
+    yield prefix, model
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from sections(field.annotation, (*prefix, name))
+
+
+SECTIONS = list(sections(RunConfig))
+LEAVES = [
+    (*path, name)
+    for path, model in SECTIONS
+    for name, field in model.model_fields.items()
+    if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
+]
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_defaults_are_the_papers_headline_run() -> None:
+    config = load_config()
+    assert config.model.path == "Qwen/Qwen2.5-Math-7B"
+    assert config.data.source == "BytedTsinghua-SIA/DAPO-Math-17k"
+    assert (config.sampling.group_size, config.sampling.temperature) == (16, 1.0)
+    assert (config.data.max_prompt_tokens, config.sampling.max_response_tokens) == (1024, 3072)
+    algorithm, training = config.algorithm, config.training
+    assert (algorithm.epsilon_low, algorithm.epsilon_high, algorithm.max_ratio) == (0.16, 0.20, 10.0)
+    assert (training.learning_rate, training.warmup_steps, training.weight_decay) == (1e-6, 10, 0.1)
+    assert (training.groups_per_step, training.gradient_clip) == (64, 1.0)
+    assert (config.lag.max_lag, config.lag.publish_interval, algorithm.updates_per_batch) == (4, 1, 1)
+
+
+@pytest.mark.parametrize("path", [path for path, _ in SECTIONS], ids=".".join)
+def test_an_unknown_key_is_an_error_at_every_level(tmp_path: Path, path: tuple[str, ...]) -> None:
+    table = f"[{'.'.join(path)}]\n" if path else ""
+    with pytest.raises(ConfigError, match=re.escape(".".join((*path, "no_such_key")) + ": unknown setting")):
+        load_config(written(tmp_path, f"{table}no_such_key = 1\n"))
+
+
+def test_an_unknown_setting_on_the_command_line_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"training\.lr"):
+        load_config(overrides=["--training.lr", "1e-5"])
+
+
+def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "[training]\nlearning_rate = 1e-4\nmax_steps = 7\n")
+    config = load_config(path, ["--training.learning_rate", "1e-5"])
+    assert (config.training.learning_rate, config.training.max_steps) == (1e-5, 7)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--lag.max_lag", "-1"], "lag.max_lag: .*greater than or equal to 0, found '-1'"),
+        (["--training.learning_rate", "fast"], "training.learning_rate: .*valid number.*found 'fast'"),
+        (["--training.learning_rate", "nan"], "training.learning_rate: .*finite"),
+        (["--sampling.group_size", "1"], "sampling.group_size: .*greater than or equal to 2"),
+        (["--lag.publish_interval", "6"], "lag.max_lag 4 is less than"),
+        (["--algorithm.old", "proximal"], "needs algorithm.updates_per_batch > 1"),
+        (["--algorithm.updates_per_batch", "2"], "must be a multiple of algorithm.updates_per_batch 2"),
+        (
+            ["--algorithm.updates_per_batch", "2", "--lag.publish_interval", "2", "--training.max_steps", "5"],
+            "max_steps 5",
+        ),
+        (["--network.silence_seconds", "4"], "at least twice network.heartbeat_seconds"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(words: list[str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        load_config(overrides=words)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_malformed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such configuration file"):
+        load_config(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+    with pytest.raises(ConfigError, match="not a TOML file"):
+        load_config(written(tmp_path, "training = ["))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
+def test_every_configuration_that_ships_can_be_loaded(path: Path) -> None:
+    assert load_config(path).digest()
+
+
+def test_the_digest_follows_the_result_and_not_the_place() -> None:
+    digest = load_config().digest()
+    assert load_config(overrides=["--folder", "elsewhere"]).digest() == digest
+    assert load_config(overrides=["--seed", "1"]).digest() != digest
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=".".join)
+def test_every_setting_is_read_by_somebody(leaf: tuple[str, ...]) -> None:
+    sources = [path for part in ("dcpo_async", "actor", "learner") for path in (ROOT / part).rglob("*.py")]
+    text = "\n".join(path.read_text() for path in sources if path.name != "config.py")
+    assert re.search(rf"\.{leaf[-1]}\b", text), f"nobody reads {'.'.join(leaf)}"
+
+
+def test_every_setting_says_what_it_does() -> None:
+    assert all(model.model_fields[leaf[-1]].description for leaf in LEAVES for model in [dict(SECTIONS)[leaf[:-1]]])

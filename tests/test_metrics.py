@@ -1,0 +1,39 @@
+"""Metrics on disk: a step written again counts once, and a cut line does no harm."""
+
+import json
+from pathlib import Path
+
+from dcpo_async.metrics import MetricsWriter, read_metrics, write_json
+
+
+def test_a_step_that_is_trained_again_counts_as_it_was_written_last(tmp_path: Path) -> None:
+    for loss in (1.0, 0.5):
+        writer = MetricsWriter(tmp_path)
+        writer.write(3, {"loss": loss})
+        writer.write(4, {"loss": loss})
+        writer.close()
+    assert [(step["step"], step["loss"]) for step in read_metrics(tmp_path)] == [(3, 0.5), (4, 0.5)]
+
+
+def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert [step["step"] for step in read_metrics(tmp_path)] == [1]
+
+
+def test_a_writer_after_a_crash_begins_a_line_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    writer = MetricsWriter(tmp_path)
+    writer.write(2, {"loss": 1.5})
+    writer.close()
+    assert [(step["step"], step["loss"]) for step in read_metrics(tmp_path)] == [(1, 2.0), (2, 1.5)]
+
+
+def test_no_metrics_are_an_empty_list(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+
+
+def test_json_files_are_replaced_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "status.json", {"step": 1})
+    write_json(tmp_path / "status.json", {"step": 2})
+    assert json.loads((tmp_path / "status.json").read_text()) == {"step": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]

@@ -1,0 +1,53 @@
+"""The reference of the settings: how a page is made, and that docs/settings.md is the page of today."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dcpo_async.config import RunConfig
+from dcpo_async.settings_reference import HEAD, settings_reference
+
+PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
+
+
+class Documented(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Inner(Documented):
+    """What is inside."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """A part
+    of the whole."""
+    kind: Literal["a", "b"] = "a"
+    """One | the other."""
+
+
+class Outer(Documented):
+    """All of it."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """How many."""
+    inner: Inner = Inner()
+    place: Path = Path("here")
+    """Where."""
+
+
+def test_a_page_has_a_table_of_the_own_fields_and_one_of_each_section() -> None:
+    head = "| name | type | default | what it does |\n|---|---|---|---|\n"
+    assert settings_reference(Outer) == (
+        f"{HEAD}\n## The run\n\nAll of it.\n\n{head}"
+        "| `steps` | integer ≥ 1 or none | `none` | How many. |\n"
+        '| `place` | path | `"here"` | Where. |\n'
+        f"\n## `[inner]`\n\nWhat is inside.\n\n{head}"
+        "| `inner.share` | number > 0, ≤ 1 | `0.5` | A part of the whole. |\n"
+        '| `inner.kind` | `"a"` or `"b"` | `"a"` | One \\| the other. |\n'
+    )
+
+
+def test_the_page_in_docs_is_up_to_date() -> None:
+    assert PAGE.read_text() == settings_reference(RunConfig), (
+        "docs/settings.md is not what dcpo_async/config.py says; run: dcpo settings > docs/settings.md"
+    )

@@ -1,0 +1,42 @@
+"""A tiny Llama with a character tokenizer, made on the spot: tests need no download."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHARACTERS = "\n 0123456789+-*/=?().,:abcdefghijklmnopqrstuvwxyz{}\\#"
+
+
+def make_tiny_model(folder: Path, seed: int, *, hidden_size: int = 64, num_layers: int = 2, tied: bool = False) -> None:
+    """Write a Hugging Face model folder with a vocabulary of 64 and random weights that follow from the seed."""
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *CHARACTERS]
+    words += [f"<unused{number}>" for number in range(64 - len(words))]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=256,
+    ).save_pretrained(folder)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=hidden_size,
+            intermediate_size=2 * hidden_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=tied,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    model.save_pretrained(folder)

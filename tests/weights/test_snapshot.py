@@ -1,0 +1,204 @@
+"""A version stands whole in the store or not at all, and every byte of it is checked."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xxhash
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dcpo_async.errors import WeightsError
+from dcpo_async.weights.manifest import Manifest
+from dcpo_async.weights.snapshot import (
+    newest_version,
+    prune,
+    read_manifest,
+    remove_unfinished,
+    verify,
+    versions,
+    write_snapshot,
+)
+
+WEIGHTS = {
+    "embed.weight": torch.arange(6.0).reshape(2, 3),
+    "norm.weight": torch.ones(3, dtype=torch.bfloat16),
+}
+
+
+@pytest.fixture
+def skeleton(tmp_path: Path) -> Path:
+    folder = tmp_path / "skeleton"
+    folder.mkdir()
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"):
+        (folder / name).write_text(f"content of {name}")
+    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "modeling.py"):
+        (folder / name).write_text("not to be copied")
+    (folder / "runs").mkdir()
+    return folder
+
+
+def write(store: Path, skeleton: Path, version: int, tensors: Any = WEIGHTS, **fields: Any) -> Manifest:
+    return write_snapshot(
+        store,
+        weights_version=version,
+        run_id="demo-1",
+        incarnation=2,
+        step=7,
+        tensors=tensors,
+        skeleton_folder=skeleton,
+        **fields,
+    )
+
+
+def test_a_version_is_a_whole_model_folder_that_names_its_origin(tmp_path: Path, skeleton: Path) -> None:
+    manifest = write(tmp_path / "store", skeleton, 12, tied={"head.weight": "embed.weight"})
+    folder = tmp_path / "store" / "v00000012"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "manifest.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert (folder / "tokenizer.json").read_text() == "content of tokenizer.json"
+    assert all(torch.equal(tensor, WEIGHTS[name]) for name, tensor in load_file(folder / "model.safetensors").items())
+    assert (manifest.weights_version, manifest.incarnation, manifest.step) == (12, 2, 7)
+    assert (manifest.dtype, manifest.base_version, manifest.tied) == (
+        "float32",
+        None,
+        {"head.weight": "embed.weight"},
+    )
+    assert read_manifest(folder) == verify(folder) == manifest
+
+
+def test_digests_are_xxh3_of_the_files_and_of_the_elements(tmp_path: Path, skeleton: Path) -> None:
+    manifest = write(tmp_path, skeleton, 1)
+    for entry in manifest.files:
+        content = (tmp_path / "v00000001" / entry.name).read_bytes()
+        assert (entry.num_bytes, entry.digest) == (len(content), xxhash.xxh3_128(content).hexdigest())
+    elements = xxhash.xxh3_128(torch.arange(6.0).numpy().tobytes()).hexdigest()
+    assert manifest.tensors[0].model_dump() == {
+        "name": "embed.weight",
+        "dtype": "float32",
+        "shape": (2, 3),
+        "digest": elements,
+    }
+
+
+def test_views_shared_memory_and_generators_are_stored_as_they_look(tmp_path: Path, skeleton: Path) -> None:
+    whole = torch.arange(12.0)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield "first", whole[:6].reshape(2, 3)
+        yield "transposed", whole.reshape(3, 4).T
+        yield "again", whole
+        yield "once more", whole
+
+    write(tmp_path, skeleton, 1, tensors=tensors())
+    stored = load_file(tmp_path / "v00000001" / "model.safetensors")
+    assert stored["first"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert torch.equal(stored["transposed"], whole.reshape(3, 4).T)
+    assert torch.equal(stored["again"], whole)
+    assert torch.equal(stored["once more"], whole)
+
+
+def test_tied_names_are_left_out_and_must_stand_for_something(tmp_path: Path, skeleton: Path) -> None:
+    tensors = {"embed.weight": torch.ones(2), "head.weight": torch.ones(2)}
+    manifest = write(tmp_path, skeleton, 1, tensors=tensors, tied={"head.weight": "embed.weight"})
+    assert [entry.name for entry in manifest.tensors] == ["embed.weight"]
+    with pytest.raises(WeightsError, match=r"missing\.weight"):
+        write(tmp_path, skeleton, 2, tensors=tensors, tied={"head.weight": "missing.weight"})
+
+
+@pytest.mark.parametrize("version", [0, 3, 5])
+def test_numbers_only_go_up(tmp_path: Path, skeleton: Path, version: int) -> None:
+    write(tmp_path, skeleton, 5)
+    with pytest.raises(WeightsError, match="has version 5"):
+        write(tmp_path, skeleton, version)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, skeleton: Path) -> None:
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield "w", torch.ones(2)
+        yield "w", torch.ones(2)
+
+    with pytest.raises(WeightsError, match="comes twice"):
+        write(tmp_path / "store", skeleton, 1, tensors=tensors())
+    (skeleton / "config.json").unlink()
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        write(tmp_path / "store", skeleton, 1)
+    assert newest_version(tmp_path / "store") is None
+
+
+def test_a_write_that_fails_half_way_leaves_no_files(tmp_path: Path, skeleton: Path) -> None:
+    (skeleton / "merges.txt").symlink_to("/proc/self/mem")
+    with pytest.raises(WeightsError, match="cannot write weights"):
+        write(tmp_path / "store", skeleton, 1)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_every_flipped_byte_is_found(tmp_path: Path, skeleton: Path, name: str) -> None:
+    write(tmp_path, skeleton, 1)
+    path = tmp_path / "v00000001" / name
+    content = path.read_bytes()
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(WeightsError, match=name):
+            verify(path.parent)
+
+
+def test_missing_additional_and_shortened_files_are_found(tmp_path: Path, skeleton: Path) -> None:
+    write(tmp_path, skeleton, 1)
+    folder = tmp_path / "v00000001"
+    (folder / "model-2.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"model-2\.safetensors"):
+        verify(folder)
+    (folder / "model-2.safetensors").unlink()
+    (folder / "config.json").write_text("")
+    with pytest.raises(WeightsError, match="has 0 bytes"):
+        verify(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        verify(folder)
+    (folder / "manifest.json").write_text(json.dumps({}))
+    with pytest.raises(WeightsError, match="malformed"):
+        verify(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(WeightsError, match="no weights manifest"):
+        verify(folder)
+
+
+def test_only_finished_versions_are_listed(tmp_path: Path, skeleton: Path) -> None:
+    assert (versions(tmp_path / "store"), newest_version(tmp_path / "store")) == ([], None)
+    write(tmp_path, skeleton, 9)
+    write(tmp_path, skeleton, 123456789)
+    for name in (".unfinished-x", "v12", "vx", "v00000010.part", "v000000011"):
+        (tmp_path / name).mkdir()
+    assert (versions(tmp_path), newest_version(tmp_path)) == ([9, 123456789], 123456789)
+
+
+def test_prune_keeps_the_newest_and_what_is_protected(tmp_path: Path, skeleton: Path) -> None:
+    for version in (1, 2, 3, 4, 5):
+        write(tmp_path, skeleton, version)
+    assert prune(tmp_path, keep=2, protect={1, 99}) == [2, 3]
+    assert versions(tmp_path) == [1, 4, 5]
+    assert prune(tmp_path, keep=1) == [1, 4]
+    assert prune(tmp_path, keep=1) == []
+    assert [path.name for path in tmp_path.glob(".unfinished-*")] == []
+    with pytest.raises(ValueError, match="keep is 0"):
+        prune(tmp_path, keep=0)
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path, skeleton: Path) -> None:
+    write(tmp_path, skeleton, 1)
+    (tmp_path / ".unfinished-abc").mkdir()
+    (tmp_path / ".unfinished-abc" / "model.safetensors").write_bytes(b"half")
+    remove_unfinished(tmp_path)
+    assert versions(tmp_path) == [1]
+    assert list(tmp_path.glob(".unfinished-*")) == []
