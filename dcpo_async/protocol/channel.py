@@ -105,7 +105,7 @@ class RouterChannel:
         if self._authenticator:
             self._authenticator.stop()
             self._authenticator = None
-        self._context.destroy(linger=LINGER_MS)
+        self._context.destroy()
 
     def _decoded(self, frames: Sequence[zmq.Frame]) -> Envelope | ProtocolError:
         try:
@@ -182,7 +182,7 @@ class DealerChannel:
 
     def close(self) -> None:
         """Let go of the connection; what is queued has half a second to leave."""
-        self._context.destroy(linger=LINGER_MS)
+        self._context.destroy()
 
 
 def generate_keys(folder: Path) -> None:
@@ -209,6 +209,8 @@ def _authenticator(context: zmq.asyncio.Context, curve: CurveServer) -> AsyncioA
 
 def _socket(context: zmq.asyncio.Context, kind: int, max_message_bytes: int, address: str) -> zmq.asyncio.Socket:
     socket = context.socket(kind)
+    # From the start: libzmq 4.3.5 may never end a context whose linger is set as a peer drops out (issue 3252 there).
+    socket.linger = LINGER_MS
     socket.ipv6 = "[" in address
     socket.maxmsgsize = max_message_bytes
     socket.sndhwm = socket.rcvhwm = QUEUED_MESSAGES

@@ -94,6 +94,18 @@ async def test_a_peer_that_reads_nothing_is_lost_and_blocks_nobody(router: Route
         await send_often(router, envelope, 5000)
 
 
+async def test_an_end_closes_in_time_though_its_peer_drops_out_in_the_same_moment() -> None:
+    for _ in range(200):
+        router = RouterChannel("tcp://127.0.0.1:0", LIMIT)
+        dealer = DealerChannel(f"tcp://127.0.0.1:{router.port}", b"actor", LIMIT)
+        await dealer.send(WANT)
+        await router.receive(5)
+        chunk = ChunkMessage(weights_version=1, file="f", offset=0)
+        await send_often(router, Envelope(chunk, {"data": np.zeros(100_000, "|u1")}), 20)
+        dealer.close()
+        router.close()
+
+
 async def test_a_later_connection_of_an_identity_takes_its_place(router: RouterChannel, dial: Dial) -> None:
     await dial(b"same").send(WANT)
     await router.receive(5)
