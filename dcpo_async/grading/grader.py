@@ -1,6 +1,6 @@
-"""Grades one response against a reference answer: exactly where possible, symbolically where needed."""
+"""Grades one response against a reference answer: by our own comparison, symbolically where that cannot read one."""
 
-from dcpo_async.grading.exact import compare_exactly
+from dcpo_async.grading.comparison import compare
 from dcpo_async.grading.extraction import Extraction, extract_answer
 from dcpo_async.grading.verdict import Verdict
 
@@ -15,14 +15,14 @@ def grade(response_text: str, reference_answer: str, extraction: Extraction = "b
 
     Example: grade(r"\boxed{0.5}", r"\frac{1}{2}") is Verdict(correct=True, extracted="0.5", reason="equal").
     """
-    verdict = exact_verdict(response_text, reference_answer, extraction)
+    verdict = quick_verdict(response_text, reference_answer, extraction)
     if verdict.reason == "undecided" and verdict.extracted is not None:
         return symbolic_verdict(verdict.extracted, reference_answer)
     return verdict
 
 
-def exact_verdict(response_text: str, reference_answer: str, extraction: Extraction) -> Verdict:
-    """The verdict where extraction and exact comparison suffice, else `undecided`; quick for any input."""
+def quick_verdict(response_text: str, reference_answer: str, extraction: Extraction) -> Verdict:
+    """The verdict where our own comparison suffices, else `undecided`; quick for any input."""
     if not isinstance(response_text, str) or not isinstance(reference_answer, str):
         return Verdict(False, None, "not_text")
     if not reference_answer.strip():
@@ -32,7 +32,11 @@ def exact_verdict(response_text: str, reference_answer: str, extraction: Extract
         return Verdict(False, None, "no_answer")
     if len(extracted) > MAX_ANSWER_CHARS or len(reference_answer) > MAX_ANSWER_CHARS:
         return Verdict(False, None, "too_long")
-    match compare_exactly(extracted, reference_answer):
+    try:
+        is_same = compare(extracted, reference_answer)
+    except Exception:  # nothing that a model writes may cost a group
+        return Verdict(False, extracted, "unparsable")
+    match is_same:
         case True:
             return Verdict(True, extracted, "equal")
         case False:

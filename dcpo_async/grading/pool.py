@@ -14,7 +14,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from dcpo_async.errors import GradingError
 from dcpo_async.grading.extraction import Extraction
-from dcpo_async.grading.grader import exact_verdict, symbolic_verdict
+from dcpo_async.grading.grader import quick_verdict, symbolic_verdict
 from dcpo_async.grading.verdict import Verdict
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,10 @@ MAX_ATTEMPTS = 2
 class GradingPool:
     """Grades responses without blocking the event loop, whatever a model may have written.
 
-    Exact comparison runs in-process. Only answers that need algebra go to the workers: `num_workers` spawned
-    processes, each limited to 2 GiB of memory (on Linux) and killed once an answer has used `timeout_seconds`
-    of processor time (or ten times that by the clock), so that no verdict depends on how busy the machine is.
+    Our own comparison, which takes bounded time, runs in-process. Only answers that need algebra go to the workers:
+    `num_workers` spawned processes, each limited to 2 GiB of memory (on Linux) and killed once an answer has used
+    `timeout_seconds` of processor time (or ten times that by the clock), so that no verdict depends on how busy the
+    machine is.
 
     A pool belongs to one event loop. Spawned workers import the main module of the process again, so that
     module must guard its call of main() and stay free of heavy imports.
@@ -56,7 +57,7 @@ class GradingPool:
         """
         if self._closed:
             raise GradingError("the grading pool is closed; open a new one to grade more responses")
-        verdict = exact_verdict(response_text, reference_answer, self.extraction)
+        verdict = quick_verdict(response_text, reference_answer, self.extraction)
         if verdict.reason != "undecided" or verdict.extracted is None:
             return verdict
         async with self._slots:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Reason = Literal[
-    "equal",  # the same number, or the same text after normalization
-    "equivalent",  # equal by symbolic comparison
+    "equal",  # by our own comparison
+    "equivalent",  # by symbolic comparison alone
     "different",
-    "undecided",  # exact comparison alone cannot tell; never leaves `grade` or `GradingPool`
+    "undecided",  # our own comparison cannot tell; never leaves `grade` or `GradingPool`
     "no_answer",
     "no_reference",
     "too_long",

@@ -18,7 +18,10 @@ from dcpo_async.grading import extract_answer
         (r"\boxed {3}", "3"),
         (r"an open { brace before \boxed{5}", "5"),
         (r"a closing } before \boxed{5}", "5"),
-        (r"complete \boxed{8}, then cut off at \boxed{9", "8"),
+        (r"complete \boxed{8}, then cut off at \boxed{9", None),
+        (r"\boxed{8} as asked in \boxed{}", "8"),
+        (r"\boxed{x = \boxed{8}}", "8"),
+        (r"\fbox{8} or \boxed 9.", "9"),
         (r"cut off \boxed{\frac{1}{2}", None),
         (r"\boxed{}", None),
         ("no box: the answer is 4", None),
@@ -32,7 +35,8 @@ def test_boxed_reads_the_last_box_whose_braces_balance(response: str, answer: st
 def test_only_text_after_the_closing_think_tag_counts() -> None:
     assert extract_answer(r"<think>\boxed{1}</think> It is \boxed{2}.") == "2"
     assert extract_answer(r"<think>maybe \boxed{1}</think> I do not know.") is None
-    assert extract_answer(r"<think>\boxed{1} cut off") == "1"
+    assert extract_answer(r"<think>\boxed{1} cut off") is None
+    assert extract_answer(r"</think> It is \boxed{2}. <think>or \boxed{3}") == "2"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcpo_async.grading import Verdict, grade, reward_of
-from dcpo_async.grading.grader import MAX_ANSWER_CHARS, exact_verdict
+from dcpo_async.grading.grader import MAX_ANSWER_CHARS, quick_verdict
 
 
 def test_a_number_is_graded_exactly() -> None:
@@ -28,11 +28,11 @@ def test_a_number_is_graded_exactly() -> None:
         (r"3\frac12", "3.5", True),
         (r"\sqrt{8}", r"2\sqrt{2}", True),
         ("1 or 2 or 34", "34", False),
-        (r"17_{8}", "15", False),
+        (r"17_{8}", "15", True),
     ],
 )
 def test_expressions_are_compared_as_mathematics(answer: str, reference: str, correct: bool) -> None:
-    reason = "equivalent" if correct else "different"
+    reason = "equal" if correct else "different"
     assert grade(rf"\boxed{{{answer}}}", reference) == Verdict(correct, answer, reason)
 
 
@@ -74,7 +74,7 @@ def test_an_answer_cannot_close_the_box_it_is_compared_in() -> None:
 )
 @pytest.mark.timeout(5)
 def test_a_megabyte_of_noise_is_dismissed_without_algebra(hostile: str) -> None:
-    assert exact_verdict(hostile, "x+1", "answer").correct is False
+    assert quick_verdict(hostile, "x+1", "answer").correct is False
 
 
 @given(st.text(alphabet="0123456789xy+-*/^_{}()[]\\,.=$% \ud800\x00", max_size=12), st.text(max_size=12))

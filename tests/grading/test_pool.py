@@ -14,10 +14,10 @@ import pytest
 from dcpo_async.errors import GradingError
 from dcpo_async.grading import GradingPool, Verdict
 
-HANGS = r"\boxed{10^{10^{10}}}"
-NEEDS_ALGEBRA = r"\boxed{(x+1)^2}"
-EXPANDED = "x^2+2x+1"
-EQUIVALENT = Verdict(True, "(x+1)^2", "equivalent")
+HANGS = r"\boxed{\sum_{k=1}^{n} 10^{10^{10}}}"
+NEEDS_ALGEBRA = r"\boxed{\sum_{k=1}^{n} k}"
+CLOSED_FORM = r"\frac{n(n+1)}{2}"
+EQUIVALENT = Verdict(True, r"\sum_{k=1}^{n} k", "equivalent")
 
 
 @pytest.fixture
@@ -42,12 +42,19 @@ async def ticks_during(task: "asyncio.Task[list[Verdict]]") -> int:
 async def test_hostile_answers_time_out_beside_a_free_event_loop_and_the_pool_grades_on(
     pool: GradingPool,
 ) -> None:
-    responses = [HANGS, r"\boxed{100000000!}", r"\boxed{" + "{" * 2**20, NEEDS_ALGEBRA, r"\boxed{x}", "no"]
-    grading = asyncio.create_task(pool.grade_many(responses, EXPANDED))
+    responses = [
+        HANGS,
+        r"\boxed{\sum_{k=1}^{n} 100000000!}",
+        r"\boxed{" + "{" * 2**20,
+        NEEDS_ALGEBRA,
+        r"\boxed{x}",
+        "no",
+    ]
+    grading = asyncio.create_task(pool.grade_many(responses, CLOSED_FORM))
     assert await ticks_during(grading) > 20
     assert await grading == [
-        Verdict(False, "10^{10^{10}}", "timeout"),
-        Verdict(False, "100000000!", "timeout"),
+        Verdict(False, r"\sum_{k=1}^{n} 10^{10^{10}}", "timeout"),
+        Verdict(False, r"\sum_{k=1}^{n} 100000000!", "timeout"),
         Verdict(False, None, "no_answer"),
         EQUIVALENT,
         Verdict(False, "x", "different"),
@@ -67,29 +74,29 @@ async def test_common_answers_are_graded_without_a_process_hop(pool: GradingPool
 
 
 async def test_a_killed_worker_costs_no_answer_its_verdict(pool: GradingPool) -> None:
-    assert await pool.grade(NEEDS_ALGEBRA, EXPANDED) == EQUIVALENT
+    assert await pool.grade(NEEDS_ALGEBRA, CLOSED_FORM) == EQUIVALENT
     worker_processes()[0].kill()
     await asyncio.sleep(0.5)
-    assert await pool.grade(NEEDS_ALGEBRA, EXPANDED) == EQUIVALENT
+    assert await pool.grade(NEEDS_ALGEBRA, CLOSED_FORM) == EQUIVALENT
 
 
 async def test_an_answer_whose_worker_dies_each_time_has_crashed() -> None:
     pool = GradingPool(num_workers=1, timeout_seconds=30.0)
-    await pool.grade(NEEDS_ALGEBRA, EXPANDED)
+    await pool.grade(NEEDS_ALGEBRA, CLOSED_FORM)
     startup_seconds = worker_processes()[0].cpu_times().user
-    grading = asyncio.create_task(pool.grade(HANGS, EXPANDED))
+    grading = asyncio.create_task(pool.grade(HANGS, CLOSED_FORM))
     while not grading.done():
         await asyncio.sleep(0.05)
         for worker in worker_processes():
             if worker.cpu_times().user > startup_seconds + 1.0:
                 worker.kill()
-    assert await grading == Verdict(False, "10^{10^{10}}", "crashed")
+    assert await grading == Verdict(False, r"\sum_{k=1}^{n} 10^{10^{10}}", "crashed")
     pool.close()
 
 
 async def test_workers_that_cannot_start_are_an_error_and_no_verdict() -> None:
     pool = GradingPool(num_workers=1, timeout_seconds=1.0)
-    grading = asyncio.create_task(pool.grade(NEEDS_ALGEBRA, EXPANDED))
+    grading = asyncio.create_task(pool.grade(NEEDS_ALGEBRA, CLOSED_FORM))
     while not grading.done():
         for worker in worker_processes():
             worker.kill()
@@ -103,20 +110,20 @@ async def test_giving_up_on_an_answer_frees_its_worker() -> None:
     pool = GradingPool(num_workers=1, timeout_seconds=60.0)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(2.0):
-            await pool.grade(HANGS, EXPANDED)
+            await pool.grade(HANGS, CLOSED_FORM)
     async with asyncio.timeout(20.0):
-        assert await pool.grade(NEEDS_ALGEBRA, EXPANDED) == EQUIVALENT
+        assert await pool.grade(NEEDS_ALGEBRA, CLOSED_FORM) == EQUIVALENT
     pool.close()
 
 
 async def test_a_closed_pool_has_no_workers_and_refuses_to_grade(pool: GradingPool) -> None:
     assert len(worker_processes()) == 1
-    in_the_making = [asyncio.create_task(pool.grade(NEEDS_ALGEBRA, EXPANDED)) for _ in range(2)]
+    in_the_making = [asyncio.create_task(pool.grade(NEEDS_ALGEBRA, CLOSED_FORM)) for _ in range(2)]
     await asyncio.sleep(0.01)
     pool.close()
     pool.close()
     assert worker_processes() == []
-    for grading in [*in_the_making, asyncio.create_task(pool.grade(NEEDS_ALGEBRA, EXPANDED))]:
+    for grading in [*in_the_making, asyncio.create_task(pool.grade(NEEDS_ALGEBRA, CLOSED_FORM))]:
         with pytest.raises(GradingError, match="closed"):
             await grading
 
@@ -127,8 +134,8 @@ from dcpo_async.grading import GradingPool
 
 async def main():
     pool = GradingPool(num_workers=2, timeout_seconds=2.0)
-    await pool.grade(r"\boxed{(x+1)^2}", "x^2+2x+1")
-    hanging = asyncio.create_task(pool.grade(r"\boxed{10^{10^{10}}}", "x"))
+    await pool.grade(r"\boxed{\sum_{k=1}^{n} k}", r"\frac{n(n+1)}{2}")
+    hanging = asyncio.create_task(pool.grade(r"\boxed{\sum_{k=1}^{n} 10^{10^{10}}}", r"\frac{n(n+1)}{2}"))
     await asyncio.sleep(0.5)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -147,6 +154,6 @@ def test_busy_and_idle_workers_die_with_their_parent() -> None:
 
 
 async def test_workers_read_and_write_nothing_of_the_terminal(pool: GradingPool) -> None:
-    await pool.grade(NEEDS_ALGEBRA, EXPANDED)
+    await pool.grade(NEEDS_ALGEBRA, CLOSED_FORM)
     streams = Path(f"/proc/{worker_processes()[0].pid}/fd")
     assert {str((streams / number).readlink()) for number in "012"} == {"/dev/null"}

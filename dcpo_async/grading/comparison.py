@@ -1,0 +1,330 @@
+"""Compares two answers by the rules of docs/decisions/0012; bounded time, no sympy."""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from operator import itemgetter
+
+from dcpo_async.grading.answers import (
+    Answer,
+    Based,
+    Collection,
+    Interval,
+    Matrix,
+    Quantity,
+    Region,
+    Relation,
+    Text,
+    Unread,
+    as_region,
+    plain_text,
+    read_answer,
+    real_value,
+)
+from dcpo_async.grading.evaluation import are_equal, are_proportional, exact_value
+from dcpo_async.grading.expressions import Apply, Expression, Number, Symbol, UnreadableError
+from dcpo_async.grading.tokens import clean
+
+_INTEGER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.0*)?", re.ASCII)
+_SEPARATED = re.compile(r"\d,[1-9]\d{2}(?!\d)", re.ASCII)
+_ANOTHER_CHOICE = re.compile(r"\b[A-E]\)|\b(?:and|or)\b", re.IGNORECASE)
+DIGITS = "0123456789ABCDEF"
+_WRAPPED = r"(?:\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{)*"
+_CHOICE = re.compile(
+    rf"{_WRAPPED}\s*(?:(?:option|choice|answer)\s*:?\s*)?{_WRAPPED}\s*"
+    r"(?:\(\s*(?P<inside>[A-Ea-e])\s*\)|(?P<alone>[A-E]))\}*(?P<rest>.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+
+
+def compare(answer: str, reference: str) -> bool | None:
+    r"""Whether two answers are the same; None where only symbolic algebra could tell.
+
+    Example: "0.5" against r"\frac{1}{2}" and "x+1" against "1+x" are True, "2+3" against "5" is False: a
+    computation that is left undone may only restate the problem.
+    """
+    left, right = clean(answer), clean(reference)
+    if not plain_text(left):
+        return False
+    if left == right:
+        return True
+    if _INTEGER.fullmatch(left) and _INTEGER.fullmatch(right):
+        return _as_integer(left) == _as_integer(right)
+    if (choice := _choice(right, is_reference=True)) is not None:
+        return _choice(left, is_reference=False) == choice
+    verdict = _compare_readings(left, right, has_thousands=True)
+    if verdict is not True and _SEPARATED.search(left + " " + right) and ",0" not in left + right:
+        # "100,200" may be a list; a side that reads as one decides.
+        as_list = _compare_readings(left, right, has_thousands=False)
+        verdict = verdict if as_list is None else as_list
+    return verdict
+
+
+def _as_integer(text: str) -> str:
+    """Digits without sign of plus, separators and leading zeros: no conversion, so that any length is quick."""
+    digits = text.partition(".")[0].replace(",", "").lstrip("+")
+    sign = "-" if digits.startswith("-") else ""
+    digits = digits.lstrip("-").lstrip("0")
+    return sign + digits if digits else "0"
+
+
+def _choice(text: str, is_reference: bool) -> str | None:
+    """The letter of a choice A to E, with or without its text behind it; a reference is the letter alone."""
+    match = _CHOICE.fullmatch(text)
+    if match is None:
+        return None
+    rest = match["rest"].strip(" .})")
+    if _ANOTHER_CHOICE.search(rest):
+        return None
+    if match["inside"]:
+        return None if is_reference and rest else match["inside"].upper()
+    has_mark = match["rest"].lstrip("} ")[:1] in (")", ".", ":")
+    is_letter = not rest or (not is_reference and has_mark)
+    return match["alone"] if is_letter and match["alone"].isupper() else None
+
+
+def _compare_readings(left: str, right: str, has_thousands: bool) -> bool | None:
+    answer, reference = read_answer(left, has_thousands), read_answer(right, has_thousands)
+    if isinstance(answer, Text) or isinstance(reference, Text):
+        # What is read as a word on one side may pass for a product of variables on the other.
+        return plain_text(left) == plain_text(right)
+    return same(answer, reference)
+
+
+def same(answer: Answer, reference: Answer) -> bool | None:
+    """Whether two answers that have been read are the same; None where one of them could not be read."""
+    match answer, reference:
+        case Quantity(), Quantity():
+            return _same_quantity(answer, reference)
+        case Collection(), Collection():
+            return _same_collection(answer, reference)
+        case Matrix(), Matrix():
+            return _same_matrix(answer, reference)
+        case Relation(), Relation():
+            return _same_relation(answer, reference)
+        case Text(one), Text(other):
+            return one == other
+        case Unread(one), Unread(other) if "".join(one.split()) == "".join(other.split()):
+            return True
+        case (Unread(), _) | (_, Unread()):
+            return _same_unread(reference)
+    return _same_across_kinds(answer, reference)
+
+
+def _same_across_kinds(answer: Answer, reference: Answer) -> bool | None:
+    match answer, reference:
+        case (Based(), _) | (_, Based()):
+            return _same_in_base(answer, reference)
+        case (Matrix(rows), Collection("tuple", members)) | (Collection("tuple", members), Matrix(rows)):
+            return _all_same(_vector(rows), members)
+        case (Relation("=") as relation, Quantity(expression, _, name)) | (
+            Quantity(expression, _, name),
+            Relation("=") as relation,
+        ) if name:
+            return _same_relation(relation, _assignment(name, expression))
+        case (Collection("set", (member,)), Quantity() as single) | (
+            Quantity() as single,
+            Collection("set", (member,)),
+        ):
+            return same(member, single)
+    left, right = as_region(answer), as_region(reference)
+    return left is not None and right is not None and _same_region(left, right)
+
+
+def _same_unread(reference: Answer) -> bool | None:
+    """No algebra for what it could only let through: a number or a word is written plainly or is wrong."""
+    match reference:
+        case Text():
+            return False
+        case Quantity(expression) if is_numeral(expression):
+            return False
+    return None
+
+
+# ---- quantities
+
+
+def is_numeral(expression: Expression) -> bool:
+    """Whether an expression is a number as people write it: a decimal, a fraction, a power, a scientific notation."""
+    match expression:
+        case Number():
+            return True
+        case Apply("-" | "%", (inner,)):
+            return is_numeral(inner)
+        case Apply("/", (one, other)):
+            return is_numeral(one) and is_numeral(other)
+        case Apply("^", (base, Number(exponent))):
+            return is_numeral(base) and exponent.denominator == 1
+        case Apply("*", (Number(), Apply("^", (Number(base), exponent)))):
+            return base == 10 and is_numeral(exponent)
+    return False
+
+
+def _same_quantity(answer: Quantity, reference: Quantity) -> bool | None:
+    if answer.name and reference.name and answer.name != reference.name:
+        return False
+    if {answer.unit, reference.unit} == {"°", "radian"}:
+        return are_equal(_in_unit(answer), _in_unit(reference))
+    if answer.unit and reference.unit:
+        return answer.unit == reference.unit and _same_value(answer.expression, reference.expression)
+    if (answer.unit or reference.unit) in ("%", "°") and are_equal(_in_unit(answer), _in_unit(reference)):
+        return True
+    # 0.5% is no way to write 1/2, though 50% is one to write 50.
+    is_share = answer.unit == "%" and not reference.unit and _is_below_one(reference.expression)
+    return not is_share and _same_value(answer.expression, reference.expression)
+
+
+def _is_below_one(expression: Expression) -> bool:
+    value = exact_value(expression)
+    return value is not None and abs(value) < 1
+
+
+def _in_unit(quantity: Quantity) -> Expression:
+    return Apply(quantity.unit, (quantity.expression,)) if quantity.unit in ("%", "°") else quantity.expression
+
+
+def _same_value(answer: Expression, reference: Expression) -> bool | None:
+    if is_numeral(reference) and not is_numeral(answer):
+        return False
+    if answer == reference:
+        return True
+    if isinstance(answer, Number) and isinstance(reference, Number):
+        return False
+    return are_equal(answer, reference)
+
+
+def _same_in_base(answer: Answer, reference: Answer) -> bool:
+    match answer, reference:
+        case Based(), Based():
+            return answer == reference
+        case Quantity(Number(value), "", ""), Based(digits, _):
+            return str(value) == digits
+        case Based(digits, base), Quantity(expression):
+            is_valid = 2 <= base <= 16 and all(digit in DIGITS[:base] for digit in digits.lstrip("-"))
+            return is_valid and exact_value(expression) == Fraction(int(digits, base))
+    return False
+
+
+# ---- several values
+
+
+def _same_collection(answer: Collection, reference: Collection) -> bool | None:
+    if answer.kind == reference.kind == "tuple":
+        return answer.brackets == reference.brackets and _all_same(answer.members, reference.members)
+    if "tuple" in (answer.kind, reference.kind):
+        # A bare list may leave the parentheses out, but not the order; a set is no tuple.
+        is_bare = "list" in (answer.kind, reference.kind) and "()" in (answer.brackets, reference.brackets)
+        return is_bare and _all_same(answer.members, reference.members)
+    if answer.kind == reference.kind == "set":
+        return _same_in_any_order(_distinct(answer.members), _distinct(reference.members))
+    return _same_in_any_order(answer.members, reference.members)
+
+
+def _all_same(answers: Sequence[Answer] | None, references: Sequence[Answer] | None) -> bool | None:
+    if answers is None or references is None or len(answers) != len(references):
+        return False
+    verdicts = [same(one, other) for one, other in zip(answers, references, strict=True)]
+    return False if False in verdicts else None if None in verdicts else True
+
+
+def _same_in_any_order(answers: Sequence[Answer], references: Sequence[Answer]) -> bool | None:
+    if len(answers) != len(references):
+        return False
+    left = list(references)
+    is_unsure = False
+    for answer in answers:
+        verdicts = [same(answer, reference) for reference in left]
+        if True in verdicts:
+            del left[verdicts.index(True)]
+        elif None in verdicts:
+            is_unsure = True
+        else:
+            return False
+    return None if is_unsure else True
+
+
+def _distinct(members: Sequence[Answer]) -> list[Answer]:
+    distinct: list[Answer] = []
+    for member in members:
+        if not any(same(member, other) for other in distinct):
+            distinct.append(member)
+    return distinct
+
+
+def _same_matrix(answer: Matrix, reference: Matrix) -> bool | None:
+    if [len(row) for row in answer.rows] != [len(row) for row in reference.rows]:
+        return False
+    return _all_same(sum(answer.rows, ()), sum(reference.rows, ()))
+
+
+def _vector(rows: tuple[tuple[Answer, ...], ...]) -> Sequence[Answer] | None:
+    if len(rows) == 1:
+        return rows[0]
+    return [row[0] for row in rows] if all(len(row) == 1 for row in rows) else None
+
+
+# ---- relations and regions
+
+
+def _assignment(name: str, expression: Expression) -> Relation:
+    return Relation("=", Apply("+", (Symbol(name), Apply("-", (expression,)))))
+
+
+def _same_relation(answer: Relation, reference: Relation) -> bool | None:
+    if answer.operator != reference.operator:
+        return False
+    sign = are_proportional(answer.difference, reference.difference)
+    if sign is None:
+        return None
+    return sign != 0 if answer.operator in ("=", "≠") else sign > 0
+
+
+def _same_region(answer: Region, reference: Region) -> bool | None:
+    if answer.name and reference.name and answer.name != reference.name:
+        return False
+    left, right = _merged(answer.intervals), _merged(reference.intervals)
+    if left is None or right is None or len(left) != len(right):
+        return False if left is not None and right is not None else None
+    return all(_same_interval(one, other) for one, other in zip(left, right, strict=True))
+
+
+def _same_interval(one: Interval, other: Interval) -> bool:
+    return (
+        (one.has_low, one.has_high) == (other.has_low, other.has_high)
+        and _same_end(one.low, other.low)
+        and _same_end(one.high, other.high)
+    )
+
+
+def _same_end(one: Expression, other: Expression) -> bool:
+    return one == other or are_equal(one, other) is True
+
+
+def _merged(intervals: Sequence[Interval]) -> list[Interval] | None:
+    """Disjoint intervals in ascending order, empty ones dropped; None where an end has no value."""
+    try:
+        ends = [(real_value(item.low), not item.has_low, real_value(item.high)) for item in intervals]
+    except UnreadableError:
+        return None
+    merged: list[Interval] = []
+    for (low, _, high), item in sorted(zip(ends, intervals, strict=True), key=itemgetter(0)):
+        if low > high or (low == high and not (item.has_low and item.has_high)):
+            continue
+        if merged and _touches(merged[-1], low, item):
+            merged[-1] = _joined(merged[-1], high, item)
+        else:
+            merged.append(item)
+    return merged
+
+
+def _touches(before: Interval, low: float, item: Interval) -> bool:
+    end = real_value(before.high)
+    return low < end or (low == end and (before.has_high or item.has_low))
+
+
+def _joined(before: Interval, high: float, item: Interval) -> Interval:
+    end = real_value(before.high)
+    if high < end:
+        return before
+    has_high = item.has_high or (high == end and before.has_high)
+    return Interval(before.low, item.high, before.has_low, has_high)
