@@ -1,24 +1,10 @@
-"""The kinds of answers (quantities, lists, regions, matrices, relations, text), and how one is read."""
+"""The kinds of answers: quantities, lists, regions, matrices, relations, text."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
-from dcpo_async.grading.evaluation import TooLargeError, are_equal, evaluate
-from dcpo_async.grading.expressions import (
-    Apply,
-    Expression,
-    Symbol,
-    UnreadableError,
-    free_symbols,
-    parse_expression,
-)
-from dcpo_async.grading.tokens import Token, tokenize
-
-MAX_MEMBERS = 64
-MAX_UNIT_WORDS = 6
+from dcpo_async.grading.evaluation import TooLargeError, evaluate
+from dcpo_async.grading.expressions import Apply, Expression, Symbol, UnreadableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +60,17 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """An equation or an inequality that is no region: `difference` = left - right, operator one of = ≠ < ≤."""
+    """An equation or an inequality that is no region.
+
+    Attributes:
+        operator: one of = ≠ < ≤.
+        difference: left - right.
+        value: the right side of an equation, which "a+b=5" gives where a number was asked for.
+    """
 
     operator: str
     difference: Expression
+    value: "Answer | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,341 +92,6 @@ Answer = Quantity | Based | Collection | Region | Matrix | Relation | Text | Unr
 INFINITY = Symbol("infty")
 MINUS_INFINITY = Apply("-", (INFINITY,))
 
-_BASED = re.compile(
-    r"\(?(-?[\dA-F]+(?:\.\d+)?)\)?_(?:\{?(\d{1,2})\}?|\{?\\text\{(two|eight|ten|sixteen)\}\}?)", re.ASCII
-)
-_BASE_NAMES = {"two": 2, "eight": 8, "ten": 10, "sixteen": 16}
-_MATRIX = re.compile(r"[(\[]?\s*\\begin\{([pb]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]]?", re.DOTALL)
-_LEAD_IN = re.compile(r"(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*", re.IGNORECASE)
-_OPENING, _CLOSING = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
-_RELATIONS = ("=", "<", ">", "≤", "≥", "≠")
-_FLIPPED = {"<": ">", "≤": "≥", ">": "<", "≥": "≤", "≠": "≠"}
-_UNITS = {
-    "%": "%", "percent": "%", "°": "°", "degree": "°", "deg": "°", "$": "dollar", "usd": "dollar", "buck": "dollar",
-    "cm": "centimeter", "mm": "millimeter", "km": "kilometer", "m": "meter", "metre": "meter", "ft": "foot",
-    "feet": "foot", "in": "inch", "inche": "inch", "mi": "mile", "yd": "yard", "kg": "kilogram", "g": "gram",
-    "lb": "pound", "oz": "ounce", "h": "hour", "hr": "hour", "min": "minute", "s": "second", "sec": "second",
-    "mph": "mile per hour", "kph": "kilometer per hour", "sq": "square", "squared": "square", "cubed": "cubic",
-    "l": "liter", "ml": "milliliter",
-}  # fmt: skip
-
-
-def read_answer(cleaned: str, has_thousands: bool = True) -> Answer:
-    r"""The answer that a text, as `clean` returns it, stands for; never raises.
-
-    Args:
-        has_thousands: read "1,000" as a number, not as a list.
-
-    Example: read_answer("x=5") is Quantity(Number(Fraction(5)), name="x").
-    """
-    text = _LEAD_IN.sub("", cleaned, count=1) if _LEAD_IN.match(cleaned) else cleaned
-    if (based := _BASED.fullmatch(text)) is not None:
-        return Based(based[1], int(based[2]) if based[2] else _BASE_NAMES[based[3]])
-    if (matrix := _MATRIX.fullmatch(text)) is not None:
-        return _read_matrix(matrix[2], has_thousands)
-    try:
-        return _Reader(tokenize(text, has_thousands)).read()
-    except (UnreadableError, RecursionError):
-        return Text(plain_text(text)) if is_wordy(text) else Unread(text)
-
-
-def plain_text(text: str) -> str:
-    r"""Words in lower case without \text{}, spacing and punctuation at the ends.
-
-    Example: plain_text(r"\text{Monday.}") is "monday".
-    """
-    unwrapped = re.sub(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}", r" \1 ", text)
-    return " ".join(unwrapped.casefold().split()).strip(" .,;:!\"'")
-
-
-def is_wordy(text: str) -> bool:
-    r"""Whether a text is words, with no command but \text{} and no sign of arithmetic."""
-    unwrapped = re.sub(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}", r"\1", text)
-    return re.search(r"[^\W\d_]", unwrapped) is not None and re.search(r"[\\^_{}=<>+*/|!]", unwrapped) is None
-
-
-class _Reader:
-    """Reads what tokens stand for, from the loosest structure to the tightest."""
-
-    def __init__(self, tokens: Sequence[Token]) -> None:
-        self._tokens = list(tokens)
-
-    def read(self) -> Answer:
-        tokens = _unbraced(self._tokens)
-        if not tokens:
-            raise UnreadableError("nothing there")
-        if len(parts := _split(tokens, ("∪",))) > 1:
-            return Region(tuple(interval for part in parts for interval in _region(_Reader(part).read()).intervals))
-        if len(parts := _split(tokens, ("and",))) == 2 and (both := _both(parts)) is not None:
-            return both
-        if len(parts := _split(tokens, (",", ";", "and", "or"))) > 1:
-            return _collected("list", [part for part in parts if part])
-        if _encloses(tokens):
-            return self._bracketed(tokens)
-        if any(_is_mark(token, *_RELATIONS, "∈") for token in _top_level(tokens)):
-            return self._relation(tokens)
-        if len(parts := _split(tokens, (":",))) > 1:
-            return _collected("tuple", parts, "::")
-        if any(_is_mark(token, "±", "∓") for token in tokens):
-            return _collected("list", [_with_sign(tokens, "+", "-"), _with_sign(tokens, "-", "+")])
-        if tokens[0].kind == "command" and tokens[0].text in ("Real", "emptyset", "varnothing"):
-            return _named_set(tokens)
-        return _quantity(tokens)
-
-    def _bracketed(self, tokens: list[Token]) -> Answer:
-        opening, closing, inner = tokens[0].text, tokens[-1].text, tokens[1:-1]
-        if opening == r"\{":
-            return self._set(inner)
-        parts = _split(inner, (",", ";"))
-        if len(parts) > 1:
-            return _collected("tuple", parts, opening + closing)
-        if (opening, closing) not in (("(", ")"), ("[", "]"), ("{", "}")):
-            raise UnreadableError("brackets that do not match around one value")
-        if any(_is_mark(token, *_RELATIONS, "±") for token in inner):
-            return _Reader(inner).read()
-        return _quantity(tokens)
-
-    def _set(self, inner: list[Token]) -> Answer:
-        parts = _split(inner, ("|", ":"))
-        if len(parts) == 2 and any(_is_mark(token, *_RELATIONS, "∈") for token in parts[1]):
-            return _as_set(_Reader(parts[1]).read())
-        members = [part for part in _split(inner, (",", ";")) if part]
-        return _collected("set", members) if members else Region(())
-
-    def _relation(self, tokens: list[Token]) -> Answer:
-        operators = [token.text for token in _top_level(tokens) if _is_mark(token, *_RELATIONS, "∈")]
-        sides = _split(tokens, (*_RELATIONS, "∈"))
-        if len(sides) != len(operators) + 1 or not all(sides):
-            raise UnreadableError("a relation without one of its sides")
-        if operators == ["∈"]:
-            return _named(_Reader(sides[1]).read(), _name_of(sides[0]))
-        if set(operators) == {"="}:
-            return self._equation(sides)
-        if "=" in operators or "∈" in operators:
-            raise UnreadableError("relations of several kinds")
-        return self._inequality(operators, sides)
-
-    def _equation(self, sides: list[list[Token]]) -> Answer:
-        name = _name_of(sides[0])
-        values = sides[1:] if name is not None else sides
-        if len(values) == 2 and name is None and any(map(free_symbols, map(parse_expression, sides))):
-            return Relation("=", _difference(*map(parse_expression, sides)))
-        if len(values) > 1 and not _is_true_chain(values):
-            raise UnreadableError("a chain of equations that is not true")
-        return _named(_Reader(values[-1]).read(), name)
-
-    def _inequality(self, operators: list[str], sides: list[list[Token]]) -> Answer:
-        if len(operators) == 2:
-            return _between(operators, sides)
-        if len(operators) > 2:
-            raise UnreadableError("a chain of more than two inequalities")
-        (left, right), operator = sides, operators[0]
-        if _name_of(left) is None and _name_of(right) is not None:
-            left, right, operator = right, left, _FLIPPED[operator]
-        name, bound = _name_of(left), _quantity(right).expression
-        if name is not None and not free_symbols(bound):
-            return _bounded(name, operator, bound)
-        difference = _difference(_quantity(left).expression, bound)
-        if operator in (">", "≥"):
-            return Relation(_FLIPPED[operator], Apply("-", (difference,)))
-        return Relation(operator, difference)
-
-
-# ---- parts of the reader
-
-
-def _named_set(tokens: Sequence[Token]) -> Region:
-    r"""All reals, all but some points (\setminus), or none."""
-    if len(tokens) == 1 and tokens[0].text != "Real":
-        return Region(())
-    ends: list[Expression] = [MINUS_INFINITY, INFINITY]
-    if len(tokens) > 1:
-        without = _Reader(tokens[2:]).read()
-        if tokens[1].text not in ("setminus", "backslash") or not isinstance(without, Collection):
-            raise UnreadableError("no set of real numbers")
-        points = [interval.low for interval in _region(without).intervals]
-        ends[1:1] = sorted(points, key=real_value)
-    return Region(tuple(Interval(low, high, False, False) for low, high in pairwise(ends)))
-
-
-def _both(parts: Sequence[Sequence[Token]]) -> Region | None:
-    """What two half-lines have in common; None where they are none or have nothing in common."""
-    regions = [_Reader(part).read() if part else None for part in parts]
-    for one, other in (regions, regions[::-1]):
-        match one, other:
-            case Region((above,), name), Region((below,)) if above.high == INFINITY and below.low == MINUS_INFINITY:
-                is_empty = real_value(above.low) > real_value(below.high)
-                return (
-                    None
-                    if is_empty
-                    else Region((Interval(above.low, below.high, above.has_low, below.has_high),), name)
-                )
-    return None
-
-
-def real_value(end: Expression) -> float:
-    """An end of an interval as a number to sort by; raises UnreadableError where it is none."""
-    if end in (INFINITY, MINUS_INFINITY):
-        return float("inf") if end == INFINITY else float("-inf")
-    try:
-        value = evaluate(end, {})
-    except TooLargeError as error:
-        raise UnreadableError(str(error)) from None
-    if abs(value.imag) > 0:
-        raise UnreadableError("an end that is not real")
-    return float(value.real)
-
-
-def _read_matrix(body: str, has_thousands: bool) -> Answer:
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr", body.replace(r"\hline", "")) if row.strip()]
-    cells = tuple(tuple(read_answer(cell.strip(), has_thousands) for cell in row.split("&")) for row in rows)
-    if sum(map(len, cells)) > MAX_MEMBERS or not cells:
-        return Unread(body)
-    return Matrix(cells)
-
-
-def _is_mark(token: Token, *marks: str) -> bool:
-    return token.kind == "mark" and token.text in marks
-
-
-def _depths(tokens: Sequence[Token]) -> list[int]:
-    """Depth of nesting at each token; a bracket has that of what stands around it."""
-    depth, depths = 0, []
-    for token in tokens:
-        if _is_mark(token, *_CLOSING):
-            depth -= 1
-        depths.append(depth)
-        if _is_mark(token, *_OPENING):
-            depth += 1
-    return depths
-
-
-def _top_level(tokens: Sequence[Token]) -> list[Token]:
-    return [token for token, depth in zip(tokens, _depths(tokens), strict=True) if depth == 0]
-
-
-def _split(tokens: Sequence[Token], separators: Sequence[str]) -> list[list[Token]]:
-    parts: list[list[Token]] = [[]]
-    for token, depth in zip(tokens, _depths(tokens), strict=True):
-        if depth == 0 and token.kind in ("mark", "word") and token.text.lower() in separators:
-            parts.append([])
-        else:
-            parts[-1].append(token)
-    return parts
-
-
-def _encloses(tokens: Sequence[Token]) -> bool:
-    """Whether the first and the last token are one pair of brackets."""
-    if len(tokens) < 2 or not _is_mark(tokens[0], *_OPENING) or not _is_mark(tokens[-1], *_CLOSING):
-        return False
-    return all(depth > 0 for depth in _depths(tokens)[1:-1])
-
-
-def _unbraced(tokens: list[Token]) -> list[Token]:
-    while _encloses(tokens) and tokens[0].text == "{":
-        tokens = tokens[1:-1]
-    return tokens
-
-
-def _collected(kind: Literal["list", "set", "tuple"], parts: list[list[Token]], brackets: str = "") -> Answer:
-    if len(parts) > MAX_MEMBERS or not all(parts):
-        raise UnreadableError("an empty place in a list, or too many")
-    members = [_Reader(part).read() for part in parts]
-    if kind == "list":
-        if len(members) == 1:
-            return members[0]
-        if all(isinstance(member, Region) for member in members):
-            return Region(tuple(interval for member in members for interval in _region(member).intervals))
-        # "x = 1 or x = 2" and "a, b ± c" are lists of values.
-        members = [inner for member in members for inner in _flattened(member)]
-    return Collection(kind, tuple(members), brackets)
-
-
-def _flattened(member: Answer) -> tuple[Answer, ...]:
-    return member.members if isinstance(member, Collection) and member.kind == "list" else (member,)
-
-
-def _with_sign(tokens: Sequence[Token], plus_minus: str, minus_plus: str) -> list[Token]:
-    signs = {"±": plus_minus, "∓": minus_plus}
-    return [
-        token._replace(text=signs[token.text]) if token.kind == "mark" and token.text in signs else token
-        for token in tokens
-    ]
-
-
-def _name_of(tokens: Sequence[Token]) -> str | None:
-    """The name that one side of an equation gives to the other: x, x_1, f(x), \\angle A, words; None for none."""
-    texts = [token.text for token in tokens]
-    kinds = {token.kind for token in tokens}
-    if kinds <= {"word", "letter"} and "word" in kinds:
-        return " ".join(texts).casefold()
-    if kinds == {"letter"}:
-        return "".join(texts)
-    if _encloses(tokens) and all(_name_of(part) for part in _split(tokens[1:-1], (",",))):
-        return "".join(texts)
-    is_call = len(texts) == 4 and texts[1] == "(" and texts[3] == ")" and tokens[0].kind == tokens[2].kind == "letter"
-    if is_call:
-        return "".join(texts)
-    try:
-        expression = parse_expression(tokens)
-    except UnreadableError:
-        return None
-    return expression.name if isinstance(expression, Symbol) and expression.name not in ("i", "e", "pi") else None
-
-
-def _named(answer: Answer, name: str | None) -> Answer:
-    match answer:
-        case Quantity(expression, unit, _):
-            return Quantity(expression, unit, name or "")
-        case Region(intervals, _):
-            return Region(intervals, name or "")
-        case Collection("tuple", _, _):
-            return _region(answer, name or "") if _is_interval(answer) and name else answer
-    return answer
-
-
-def _is_true_chain(sides: Sequence[Sequence[Token]]) -> bool:
-    expressions = [parse_expression(side) for side in sides]
-    return all(are_equal(one, other) is True for one, other in pairwise(expressions))
-
-
-def _difference(left: Expression, right: Expression) -> Expression:
-    return Apply("+", (left, Apply("-", (right,))))
-
-
-def _between(operators: list[str], sides: list[list[Token]]) -> Region:
-    name = _name_of(sides[1])
-    low, high = _quantity(sides[0]).expression, _quantity(sides[2]).expression
-    if set(operators) <= {">", "≥"}:
-        low, high, operators = high, low, [_FLIPPED[operator] for operator in reversed(operators)]
-    if name is None or not set(operators) <= {"<", "≤"}:
-        raise UnreadableError("an inequality that bounds no variable")
-    return Region((Interval(low, high, operators[0] == "≤", operators[1] == "≤"),), name)
-
-
-def _bounded(name: str, operator: str, bound: Expression) -> Region:
-    below = Interval(MINUS_INFINITY, bound, False, operator == "≤")
-    above = Interval(bound, INFINITY, operator == "≥", False)
-    intervals = {"<": (below,), "≤": (below,), ">": (above,), "≥": (above,), "≠": (below, above)}
-    return Region(intervals[operator], name)
-
-
-def _is_interval(answer: Answer) -> bool:
-    return (
-        isinstance(answer, Collection)
-        and answer.kind == "tuple"
-        and len(answer.members) == 2
-        and all(isinstance(member, Quantity) for member in answer.members)
-    )
-
-
-def _region(answer: Answer, name: str = "") -> Region:
-    """An answer as a set of reals; raises UnreadableError where it is none."""
-    region = as_region(answer)
-    if region is None:
-        raise UnreadableError("no set of real numbers")
-    return Region(region.intervals, name or region.name)
-
 
 def as_region(answer: Answer) -> Region | None:
     """An answer as a set of reals: a region, a pair in brackets as an interval, a set of points; else None."""
@@ -448,69 +106,14 @@ def as_region(answer: Answer) -> Region | None:
     return None
 
 
-def _as_set(condition: Answer) -> Answer:
-    return Collection("set", (condition,)) if isinstance(condition, Quantity) else condition
-
-
-# ---- quantities
-
-
-def _quantity(tokens: Sequence[Token]) -> Quantity:
-    """An expression with a unit before (currency) or behind it."""
-    unit = ""
-    rest = list(tokens)
-    if rest and _is_mark(rest[0], "$", "€", "£"):
-        unit, rest = rest[0].text, rest[1:]
-    elif len(rest) > 1 and _is_mark(rest[0], "-") and _is_mark(rest[1], "$"):
-        unit, rest = "$", [rest[0], *rest[2:]]
-    if rest and _is_mark(rest[0], "≈"):
-        rest = rest[1:]
-    end = _unit_start(rest)
-    unit = " ".join(filter(None, (unit, _unit_text(rest[end:]))))
-    return Quantity(parse_expression(rest[:end]), normal_unit(unit))
-
-
-def _unit_start(tokens: Sequence[Token]) -> int:
-    """Where the words at the end begin; a percent or degree sign at the very end counts as one."""
-    for place, token in enumerate(tokens):
-        if place and token.kind == "word":
-            return place - 1 if _is_mark(tokens[place - 1], "%", "°") else place
-    # A sign in mid-expression, as in sin 30°, is an operator; alone behind a number it is the unit.
-    if (
-        len(tokens) > 1
-        and _is_mark(tokens[-1], "%", "°")
-        and not any(token.kind == "command" and token.text != "frac" and token.text != "pi" for token in tokens)
-    ):
-        return len(tokens) - 1
-    return len(tokens)
-
-
-def _unit_text(tokens: Sequence[Token]) -> str:
-    allowed = all(
-        token.kind in ("word", "letter", "number")
-        or _is_mark(token, "^", "/", "{", "}", "%", "°", "*", "-", "(", ")", "'")
-        for token in tokens
-    )
-    if not allowed or len(tokens) > 3 * MAX_UNIT_WORDS:
-        raise UnreadableError("words that are no unit")
-    numbers = [token.text for token in tokens if token.kind == "number"]
-    if any(number not in ("2", "3") for number in numbers):
-        raise UnreadableError("a number among words")
-    return " ".join(token.text for token in tokens)
-
-
-def normal_unit(unit: str) -> str:
-    """One spelling for each unit: singular, without abbreviations, squares and cubes in words.
-
-    Example: normal_unit("sq cm") and normal_unit("cm^2") are "square centimeter".
-    """
-    text = unit.casefold().replace("{", " ").replace("}", " ").replace("/", " per ")
-    text = re.sub(r"([^\s^]+)\s*\^\s*2", r"square \1", text)
-    text = re.sub(r"([^\s^]+)\s*\^\s*3", r"cubic \1", text)
-    words = [_normal_unit_word(word) for word in text.replace("(", " ").replace(")", " ").split()]
-    return " ".join(words)
-
-
-def _normal_unit_word(word: str) -> str:
-    singular = word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word
-    return _UNITS.get(word, _UNITS.get(singular, singular))
+def real_value(end: Expression) -> float:
+    """An end of an interval as a number to sort by; raises UnreadableError where it is none."""
+    if end in (INFINITY, MINUS_INFINITY):
+        return float("inf") if end == INFINITY else float("-inf")
+    try:
+        value = evaluate(end, {})
+    except TooLargeError as error:
+        raise UnreadableError(str(error)) from None
+    if abs(value.imag) > 0:
+        raise UnreadableError("an end that is not real")
+    return float(value.real)

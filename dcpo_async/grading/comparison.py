@@ -17,12 +17,11 @@ from dcpo_async.grading.answers import (
     Text,
     Unread,
     as_region,
-    plain_text,
-    read_answer,
     real_value,
 )
 from dcpo_async.grading.evaluation import are_equal, are_proportional, exact_value
 from dcpo_async.grading.expressions import Apply, Expression, Number, Symbol, UnreadableError
+from dcpo_async.grading.reader import plain_text, read_answer
 from dcpo_async.grading.tokens import clean
 
 _INTEGER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.0*)?", re.ASCII)
@@ -117,11 +116,12 @@ def _same_across_kinds(answer: Answer, reference: Answer) -> bool | None:
             return _same_in_base(answer, reference)
         case (Matrix(rows), Collection("tuple", members)) | (Collection("tuple", members), Matrix(rows)):
             return _all_same(_vector(rows), members)
-        case (Relation("=") as relation, Quantity(expression, _, name)) | (
-            Quantity(expression, _, name),
-            Relation("=") as relation,
-        ) if name:
-            return _same_relation(relation, _assignment(name, expression))
+        case (Relation("="), Quantity(_, _, name)) | (Quantity(_, _, name), Relation("=")) if name:
+            return _same_relation(_as_relation(answer), _as_relation(reference))
+        case Relation("=", _, value), Quantity() if value:
+            return same(value, reference)
+        case Quantity(), Relation("=", _, value) if value:
+            return same(answer, value)
         case (Collection("set", (member,)), Quantity() as single) | (
             Quantity() as single,
             Collection("set", (member,)),
@@ -266,8 +266,14 @@ def _vector(rows: tuple[tuple[Answer, ...], ...]) -> Sequence[Answer] | None:
 # ---- relations and regions
 
 
-def _assignment(name: str, expression: Expression) -> Relation:
-    return Relation("=", Apply("+", (Symbol(name), Apply("-", (expression,)))))
+def _as_relation(answer: Answer) -> Relation:
+    """An equation as it is; a value with a name as the equation that it stands for."""
+    match answer:
+        case Relation():
+            return answer
+        case Quantity(expression, _, name):
+            return Relation("=", Apply("+", (Symbol(name), Apply("-", (expression,)))))
+    raise AssertionError(f"{answer} is no equation")
 
 
 def _same_relation(answer: Relation, reference: Relation) -> bool | None:

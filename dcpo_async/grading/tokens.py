@@ -43,7 +43,8 @@ _CHARACTERS = str.maketrans(
         "∈": "∈", "±": "±", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}",
         "⅔": r"\frac{2}{3}", "²": "^2", "³": "^3", "ℝ": r"\mathbb{R}", "，": ", ", "、": ", ", "；": ";", "：": ":",
         "（": "(", "）": ")", "［": "[", "］": "]", "’": "'", "′": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
-        "\u200b": "", "\ufeff": "",
+        "\u200b": "", "\ufeff": "", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ",
+        "μ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ", "ω": r"\omega ",
     }
 )  # fmt: skip
 _MARK_COMMANDS = {
@@ -73,16 +74,16 @@ _REWRITES = (
 )
 _TOKEN = re.compile(
     r"(?P<space>\s+)"
-    r"|(?P<repeating>\d*\.\d*\\(?:overline|bar|dot)\s*\{?\d+\}?)"
-    r"|(?P<number>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+    r"|(?P<repeating>[0-9]*\.[0-9]*\\(?:overline|bar|dot)\s*\{?[0-9]+\}?)"
+    r"|(?P<number>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)"
     r"|\\(?P<wrapper>text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf|cal|bb)|operatorname\*?|mbox|emph)\s*"
     r"\{(?P<wrapped>[^{}]*)\}"
     r"|\\(?P<command>[A-Za-z]+|.)"
     r"|(?P<letters>[^\W\d_]+)"
     r"|(?P<mark>.)",
-    re.ASCII | re.DOTALL,
+    re.DOTALL,
 )
-_PLAIN_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+", re.ASCII)
+_PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+")
 
 
 def clean(answer: str) -> str:
@@ -159,6 +160,6 @@ def _of_letters(run: str, is_spaced: bool) -> list[Token]:
         return [Token("command", run, is_spaced)]
     if lower in ("pi", "sqrt", "infinity", "infty"):
         return [Token("command", "infty" if lower == "infinity" else lower, is_spaced)]
-    if len(run) > 1 and (len(run) > 3 or lower in SHORT_WORDS or not run.isascii()):
+    if len(run) > 3 or lower in SHORT_WORDS or not run.isascii():
         return [Token("word", run, is_spaced)]
     return [Token("letter", letter, is_spaced and place == 0) for place, letter in enumerate(run)]

@@ -1,0 +1,29 @@
+"""Units as people write them, each in one spelling."""
+
+import re
+
+UNITS = {
+    "%": "%", "percent": "%", "°": "°", "degree": "°", "deg": "°", "$": "dollar", "usd": "dollar", "buck": "dollar",
+    "cm": "centimeter", "mm": "millimeter", "km": "kilometer", "m": "meter", "metre": "meter", "ft": "foot",
+    "feet": "foot", "in": "inch", "inche": "inch", "mi": "mile", "yd": "yard", "kg": "kilogram", "g": "gram",
+    "lb": "pound", "oz": "ounce", "h": "hour", "hr": "hour", "min": "minute", "s": "second", "sec": "second",
+    "mph": "mile per hour", "kph": "kilometer per hour", "sq": "square", "squared": "square", "cubed": "cubic",
+    "l": "liter", "ml": "milliliter",
+}  # fmt: skip
+
+
+def normal_unit(unit: str) -> str:
+    """One spelling for each unit: singular, without abbreviations, squares and cubes in words.
+
+    Example: normal_unit("sq cm") and normal_unit("cm^2") are "square centimeter".
+    """
+    text = unit.casefold().replace("{", " ").replace("}", " ").replace("/", " per ")
+    text = re.sub(r"([^\s^]+)\s*\^\s*2", r"square \1", text)
+    text = re.sub(r"([^\s^]+)\s*\^\s*3", r"cubic \1", text)
+    words = [_normal_unit_word(word) for word in text.replace("(", " ").replace(")", " ").split()]
+    return " ".join(words)
+
+
+def _normal_unit_word(word: str) -> str:
+    singular = word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word
+    return UNITS.get(word, UNITS.get(singular, singular))
