@@ -1,19 +1,23 @@
-"""The mathematics of DCPO (arXiv 2509.02333): pure functions of plain numbers and flat tensors."""
+"""The mathematics of DCPO (arXiv 2509.02333) and its rivals: pure functions of plain numbers and flat tensors."""
 
-from dcpo_async.algorithm.advantages import smooth_advantages
-from dcpo_async.algorithm.clipping import clip_bounds
+from dcpo_async.algorithm.advantages import group_advantages, smooth_advantages
+from dcpo_async.algorithm.clipping import clip_bounds, fixed_bounds
 from dcpo_async.algorithm.diagnostics import TokenDiagnostics, rur
-from dcpo_async.algorithm.loss import PolicyLoss, policy_loss
+from dcpo_async.algorithm.loss import PolicyLoss, clipped_loss, policy_loss
 from dcpo_async.algorithm.reward_stats import RewardStats
-from dcpo_async.algorithm.token_weights import only_token_mean_weights
+from dcpo_async.algorithm.token_weights import only_token_mean_weights, token_mean_weights
 
 __all__ = [
     "PolicyLoss",
     "RewardStats",
     "TokenDiagnostics",
     "clip_bounds",
+    "clipped_loss",
+    "fixed_bounds",
+    "group_advantages",
     "only_token_mean_weights",
     "policy_loss",
     "rur",
     "smooth_advantages",
+    "token_mean_weights",
 ]

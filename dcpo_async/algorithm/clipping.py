@@ -1,4 +1,4 @@
-"""Dynamic adaptive clipping: how far a token's ratio may move, given how likely the token was."""
+"""How far a token's ratio may move: dynamic adaptive bounds, given how likely the token was, and fixed ones."""
 
 import math
 
@@ -37,6 +37,25 @@ def clip_bounds(
     inverse_q = torch.exp(-old_logprobs.detach().clamp(min=_LEAST_LOGPROB))
     low = 0.5 + 0.5 * (1 - 4 * epsilon_low * inverse_q).clamp(min=0).sqrt()
     high = (0.5 + 0.5 * (1 + 4 * epsilon_high * inverse_q).sqrt()).clamp(max=max_ratio)
+    return low, high
+
+
+def fixed_bounds(
+    old_logprobs: Tensor, epsilon_low: float = 0.2, epsilon_high: float = 0.2, max_ratio: float = 10.0
+) -> tuple[Tensor, Tensor]:
+    """Return bounds that are the same for every token: 1 − ε_low and min(1 + ε_high, max_ratio).
+
+    PPO, arXiv 1707.06347, equation 7, as GRPO (arXiv 2402.03300) uses it; with ε_high > ε_low the clip-higher of DAPO
+    (arXiv 2503.14476, equation 10).
+
+    Args, returns and errors are those of clip_bounds.
+
+    Example: (0.2, 0.28) allows ratios 0.8 to 1.28.
+    """
+    _check_settings(epsilon_low, epsilon_high, max_ratio)
+    require_full_precision("old_logprobs", old_logprobs)
+    low = torch.full_like(old_logprobs, max(1 - epsilon_low, 0.0), requires_grad=False)
+    high = torch.full_like(old_logprobs, min(1 + epsilon_high, max_ratio), requires_grad=False)
     return low, high
 
 

@@ -1,5 +1,6 @@
 """The clipped policy loss, summed over weighted tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from dcpo_async.algorithm.clipping import clip_bounds, require_full_precision
 from dcpo_async.errors import AlgorithmError
+
+Bounds = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 MAX_LOG_RATIO = 20.0
 
@@ -63,6 +66,43 @@ def policy_loss(
 
     Example: q = 0.9, weight 1. A = 1 at ratio 1.1 costs −1.1; at 1.5 it costs −1.1872 and has no gradient.
     """
+    return clipped_loss(
+        policy_logprobs,
+        old_logprobs,
+        advantages,
+        token_weights,
+        bounds=lambda old: clip_bounds(old, epsilon_low, epsilon_high, max_ratio),
+        max_ratio=max_ratio,
+        importance_weights=importance_weights,
+    )
+
+
+def clipped_loss(
+    policy_logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    token_weights: Tensor,
+    *,
+    bounds: Bounds,
+    max_ratio: float,
+    importance_weights: Tensor | None = None,
+    sequences: Tensor | None = None,
+) -> PolicyLoss:
+    """Return the loss of policy_loss with any bounds, and with ratios of tokens or of whole sequences.
+
+    With `sequences`, the ratio of every token is that of its response, GSPO, arXiv 2507.18071, equation 7:
+        s = exp(mean over the response's tokens of log r)
+    and its gradient reaches all of them. The tokens of a response must then stand in one call.
+
+    Args:
+        policy_logprobs, old_logprobs, advantages, token_weights, importance_weights: as in policy_loss.
+        bounds: from old log-probs [tokens] to the lowest and highest ratio [tokens].
+        max_ratio: the dual clip's bound.
+        sequences: int64 [tokens], number of the response that each token belongs to; None for ratios of tokens.
+
+    Raises:
+        AlgorithmError: as policy_loss.
+    """
     constants = [old_logprobs, advantages, token_weights]
     if importance_weights is not None:
         constants.append(importance_weights)
@@ -79,8 +119,12 @@ def policy_loss(
     old_logprobs = torch.where(finite, old_logprobs, 0.0)
     scale = torch.where(finite, scale, 0.0)
 
-    low, high = clip_bounds(old_logprobs, epsilon_low, epsilon_high, max_ratio)
-    ratio = (policy_logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    low, high = bounds(old_logprobs)
+    log_ratios = policy_logprobs - old_logprobs
+    if sequences is not None:
+        require_flat(policy_logprobs, sequences)
+        log_ratios = sequence_means(log_ratios, sequences, finite)
+    ratio = log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     clipped_high = (advantages > 0) & (ratio > high)
     clipped_low = (advantages < 0) & (ratio < low)
     dual_clipped = (advantages < 0) & (ratio > max_ratio)
@@ -95,6 +139,22 @@ def policy_loss(
         dual_clipped=dual_clipped,
         nonfinite=~finite,
     )
+
+
+def sequence_means(values: Tensor, sequences: Tensor, counted: Tensor) -> Tensor:
+    """Return at each token the mean over its sequence's counted tokens, 0 where none counts.
+
+    Args:
+        values: [tokens]; the gradient goes through.
+        sequences: int64 [tokens], at least 0.
+        counted: bool [tokens].
+
+    Example: values (1, 3, 5) of the sequences (0, 0, 1), all counted, give (2, 2, 5).
+    """
+    num_sequences = int(sequences.max()) + 1 if len(sequences) else 0
+    sums = values.new_zeros(num_sequences).index_add(0, sequences, torch.where(counted, values, 0.0))
+    counts = values.new_zeros(num_sequences).index_add(0, sequences, counted.to(values.dtype))
+    return (sums / counts.clamp(min=1))[sequences]
 
 
 def require_flat(*tensors: Tensor) -> None:

@@ -33,3 +33,23 @@ def only_token_mean_weights(
         raise AlgorithmError(f"lengths {list(lengths)}: a response cannot have fewer than 0 tokens")
     denominator = num_groups * (group_size if scale == "mean" else 1)
     return [1 / (length * denominator) if length else 0.0 for length in lengths]
+
+
+def token_mean_weights(lengths: Sequence[int]) -> list[float]:
+    """Return, for each response, the weight of each of its tokens in the token-mean loss: 1 / all tokens of the step.
+
+    DAPO, arXiv 2503.14476, equation 8, over the batch instead of each group, as its released code has it: long
+    responses weigh more.
+
+    Args:
+        lengths: |o|, tokens of each response of the whole optimizer step.
+
+    Raises:
+        AlgorithmError: a negative length.
+
+    Example: lengths (2, 6) weigh (0.125, 0.125).
+    """
+    if any(length < 0 for length in lengths):
+        raise AlgorithmError(f"lengths {list(lengths)}: a response cannot have fewer than 0 tokens")
+    total = sum(lengths)
+    return [1 / total if length else 0.0 for length in lengths]
