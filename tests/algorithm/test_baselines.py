@@ -67,7 +67,7 @@ def test_grpos_loss_is_that_of_its_equation() -> None:
             ratio, advantage = math.exp(float((policy - old).detach()[t])), float(advantages[t])
             inner += min(ratio * advantage, clip(ratio, 0.8, 1.2) * advantage)
         expected -= inner / length / len(lengths)
-    assert float(out.loss) == pytest.approx(expected, abs=1e-12)
+    assert out.loss.item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_dapos_loss_is_the_mean_over_all_tokens_with_a_higher_upper_bound() -> None:
@@ -80,7 +80,7 @@ def test_dapos_loss_is_the_mean_over_all_tokens_with_a_higher_upper_bound() -> N
     expected = 0.0
     for ratio, advantage in zip((policy - old).detach().exp().tolist(), advantages.tolist(), strict=True):
         expected -= min(ratio * advantage, clip(ratio, 0.8, 1.28) * advantage) / sum(lengths)
-    assert float(out.loss) == pytest.approx(expected, abs=1e-12)
+    assert out.loss.item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_gspos_loss_and_gradient_are_those_of_its_equations() -> None:
@@ -106,7 +106,7 @@ def test_gspos_loss_and_gradient_are_those_of_its_equations() -> None:
         expected -= min(unclipped, clipped) / len(lengths)
         if unclipped <= clipped:
             expected_gradient[tokens] = -advantage * ratio / length / len(lengths)
-    assert float(out.loss) == pytest.approx(expected, abs=1e-12)
+    assert out.loss.item() == pytest.approx(expected, abs=1e-12)
     torch.testing.assert_close(gradient, expected_gradient)
     assert bool((gradient == 0).any())
     assert bool((gradient != 0).any())
