@@ -1,142 +1,241 @@
-"""Measures models on a problem set through an engine: one start-up, then weights are exchanged from model to model."""
+"""`dcpo eval`: measures models, or a running learner's weights, on problem sets."""
 
 import argparse
 import asyncio
 import logging
-import math
+import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
-from transformers import AutoTokenizer
+from rich.console import Console
+from rich.logging import RichHandler
 
-from actor.engine import Engine
-from actor.engines import add_engine_arguments, make_engine
-from dcpo_async.errors import DcpoError
-from dcpo_async.grading import GradingPool, Verdict
-from dcpo_async.metrics import write_json
-from dcpo_async.prompts import encode_prompts, load_problems
-from dcpo_async.records import Lease, Prompt, Response, Sampling
+from actor.engines import add_engine_arguments
+from actor.evaluator import Evaluator, Modes
+from actor.run_follower import RunFollower
+from dcpo_async.config import DataSettings, GradingSettings
+from dcpo_async.devices import checked_gpus, cuda_environment
+from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.evaluation.results import ResultsFolder
+from dcpo_async.metrics import MetricsWriter
+from dcpo_async.model_folder import model_folder
+from dcpo_async.prompts import PRESETS, LoadedProblems, load, problem_source
+from dcpo_async.protocol.security import check_address, load_client_keys
+from dcpo_async.records import Sampling
+from dcpo_async.weights.snapshot import model_digest
 
-log = logging.getLogger(__name__)
-
-GRADING_TIMEOUT_SECONDS = 5.0
+EXTRACTIONS = get_args(GradingSettings.model_fields["extraction"].annotation)
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; writes one JSON file with the figures of every model."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    """Entry point; exits 2 on bad input, 1 on a failure, 130 when interrupted: the same command goes on then."""
+    options, console = _parser().parse_args(argv), Console(stderr=True)
+    # Bars and lines of the log share the terminal.
+    handler = RichHandler(console=console, show_path=False) if console.is_terminal else None
+    form = "%(message)s" if handler else "%(asctime)s %(name)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", handlers=[handler] if handler else None)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        asyncio.run(_run(_parser().parse_args(argv)))
+        asyncio.run(_run(options, console))
     except DcpoError as error:
         print(f"dcpo eval: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("dcpo eval: interrupted; the same command goes on where it stood", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dcpo eval", description="Accuracy of models on a problem set.")
-    parser.add_argument("models", nargs="+", type=Path, help="Hugging Face folders of one architecture and tokenizer")
-    parser.add_argument("--problems", required=True, help=".jsonl or .parquet file, or dataset id")
-    parser.add_argument("--problem-field", default="problem")
-    parser.add_argument("--answer-field", default="answer")
-    parser.add_argument("--split", default="test", help="of a dataset id (default test)")
-    parser.add_argument("--subset", help="configuration of a dataset id")
-    parser.add_argument("--answer-pattern", help="regular expression with one group that finds the answer")
-    parser.add_argument("--extraction", choices=("boxed", "answer", "last_number"), default="boxed")
-    parser.add_argument("--system-prompt", help="system message of the chat template")
-    parser.add_argument("--limit", type=int, help="measure on the first so many problems")
-    parser.add_argument("--samples", type=int, default=1, help="responses for each problem (default 1)")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max-prompt-tokens", type=int, default=1024)
-    parser.add_argument("--max-response-tokens", type=int, default=3072)
-    parser.add_argument("--seed", type=int, default=0)
+    data, grading = DataSettings(), GradingSettings()
+    parser = argparse.ArgumentParser(
+        prog="dcpo eval",
+        description="Accuracy of models, or of a running learner's weights, on problem sets. The same command goes on "
+        "where an earlier one was ended.",
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="[NAME=]FOLDER or hub id")
+    parser.add_argument("--learner", help="instead of models: address of a running learner, whose weights are measured")
+    what = parser.add_argument_group("problems")
+    what.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="SET",
+        help=f"{', '.join(PRESETS)}; PRESET=FILE for a local copy; a .jsonl, .json or .parquet file; a hub id",
+    )
+    what.add_argument("--problem-field", help="of files and hub ids (default problem)")
+    what.add_argument("--answer-field", help="of files and hub ids (default answer)")
+    what.add_argument("--answer-pattern", help="regular expression with one group that finds the answer in its field")
+    what.add_argument("--split", help="of hub ids")
+    what.add_argument("--subset", help="configuration of a hub id")
+    what.add_argument("--limit", type=int, help="measure on the first so many problems of each set")
+    how = parser.add_argument_group("responses")
+    how.add_argument("--samples", type=int, default=32, help="n of Avg@n (default 32); 0 for greedy alone")
+    how.add_argument("--no-greedy", dest="greedy", action="store_false", help="leave out Avg@1")
+    how.add_argument("--temperature", type=float, default=1.0, help="of the samples; top-p is 1 (default 1)")
+    how.add_argument("--max-prompt-tokens", type=int, default=1024, help="longer prompts are left out (default 1024)")
+    how.add_argument("--max-response-tokens", type=int, default=3072, help="default 3072")
+    how.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
+    how.add_argument("--system-prompt", default=data.system_prompt, help="'' for none (default: that of training)")
+    how.add_argument("--prompt-template", default=data.prompt_template, help="{problem} stands for the problem")
+    how.add_argument("--extraction", choices=EXTRACTIONS, default=grading.extraction, help="default %(default)s")
+    where = parser.add_argument_group("engine")
+    where.add_argument("--gpus", help="GPUs that the engine spans, such as 0 or 0-3; without it the CPU")
+    where.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto is bfloat16 on GPUs"
+    )
+    where.add_argument("--in-flight", type=int, help="responses generated at once (default 256, on a CPU 32)")
     add_engine_arguments(parser)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    out = parser.add_argument_group("results")
+    out.add_argument("--out", type=Path, default=Path("runs/eval"), help="folder of the results (default runs/eval)")
+    out.add_argument("--overwrite", action="store_true", help="remove the results that are there")
+    run = parser.add_argument_group("with --learner")
+    run.add_argument("--every-steps", type=int, default=1, help="measure the first version on or after each multiple")
+    run.add_argument("--once", action="store_true", help="measure the newest version and end")
+    run.add_argument("--join-seconds", type=float, default=300.0, help="give up when no learner answers (default 300)")
+    run.add_argument("--keys", type=Path, help="folder of the CURVE keys that `dcpo keygen` made")
+    run.add_argument("--insecure", action="store_true", help="reach a learner off loopback without keys")
     return parser
 
 
-async def _run(options: argparse.Namespace) -> None:
-    problems = load_problems(
-        options.problems,
-        problem_field=options.problem_field,
-        answer_field=options.answer_field,
-        answer_pattern=options.answer_pattern,
-        split=options.split,
-        subset=options.subset,
+async def _run(options: argparse.Namespace, console: Console) -> None:
+    _check(options)
+    _take_gpus(options)
+    models = {} if options.learner else _models(options.models)
+    sets = _sets(options)
+    with ResultsFolder(options.out, _settings(options, sets), overwrite=options.overwrite) as results:
+        evaluator = Evaluator(options, _modes(options), sets, results, console)
+        try:
+            if options.learner:
+                await _measure_run(options, evaluator, results)
+            else:
+                await _measure_models(options, models, evaluator, results)
+        finally:
+            await evaluator.close()
+        print(evaluator.report(), end="")
+
+
+async def _measure_models(
+    options: argparse.Namespace, models: dict[str, Path], evaluator: Evaluator, results: ResultsFolder
+) -> None:
+    if options.dtype == "auto":
+        options.dtype = "bfloat16" if options.device == "gpu" else "float32"
+    digests = {f"model {name}": await asyncio.to_thread(model_digest, folder) for name, folder in models.items()}
+    results.add({"dtype": options.dtype, **digests})
+    for name, folder in models.items():
+        await evaluator.measure(name, folder)
+
+
+async def _measure_run(options: argparse.Namespace, evaluator: Evaluator, results: ResultsFolder) -> None:
+    """Measure the run's newest weights again and again, each version as a whole, until the run ends."""
+    keys = load_client_keys(options.keys) if options.keys else None
+    follower = RunFollower(
+        options.learner, keys, insecure=options.insecure, engine=options.engine, join_seconds=options.join_seconds
     )
-    encoded = encode_prompts(
-        problems.problems[: options.limit],
-        AutoTokenizer.from_pretrained(options.models[0]),
-        system_prompt=options.system_prompt,
-        template="{problem}",
-        max_prompt_tokens=options.max_prompt_tokens,
-    )
-    sampling = Sampling(options.samples, options.temperature, options.max_response_tokens, options.seed)
-    engine = make_engine(
-        options,
-        dtype="float32" if options.device == "cpu" else "bfloat16",
-        max_model_tokens=options.max_prompt_tokens + options.max_response_tokens,
-        max_responses=min(256, len(encoded.prompts) * options.samples),
-        kv_after_update="keep",
-    )
-    pool = GradingPool(1, GRADING_TIMEOUT_SECONDS, options.extraction)
-    results: dict[str, Any] = {}
+    metrics = MetricsWriter(options.out)
     try:
-        for version, folder in enumerate(options.models, start=1):
-            await (engine.start if version == 1 else engine.adopt)(folder, version)
-            started = time.monotonic()
-            results[str(folder)] = await measure(engine, pool, encoded.prompts, sampling)
-            log.info("%s: %s in %.1f s", folder, results[str(folder)], time.monotonic() - started)
+        async with follower:
+            welcome = await follower.joined()
+            if options.dtype == "auto":
+                options.dtype = welcome.dtype
+            results.add({"dtype": options.dtype, "run": follower.session.run_id})
+            step = 0
+            while (found := await follower.next_weights(from_step=step)) is not None:
+                folder, manifest = found
+                name = f"step-{manifest.step:08d}-v{manifest.weights_version}"
+                metrics.write(manifest.step, await evaluator.measure(name, folder, manifest))
+                if options.once:
+                    break
+                step = (manifest.step // options.every_steps + 1) * options.every_steps
     finally:
-        await engine.close()
-        pool.close()
-    write_json(options.out, results)
+        metrics.close()
 
 
-async def measure(engine: Engine, pool: GradingPool, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, float]:
-    """Mean accuracy over problems, each the mean over its samples.
-
-    Returns:
-        accuracy, its standard error over problems, mean response length in tokens, share truncated, and the shares
-        of problems with at least one and with only right answers.
-    """
-    graded = await asyncio.gather(
-        *(_answer(engine, pool, prompt, place, sampling) for place, prompt in enumerate(prompts))
-    )
-    by_problem = [fmean(verdict.correct for _, verdict in pairs) for pairs in graded]
-    responses = [response for pairs in graded for response, _ in pairs]
-    accuracy = fmean(by_problem)
-    variance = fmean((value - accuracy) ** 2 for value in by_problem)
-    return {
-        "accuracy": accuracy,
-        "standard_error": math.sqrt(variance / len(by_problem)),
-        "any_correct": fmean(value > 0 for value in by_problem),
-        "all_correct": fmean(value == 1 for value in by_problem),
-        "response_length": fmean(len(response.token_ids) for response in responses),
-        "truncated": fmean(response.finish_reason == "length" for response in responses),
-        "problems": float(len(by_problem)),
-    }
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what cannot be measured, before anything slow begins."""
+    if bool(options.models) == bool(options.learner):
+        raise ConfigError("name models to measure, or --learner ADDRESS for those of a running learner, one of the two")
+    if options.learner:
+        check_address(options.learner, has_keys=options.keys is not None, insecure=options.insecure)
+    for name in ("limit", "max_prompt_tokens", "max_response_tokens", "in_flight", "every_steps", "tensor_parallel"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+    if options.samples < 0 or (options.samples == 0 and not options.greedy):
+        raise ConfigError(f"--samples {options.samples}: it must be at least 1, or 0 for greedy responses alone")
+    if options.temperature <= 0:
+        raise ConfigError(
+            f"--temperature {options.temperature:g}: it must be above 0; greedy responses come by themselves"
+        )
 
 
-async def _answer(
-    engine: Engine, pool: GradingPool, prompt: Prompt, place: int, sampling: Sampling
-) -> list[tuple[Response, Verdict]]:
-    lease = Lease(
-        position=place,
-        attempt=1,
-        prompt_id=prompt.id,
-        visit=1,
-        min_version=0,
-        prompt_token_ids=np.asarray(prompt.token_ids, dtype=np.int32),
-        answer=prompt.answer,
-    )
-    responses = await engine.generate(lease, sampling)
-    verdicts = await pool.grade_many([response.text for response in responses], prompt.answer)
-    return list(zip(responses, verdicts, strict=True))
+def _take_gpus(options: argparse.Namespace) -> None:
+    """Show the engine the GPUs that it may use, all of which it spans."""
+    if options.gpus is not None:
+        gpus = checked_gpus(options.gpus)
+        if options.tensor_parallel not in (1, len(gpus)):
+            raise ConfigError(
+                f"--tensor-parallel {options.tensor_parallel} with --gpus {options.gpus}: one engine spans all"
+            )
+        options.device, options.tensor_parallel = "gpu", len(gpus)
+        os.environ.update(cuda_environment(gpus))
+    elif options.tensor_parallel > 1:
+        raise ConfigError(f"--tensor-parallel {options.tensor_parallel} needs --gpus")
+    if options.in_flight is None:
+        options.in_flight = 256 if options.device == "gpu" else 32
+
+
+def _models(words: Sequence[str]) -> dict[str, Path]:
+    """Folder by name; a model without a name is called by the last part of its path."""
+    models: dict[str, Path] = {}
+    for word in words:
+        name, equals, location = word.rpartition("=")
+        folder = model_folder(location, "model")
+        name = name if equals else Path(location).resolve().name
+        if not name or "/" in name or name.startswith("."):
+            raise ConfigError(f"model {word}: {name!r} cannot name a folder; write NAME=FOLDER")
+        if name in models:
+            raise ConfigError(f"two models are called {name}; write NAME=FOLDER to tell them apart")
+        models[name] = folder
+    return models
+
+
+def _sets(options: argparse.Namespace) -> dict[str, LoadedProblems]:
+    """Problems by the name of their set."""
+    sets: dict[str, LoadedProblems] = {}
+    for word in options.data:
+        source = problem_source(
+            word,
+            problem_field=options.problem_field,
+            answer_field=options.answer_field,
+            answer_pattern=options.answer_pattern,
+            split=options.split,
+            subset=options.subset,
+        )
+        name = Path(source.name).name
+        if name in sets:
+            raise ConfigError(f"two problem sets are called {name}; give each its own --out, or rename a file")
+        sets[name] = load(source)
+    return sets
+
+
+def _modes(options: argparse.Namespace) -> Modes:
+    modes: Modes = {}
+    if options.greedy:
+        modes["greedy"] = Sampling(1, 0.0, options.max_response_tokens, options.seed)
+    if options.samples:
+        modes["sampled"] = Sampling(options.samples, options.temperature, options.max_response_tokens, options.seed)
+    return modes
+
+
+def _settings(options: argparse.Namespace, sets: dict[str, LoadedProblems]) -> dict[str, Any]:
+    """What shapes every result; how many problems are measured does not."""
+    sampling = ("engine", "greedy", "samples", "temperature", "max_prompt_tokens", "max_response_tokens", "seed")
+    texts = ("system_prompt", "prompt_template", "extraction")
+    settings = {name: getattr(options, name) for name in (*sampling, *texts)}
+    return settings | {"top_p": 1.0} | {f"set {name}": problems.digest for name, problems in sets.items()}
 
 
 if __name__ == "__main__":

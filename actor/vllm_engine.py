@@ -46,6 +46,8 @@ FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "len
 class VllmEngine:
     """Samples groups by temperature alone and returns the log-probs of the distribution that was sampled from.
 
+    Temperature 0 takes the likeliest token each time, for groups of one; log-probs are then those at temperature 1.
+
     Each response draws from a seed of its own, a pure function of run seed, prompt, visit and its number in the group
     (see `group_seed`). A visit that is answered anew by the same weights therefore meets the same noise, and differs
     only where the rounding of logits, which depends on what else is in the batch, decides between two tokens.

@@ -111,6 +111,11 @@ class WeightPuller:
                         break
             return folder, manifest
 
+    async def newest(self) -> Manifest:
+        """The manifest of the newest version; raises as `fetch` does."""
+        async with self._one_at_a_time:
+            return await self._ask_for_manifest(0)
+
     def prune(self, keep: Collection[int]) -> list[int]:
         """Let go of all versions but these, and remove those that no process of this machine uses.
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actor.engines import add_engine_arguments, make_engine
-from dcpo_async.prompts import encode_prompts, load_problems
+from dcpo_async.prompts import encode_prompts, load, problem_source
 from dcpo_async.records import Lease, Response, Sampling, TrainingSample
 from learner.logprobs import PolicyModel
 from learner.packing import pack
@@ -38,7 +38,7 @@ def main() -> None:
 
 async def generate(options: argparse.Namespace) -> tuple[list[Lease], list[tuple[Response, ...]]]:
     """Groups of responses of one weights version."""
-    problems = load_problems(options.problems).problems[: options.limit]
+    problems = load(problem_source(options.problems)).problems[: options.limit]
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     prompts = encode_prompts(problems, tokenizer, None, "{problem}", 512).prompts
     leases = [

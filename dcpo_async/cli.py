@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -41,8 +41,21 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--warm-up-steps", type=int, default=250, help="steps of the supervised warm-up (default 250)")
     demo.set_defaults(command=_demo)
 
-    evaluate = commands.add_parser("eval", help="accuracy of models on a problem set", add_help=False)
+    evaluate = commands.add_parser("eval", help="accuracy of models or of a run on problem sets", add_help=False)
     evaluate.set_defaults(command=_eval)
+
+    data = commands.add_parser("data", help="look at problem sets").add_subparsers(required=True, metavar="COMMAND")
+    check = data.add_parser(
+        "check",
+        help="find the problems of evaluation sets in a training set; exits 1 where there are any",
+        epilog="A set is a preset's name, NAME=FILE for a local copy of one, a file, or the id of a hub data set.",
+    )
+    check.add_argument("train")
+    check.add_argument("evaluation", nargs="+")
+    form = check.add_mutually_exclusive_group()
+    form.add_argument("--list", action="store_true", help="also print every pair of problems")
+    form.add_argument("--json", action="store_true", help="print counts and pairs as JSON instead")
+    check.set_defaults(command=_data_check)
 
     keygen = commands.add_parser("keygen", help="make the keys for learner and actors on several machines")
     keygen.add_argument("folder", type=Path)
@@ -52,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("run", type=Path, help="run folder")
     status.add_argument("--json", action="store_true", help="as the learner wrote it")
     status.set_defaults(command=_status)
+
+    show = commands.add_parser("show", help="read what a run's model writes, and what it got for it", add_help=False)
+    show.set_defaults(command=_show)
 
     convert = commands.add_parser("convert", help="make a Hugging Face folder of a GGUF file")
     convert.add_argument("gguf", type=Path)
@@ -76,8 +92,24 @@ def _demo(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _eval(options: argparse.Namespace, rest: list[str]) -> int:
-    # A process of its own: this package does not import the actor's.
-    return subprocess.run([sys.executable, "-m", "actor.evaluate", *rest], check=False).returncode
+    # In place of this process, since this package does not import the actor's.
+    os.execv(sys.executable, [sys.executable, "-m", "actor.evaluate", *rest])
+
+
+def _data_check(options: argparse.Namespace, rest: list[str]) -> int:
+    from rich.console import Console
+
+    from dcpo_async.prompts.check import as_json, compare, print_pairs, print_table
+
+    _refuse(rest)
+    comparisons = compare(options.train, options.evaluation)
+    if options.json:
+        print(as_json(comparisons))
+    else:
+        print_table(comparisons, Console())
+    if options.list:
+        print_pairs(comparisons, Console(soft_wrap=True))
+    return 1 if any(one.overlaps for one in comparisons) else 0
 
 
 def _keygen(options: argparse.Namespace, rest: list[str]) -> int:
@@ -104,6 +136,11 @@ def _status(options: argparse.Namespace, rest: list[str]) -> int:
     else:
         Console().print(run_table(str(status["run_id"]), options.run))
     return 0
+
+
+def _show(options: argparse.Namespace, rest: list[str]) -> int:
+    # In place of this process, since this package does not import the learner's.
+    os.execv(sys.executable, [sys.executable, "-m", "learner.show", *rest])
 
 
 def _convert(options: argparse.Namespace, rest: list[str]) -> int:

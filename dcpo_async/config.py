@@ -42,18 +42,27 @@ class ModelSettings(Section):
 class DataSettings(Section):
     """Where problems come from and how they become prompts."""
 
-    source: str = "BytedTsinghua-SIA/DAPO-Math-17k"
-    """A .jsonl or .parquet file, or a Hugging Face dataset id."""
-    split: str = "train"
-    """Split of a Hugging Face dataset; files have none."""
+    source: str = "dapo-math-17k"
+    """A preset's name, NAME=FILE for a local copy of one, a .jsonl or .parquet file, or a Hugging Face dataset id."""
+    split: str | None = None
+    """Split of a Hugging Face dataset; none is the preset's, or train."""
     subset: str | None = None
-    """Configuration of a Hugging Face dataset, such as 'main' of openai/gsm8k."""
-    problem_field: str = "prompt.0.content"
-    """Field that holds the problem; dots reach into nested fields."""
-    answer_field: str = "reward_model.ground_truth"
-    """Field that holds the reference answer; dots reach into nested fields."""
+    """Configuration of a Hugging Face dataset, such as 'main' of openai/gsm8k; none is the preset's."""
+    problem_field: str | None = None
+    """Field that holds the problem, dots reach into nested fields; none is the preset's, or problem."""
+    answer_field: str | None = None
+    """Field that holds the reference answer, dots reach into nested fields; none is the preset's, or answer."""
     answer_pattern: str | None = None
-    """Regular expression with one group that takes the answer out of a longer solution, such as '#### (.+)'."""
+    """Regular expression with one group that takes the answer out of a longer solution, such as '#### (.+)', or boxed
+    for what the last \\boxed{} holds; none is the preset's."""
+    language: Literal["any", "en", "zh"] = "any"
+    """zh keeps the problems with a Chinese character, en those without one."""
+    levels: tuple[int, ...] = ()
+    """Keeps the problems of these levels, in sources that have levels (math); empty keeps all."""
+    evaluation: tuple[str, ...] = ()
+    """Sets that will measure the model, named as source is: no training prompt should stand in one of them."""
+    contamination: Literal["refuse", "drop", "allow"] = "refuse"
+    """What becomes of prompts that stand in an evaluation set, word for word or nearly; refuse does not start."""
     system_prompt: str = "Please reason step by step, and put your final answer within \\boxed{}."
     """System message of the chat template; empty for none."""
     prompt_template: str = "{problem}"
@@ -87,12 +96,20 @@ class GradingSettings(Section):
 
 
 class AlgorithmSettings(Section):
-    """DCPO (arXiv 2509.02333)."""
+    """DCPO (arXiv 2509.02333); GRPO, DAPO and GSPO are other choices of the same parts."""
 
+    advantage: Literal["smooth", "group"] = "smooth"
+    """Rewards are judged against all visits of the prompt (smooth), or against those of their own group alone."""
+    clip: Literal["dynamic", "fixed"] = "dynamic"
+    """Clip bounds widen as the old probability falls (dynamic), or are 1 - ε_low and 1 + ε_high for every token."""
+    ratio: Literal["token", "sequence"] = "token"
+    """The ratio is each token's own, or that of its whole response (GSPO), which needs clip = fixed."""
+    loss_mean: Literal["response", "token"] = "response"
+    """The loss is averaged over each response's own tokens first, or over all tokens of the step at once (DAPO)."""
     epsilon_low: Annotated[float, Field(gt=0)] = 0.16
-    """ε_low of the dynamic lower clip bound."""
+    """ε_low of the lower clip bound."""
     epsilon_high: Annotated[float, Field(gt=0)] = 0.20
-    """ε_high of the dynamic upper clip bound."""
+    """ε_high of the upper clip bound."""
     max_ratio: Annotated[float, Field(gt=1)] = 10.0
     """r_max: cap of the upper bound, and of the loss where the advantage is negative."""
     ddof: Annotated[int, Field(ge=0, le=1)] = 1
@@ -105,6 +122,10 @@ class AlgorithmSettings(Section):
     """Which log-probs anchor ratio and clip bounds: the engine's, or the learner's at the start of the batch."""
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
     """C, truncation of π_old/π_behavior; speaks only with old = proximal."""
+    dynamic_sampling: bool = False
+    """Groups without a non-zero advantage are discarded, and other visits take their place in the batch (DAPO)."""
+    overlong_buffer_tokens: Annotated[int, Field(ge=0)] = 0
+    """A response loses reward, up to 1, over the last so many tokens before max_response_tokens (DAPO); 0 for none."""
     mask_truncated: bool = False
     """Give responses that were cut at max_response_tokens no weight in the loss."""
     zero_advantages: bool = False
@@ -247,6 +268,15 @@ class RunConfig(BaseSettings):
                 "algorithm.old = proximal needs algorithm.updates_per_batch > 1: "
                 "with 1 the ratio is 1 and nothing clips"
             )
+        if self.algorithm.ratio == "sequence" and self.algorithm.clip == "dynamic":
+            yield (
+                "algorithm.ratio = sequence needs algorithm.clip = fixed: "
+                "dynamic bounds are those of a token's own probability"
+            )
+        if self.algorithm.overlong_buffer_tokens > self.sampling.max_response_tokens:
+            yield "algorithm.overlong_buffer_tokens must be at most sampling.max_response_tokens"
+        if self.algorithm.loss_mean == "token" and self.algorithm.otm_scale == "sum":
+            yield "algorithm.otm_scale = sum speaks of responses; with algorithm.loss_mean = token set it to mean"
         if network.listen.startswith("ipc:") or network.listen.endswith(":65535"):
             yield (
                 f"network.listen {network.listen} must be tcp://HOST:PORT with a port below 65535: "

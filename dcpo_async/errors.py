@@ -45,6 +45,10 @@ class StoreError(ConfigError):
     """The ledger on disk is in use, of another run, damaged, or cannot be written; starting again does not help."""
 
 
+class ReleasedError(StoreError):
+    """The arrays of a group were deleted, since every retained checkpoint contains it; its rows stand."""
+
+
 class TrainerError(DcpoError):
     """A trainer rank failed or fell behind its deadline."""
 

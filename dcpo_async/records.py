@@ -28,11 +28,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the responses of training are sampled: by temperature alone, so that both sides know the distribution.
+    """How responses are sampled: by temperature alone, so that both sides of a training know the distribution.
 
     Attributes:
         group_size: G, the number of responses for each prompt visit.
-        temperature: above 0; the learner divides its logits by it too.
+        temperature: above 0 in training, where the learner divides its logits by it too; 0 is greedy, with G = 1.
         max_response_tokens: a response that reaches it is finished by "length".
         seed: run seed; an engine derives each response's own seed from it, prompt, visit and response number.
     """

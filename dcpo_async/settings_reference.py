@@ -60,7 +60,8 @@ def _type(field: Schema) -> str:
         case "object":
             return "table"
         case "array":
-            return f"list of {' and '.join(map(_type, field['prefixItems']))}"
+            # A tuple of fixed length names each of its items, one of any length their common type.
+            return f"list of {' and '.join(map(_type, field.get('prefixItems') or [field['items']]))}"
         case "string" if field.get("format") == "path":
             return "path"
         case plain:

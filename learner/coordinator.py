@@ -56,10 +56,11 @@ LEASES_AT_ONCE = 64
 
 @dataclass(slots=True)
 class Session:
-    """An actor that is connected.
+    """An actor or evaluator that is connected.
 
     Attributes:
         liveness: whether it counts as alive.
+        role: as it said in its hello.
         credit: leases it still has room for.
         tokens_generated: response tokens by its own count; None until its first heartbeat.
     """
@@ -67,6 +68,7 @@ class Session:
     liveness: CoordinatorSession
     host: str = ""
     engine: str = ""
+    role: str = "actor"
     credit: int = 0
     weights_version: int = 0
     tokens_generated: int | None = None
@@ -238,10 +240,10 @@ class Coordinator:
                 self._send(self._actors, peer, Reject(reason="invalid", detail=detail))
 
     def _join(self, peer: bytes, session: Session, hello: Hello, now: float) -> None:
-        session.host, session.engine, session.credit = hello.host, hello.engine, 0
+        session.host, session.engine, session.role, session.credit = hello.host, hello.engine, hello.role, 0
         self.sessions[peer] = session
         self.intake.reclaim(peer, hello.held, now)
-        log.info("actor %s joined from %s with %s", _name(peer), hello.host, hello.engine)
+        log.info("%s %s joined from %s with %s", hello.role, _name(peer), hello.host, hello.engine)
         config = self.config
         welcome = Welcome(
             weights_port=self.weights_port,
@@ -405,7 +407,7 @@ class Coordinator:
     def actor_metrics(self) -> dict[str, float]:
         """Actors connected, and the response tokens they generate in a second."""
         return {
-            "actors": float(len(self.sessions)),
+            "actors": float(sum(session.role == "actor" for session in self.sessions.values())),
             "actor_tokens_per_second": self._rate.per_second(self._clock()),
         }
 
@@ -447,6 +449,12 @@ class Coordinator:
                         "heard_seconds_ago": round(now - session.liveness.heard_at, 1),
                     }
                     for peer, session in self.sessions.items()
+                    if session.role == "actor"
+                ],
+                "evaluators_connected": [
+                    {"session": _name(peer), "host": session.host, "weights_version": session.weights_version}
+                    for peer, session in self.sessions.items()
+                    if session.role == "evaluator"
                 ],
             },
         )

@@ -10,19 +10,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dcpo_async.algorithm import smooth_advantages
+from dcpo_async.algorithm import ADVANTAGES, overlong_penalty
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, StoreError
 from dcpo_async.prompts.order import PromptOrder
-from dcpo_async.protocol.codec import decode, encode
-from dcpo_async.protocol.conversion import check_group, group_from_message
+from dcpo_async.protocol.codec import encode
+from dcpo_async.protocol.conversion import check_group
 from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage, LeaseName
 from dcpo_async.records import Lease, Prompt
 from learner.batches import next_batch, too_old
 from learner.leases import LeaseTable, Slot, SlotState
-from learner.samples import StepGroup
+from learner.samples import StepGroup, group_of
 from learner.staleness import StalenessGate
-from learner.store import Store, StoredGroup, VisitRow
+from learner.store import Store
+from learner.store_reader import StoredGroup, VisitRow
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Intake:
         store.expect_meta(
             "updates_per_batch", str(updates), "its batches begin at other steps; choose another --folder"
         )
+        store.write_prompts(prompts)
         self.gate = StalenessGate(config.lag.max_lag, config.training.groups_per_step, updates)
         self._vocab_size = vocab_size
         self._index_of = {prompt.id: index for index, prompt in enumerate(prompts)}
@@ -255,7 +257,7 @@ class Intake:
         visit = self.store.visit(message.position)
         if visit is None:
             return "invalid"
-        is_counted = visit.state in ("accepted", "too_old") and visit.attempt == message.attempt
+        is_counted = visit.state in ("accepted", "too_old", "discarded") and visit.attempt == message.attempt
         return "duplicate" if is_counted else "superseded"
 
     def _fault(self, message: GroupMessage, arrays: Mapping[str, NDArray[Any]]) -> str | None:
@@ -277,15 +279,30 @@ class Intake:
         assert slot is not None
         prompt_id = self.prompts[slot.prompt_index].id
         stats = self.store.reward_stats(prompt_id)
-        advantages, stats = smooth_advantages(message.rewards, stats, self.config.algorithm.ddof)
+        algorithm = self.config.algorithm
+        rewards = self._shaped_rewards(message)
+        advantages, stats = ADVANTAGES[algorithm.advantage](rewards, stats, algorithm.ddof)
         steps = [self.version_steps[version] for spans in message.segments for version, _ in spans]
         weights_step = min(steps, default=slot.weights_step)
         frames = tuple(bytes(frame) for frame in encode(envelope))
-        group = StoredGroup(message.position, frames, tuple(message.rewards), tuple(advantages))
+        group = StoredGroup(message.position, frames, tuple(rewards), tuple(advantages))
         self.store.accept(group, prompt_id, stats, weights_step)
         self.table.accept(message.position, weights_step)
         self.counts["responses"] += len(message.rewards)
         self.counts["response_tokens"] += sum(message.lengths)
+        if algorithm.dynamic_sampling and not any(advantages):
+            # Other visits take its place in the batch, and the prompt returns at its next regular one.
+            self.store.write_untrained([message.position], "discarded")
+            self.table.remove([message.position])
+            self.counts["groups_discarded"] += 1
+
+    def _shaped_rewards(self, message: GroupMessage) -> list[float]:
+        """Rewards less what overlong responses cost."""
+        buffer, limit = self.config.algorithm.overlong_buffer_tokens, self.config.sampling.max_response_tokens
+        return [
+            reward - overlong_penalty(length, limit, buffer)
+            for reward, length in zip(message.rewards, message.lengths, strict=True)
+        ]
 
     # ---- batches
 
@@ -300,7 +317,7 @@ class Intake:
             )
         stale = too_old(self.table.open_slots, step, self.gate)
         if stale:
-            self.store.write_too_old(stale)
+            self.store.write_untrained(stale, "too_old")
             self.table.remove(stale)
             self.counts["groups_too_old"] += len(stale)
             log.warning("%d groups lag too far behind and will not train; their statistics stand", len(stale))
@@ -320,9 +337,7 @@ class Intake:
     def _step_group(self, position: int) -> StepGroup:
         stored, visit = self.store.read_group(position), self.store.visit(position)
         assert visit is not None
-        envelope = decode(stored.frames, max_message_bytes=sum(map(len, stored.frames)))
-        assert isinstance(envelope.message, GroupMessage)
-        group = group_from_message(envelope.message, envelope.arrays)
+        group = group_of(stored)
         prompt = self.prompts[self._index_of[visit.prompt_id]]
         return StepGroup(
             group=group,

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING
 from dcpo_async.config import ModelSettings, RunConfig, load_config
 from dcpo_async.devices import checked_gpus, cuda_environment
 from dcpo_async.errors import ConfigError, DcpoError, TrainerError, WeightsError
+from dcpo_async.model_folder import load_tokenizer, model_folder
 from dcpo_async.processes import kill_group, last_lines, module_argv, spawn, stop
-from dcpo_async.prompts import LoadedProblems, encode_prompts, load_problems
+from dcpo_async.prompts import LoadedProblems, encode_prompts
 from dcpo_async.protocol.channel import RouterChannel
 from dcpo_async.protocol.security import load_server_keys
+from learner.problems import training_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,14 +114,7 @@ def _lacks_value(word: str) -> bool:
 
 async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace) -> None:
     config = config.model_copy(update={"model": _resolved_model(config.model, devices)})
-    problems = load_problems(
-        config.data.source,
-        problem_field=config.data.problem_field,
-        answer_field=config.data.answer_field,
-        answer_pattern=config.data.answer_pattern,
-        split=config.data.split,
-        subset=config.data.subset,
-    )
+    problems = training_problems(config.data)
     keys = load_server_keys(options.keys) if options.keys else None
     limit = config.network.max_message_bytes
     actors = RouterChannel(config.network.listen, limit, curve=keys, insecure=options.insecure)
@@ -147,7 +142,7 @@ def _make_coordinator(
     from learner.intake import Intake
     from learner.store import Store
 
-    tokenizer = _load_tokenizer(config.model.path)
+    tokenizer = load_tokenizer(Path(config.model.path), "model.path")
     encoded = encode_prompts(
         problems.problems,
         tokenizer,
@@ -155,14 +150,9 @@ def _make_coordinator(
         template=config.data.prompt_template,
         max_prompt_tokens=config.data.max_prompt_tokens,
     )
-    log.info(
-        "%d prompts; left out: %d without an answer, %d longer than %d tokens, %d twice",
-        len(encoded.prompts),
-        problems.num_without_answer,
-        encoded.num_too_long,
-        config.data.max_prompt_tokens,
-        encoded.num_duplicates,
-    )
+    left_out = {**problems.left_out, "too long": encoded.num_too_long}
+    reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items() if count)
+    log.info("%d prompts from %d rows; left out: %s", len(encoded.prompts), problems.num_rows, reasons or "none")
     config.folder.mkdir(parents=True, exist_ok=True)
     store = Store(config.folder / "ledger")
     run_id = _identify(store, config, encoded.digest)
@@ -171,6 +161,8 @@ def _make_coordinator(
         config, run_id, intake, actors, trainer, weights_port=actors.port + 1, dtype=config.model.dtype
     )
     (config.folder / "config.json").write_text(config.model_dump_json(indent=2))
+    counts = {"rows": problems.num_rows, "prompts": len(encoded.prompts), "left_out": left_out}
+    (config.folder / "data.json").write_text(json.dumps(counts, indent=2))
     return coordinator
 
 
@@ -194,45 +186,14 @@ def _is_finished(store: "Store", config: RunConfig) -> bool:
 def _resolved_model(model: ModelSettings, devices: Devices) -> ModelSettings:
     """The model as a local folder, with its type decided."""
     dtype = devices.dtype if model.dtype == "auto" else model.dtype
-    folder = Path(model.path)
-    if not folder.is_dir():
-        folder = _download(model.path)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"model.path {model.path}: no config.json in it; it must be a Hugging Face model folder")
+    folder = model_folder(model.path, "model.path")
     return model.model_copy(update={"path": str(folder), "dtype": dtype})
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    advice = "name an existing folder, or a hub id such as Qwen/Qwen2.5-Math-7B while the hub can be reached"
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ConfigError(f"model.path {name}: no such folder; {advice}")
-    try:
-        return Path(snapshot_download(name))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"model.path {name}: no such folder, and not to be had from the hub ({reason}); {advice}"
-        ) from None
 
 
 def _vocab_size(folder: str, tokenizer: "PreTrainedTokenizerBase") -> int:
     """Token ids that an engine can sample: embeddings are often padded beyond the tokenizer's vocabulary."""
     padded = json.loads((Path(folder) / "config.json").read_text()).get("vocab_size", 0)
     return max(int(padded), len(tokenizer))
-
-
-def _load_tokenizer(folder: str) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"model.path {folder}: no tokenizer can be loaded from it ({reason})") from None
-    return tokenizer
 
 
 class Launcher:

@@ -7,10 +7,13 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from dcpo_async.algorithm import only_token_mean_weights, rur
+from dcpo_async.algorithm import only_token_mean_weights, rur, token_mean_weights
 from dcpo_async.config import RunConfig
-from dcpo_async.protocol.messages import ShardMessage, concatenated
-from dcpo_async.records import Group, TrainingSample, VersionSegment
+from dcpo_async.protocol.codec import decode
+from dcpo_async.protocol.conversion import group_from_message
+from dcpo_async.protocol.messages import GroupMessage, ShardMessage, concatenated
+from dcpo_async.records import Group, Response, TrainingSample, VersionSegment
+from learner.store_reader import StoredGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,13 @@ class StepGroup:
     advantages: tuple[float, ...]
     visit: int
     old_logprobs: tuple[NDArray[np.float32] | None, ...]
+
+
+def group_of(stored: StoredGroup) -> Group:
+    """A stored group as a record; its arrays are views of the frames."""
+    envelope = decode(stored.frames, max_message_bytes=sum(map(len, stored.frames)))
+    assert isinstance(envelope.message, GroupMessage)
+    return group_from_message(envelope.message, envelope.arrays)
 
 
 def token_lags(segments: Sequence[VersionSegment], step: int, version_steps: Mapping[int, int]) -> NDArray[np.int32]:
@@ -41,29 +51,32 @@ def step_samples(
     Denominators come from the whole step, so that neither sharding nor packing can change the loss.
     """
     algorithm = config.algorithm
-    samples: list[TrainingSample] = []
-    for entry in groups:
-        responses = entry.group.responses
-        lengths = [
-            0 if algorithm.mask_truncated and response.finish_reason == "length" else len(response.token_ids)
-            for response in responses
-        ]
-        weights = only_token_mean_weights(lengths, len(responses), len(groups), algorithm.otm_scale)
-        for index, (response, weight) in enumerate(zip(responses, weights, strict=True)):
-            samples.append(
-                TrainingSample(
-                    position=entry.group.position,
-                    index=index,
-                    prompt_token_ids=entry.prompt_token_ids,
-                    token_ids=response.token_ids,
-                    behavior_logprobs=response.behavior_logprobs,
-                    old_logprobs=_old_logprobs(entry, index, config),
-                    token_lags=token_lags(response.segments, step, version_steps),
-                    advantage=0.0 if algorithm.zero_advantages else entry.advantages[index],
-                    token_weight=weight,
-                )
-            )
-    return samples
+    answered = [(entry, index) for entry in groups for index in range(len(entry.group.responses))]
+    lengths = [_trained_length(entry.group.responses[index], config) for entry, index in answered]
+    weights = (
+        token_mean_weights(lengths)
+        if algorithm.loss_mean == "token"
+        else only_token_mean_weights(lengths, config.sampling.group_size, len(groups), algorithm.otm_scale)
+    )
+    return [
+        TrainingSample(
+            position=entry.group.position,
+            index=index,
+            prompt_token_ids=entry.prompt_token_ids,
+            token_ids=entry.group.responses[index].token_ids,
+            behavior_logprobs=entry.group.responses[index].behavior_logprobs,
+            old_logprobs=_old_logprobs(entry, index, config),
+            token_lags=token_lags(entry.group.responses[index].segments, step, version_steps),
+            advantage=0.0 if algorithm.zero_advantages else entry.advantages[index],
+            token_weight=weight,
+        )
+        for (entry, index), weight in zip(answered, weights, strict=True)
+    ]
+
+
+def _trained_length(response: Response, config: RunConfig) -> int:
+    is_masked = config.algorithm.mask_truncated and response.finish_reason == "length"
+    return 0 if is_masked else len(response.token_ids)
 
 
 def _old_logprobs(entry: StepGroup, index: int, config: RunConfig) -> NDArray[np.float32]:

@@ -7,23 +7,27 @@ that point to them, and SQLite runs with synchronous=FULL.
 import contextlib
 import os
 import sqlite3
-import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import xxhash
 
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.errors import StoreError
+from dcpo_async.records import Prompt
+from learner.store_reader import FRAME_LENGTH, RECORD_HEAD, StoredGroup, StoreReader
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS prompts (
+    prompt_id TEXT PRIMARY KEY, problem TEXT NOT NULL, answer TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS visits (
     position INTEGER PRIMARY KEY, prompt_id TEXT NOT NULL, visit INTEGER NOT NULL,
     attempt INTEGER NOT NULL, failures INTEGER NOT NULL DEFAULT 0,
     weights_step INTEGER NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('leased', 'accepted', 'too_old', 'quarantined'))
+    state TEXT NOT NULL CHECK (state IN ('leased', 'accepted', 'too_old', 'discarded', 'quarantined'))
 );
 CREATE TABLE IF NOT EXISTS groups (
     position INTEGER PRIMARY KEY REFERENCES visits(position), segment INTEGER NOT NULL,
@@ -50,43 +54,13 @@ CREATE TABLE IF NOT EXISTS old_logprobs (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS old_logprobs_by_segment ON old_logprobs (segment);
 """
+LEDGER_NAME = "ledger.sqlite"
 SEGMENT_BYTES = 256 << 20
 LOCK_SECONDS = 1.0
 """How long to wait for a learner that is just ending."""
-_RECORD_HEAD = struct.Struct("<I")
-_FRAME_LENGTH = struct.Struct("<Q")
 
 
-@dataclass(frozen=True, slots=True)
-class VisitRow:
-    """A visit as the ledger has it; `step` is None until a committed batch contains it."""
-
-    position: int
-    prompt_id: str
-    visit: int
-    attempt: int
-    failures: int
-    weights_step: int
-    state: str
-    step: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredGroup:
-    """A group's frames as they came over the wire, with what the ledger made of them.
-
-    Attributes:
-        frames: header and arrays, in the encoding of `dcpo_async.protocol.codec`.
-        rewards, advantages: one for each response.
-    """
-
-    position: int
-    frames: tuple[bytes, ...]
-    rewards: tuple[float, ...]
-    advantages: tuple[float, ...]
-
-
-class Store:
+class Store(StoreReader):
     """Opens or creates the ledger in a folder.
 
     Raises:
@@ -100,12 +74,10 @@ class Store:
             folder: made if it is missing.
             segment_bytes: a segment file that has grown beyond this is followed by the next one.
         """
-        self.folder, self._segment_bytes = folder, segment_bytes
-        self._segments = folder / "segments"
-        self._path = folder / "ledger.sqlite"
+        self._path, self._segment_bytes = folder / LEDGER_NAME, segment_bytes
         with self._translated():
-            self._segments.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self._path, timeout=LOCK_SECONDS, isolation_level=None)
+            (folder / "segments").mkdir(parents=True, exist_ok=True)
+            super().__init__(folder, sqlite3.connect(self._path, timeout=LOCK_SECONDS, isolation_level=None))
             # Before anything is read: the lock is taken with the first access, and kept.
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -162,11 +134,6 @@ class Store:
 
     # ---- what kind of run this is
 
-    def meta(self, key: str) -> str | None:
-        """A word about the run, such as its id; None when it was never set."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
-
     def set_meta(self, key: str, value: str) -> None:
         """Set a word about the run."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
@@ -179,7 +146,14 @@ class Store:
         elif found != value:
             raise StoreError(f"{self.folder}: the run in this folder has {key} {found}, now it is {value}; {advice}")
 
-    # ---- visits
+    # ---- prompts and visits
+
+    def write_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Keep what the prompts say, for people who read the ledger; those that are there stay as they are."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO prompts VALUES (?, ?, ?)",
+            ((prompt.id, prompt.problem, prompt.answer) for prompt in prompts),
+        )
 
     def write_lease(self, position: int, prompt_id: str, visit: int, attempt: int, weights_step: int) -> None:
         """A lease goes out: for the first time, or again under a new fencing token."""
@@ -202,37 +176,11 @@ class Store:
             (position, prompt_id, visit),
         )
 
-    def write_too_old(self, positions: Iterable[int]) -> None:
-        """Groups that will not train; their statistics stand."""
+    def write_untrained(self, positions: Iterable[int], state: Literal["too_old", "discarded"]) -> None:
+        """Note that accepted groups will never train; their statistics stand."""
         self._db.executemany(
-            "UPDATE visits SET state = 'too_old' WHERE position = ?", [(position,) for position in positions]
+            "UPDATE visits SET state = ? WHERE position = ?", [(state, position) for position in positions]
         )
-
-    def visits(self, where: str = "1", *values: object) -> list[VisitRow]:
-        """Visits in lease order; `where` is SQL over the columns v.* and s.step, with a `?` for each value."""
-        rows = self._db.execute(
-            "SELECT v.position, prompt_id, visit, attempt, failures, weights_step, state, s.step "
-            f"FROM visits v LEFT JOIN steps s ON s.position = v.position WHERE {where} ORDER BY v.position",
-            values,
-        )
-        return [VisitRow(*row) for row in rows]
-
-    def visit(self, position: int) -> VisitRow | None:
-        """The visit at a position; None when it was never leased or skipped."""
-        return next(iter(self.visits("v.position = ?", position)), None)
-
-    def next_position(self) -> int:
-        """The first position that was never leased or skipped."""
-        return int(self._db.execute("SELECT COALESCE(MAX(position) + 1, 0) FROM visits").fetchone()[0])
-
-    # ---- groups and statistics
-
-    def reward_stats(self, prompt_id: str) -> RewardStats:
-        """The exact cumulative statistics of a prompt."""
-        row = self._db.execute(
-            "SELECT visits, count, sum_micro, sum_sq_micro FROM prompt_stats WHERE prompt_id = ?", (prompt_id,)
-        ).fetchone()
-        return RewardStats(row[0], row[1], row[2], int(row[3])) if row else RewardStats()
 
     def accept(self, group: StoredGroup, prompt_id: str, stats: RewardStats, weights_step: int) -> None:
         """Add a group, its advantages and the prompt's new statistics in the running transaction."""
@@ -259,16 +207,6 @@ class Store:
         )
         self._num_groups += 1
 
-    def read_group(self, position: int) -> StoredGroup:
-        """Read a group back as it was; raises StoreError when its bytes do not match their digest."""
-        row = self._db.execute(
-            "SELECT segment, byte_offset, num_bytes, digest, rewards, advantages FROM groups WHERE position = ?",
-            (position,),
-        ).fetchone()
-        if row is None:
-            raise StoreError(f"{self.folder}: the ledger has no group at position {position}")
-        return StoredGroup(position, self._read(*row[:4]), _parsed(row[4]), _parsed(row[5]))
-
     def num_groups(self) -> int:
         """Groups that were ever counted."""
         return self._num_groups
@@ -285,14 +223,6 @@ class Store:
             ],
         )
 
-    def step_positions(self, step: int) -> list[int]:
-        """Groups of an optimizer step, in lease order; empty while no batch is committed for it."""
-        return [row[0] for row in self._db.execute("SELECT position FROM steps WHERE step = ? ORDER BY place", (step,))]
-
-    def next_batch_step(self) -> int:
-        """First step that no committed batch covers."""
-        return int(self._db.execute("SELECT COALESCE(MAX(step) + 1, 0) FROM steps").fetchone()[0])
-
     def grant_version(self, step: int) -> int:
         """A weights version number that was never used before."""
         cursor = self._db.execute("INSERT INTO versions (step, incarnation) VALUES (?, ?)", (step, self.incarnation))
@@ -303,10 +233,6 @@ class Store:
         """The version stands in the weight store."""
         self._db.execute("UPDATE versions SET is_published = 1 WHERE weights_version = ?", (weights_version,))
 
-    def version_steps(self) -> dict[int, int]:
-        """Optimizer step of every version that was ever granted."""
-        return dict(self._db.execute("SELECT weights_version, step FROM versions"))
-
     # ---- old log-probs of `old: proximal`
 
     def write_old_logprobs(self, position: int, response: int, data: bytes) -> None:
@@ -315,14 +241,6 @@ class Store:
             self._db.execute(
                 "INSERT INTO old_logprobs VALUES (?, ?, ?, ?, ?, ?)", (position, response, *self._append((data,)))
             )
-
-    def read_old_logprobs(self, position: int, response: int) -> bytes | None:
-        """The stored old log-probs of a response; None when there are none."""
-        row = self._db.execute(
-            "SELECT segment, byte_offset, num_bytes, digest FROM old_logprobs WHERE position = ? AND response = ?",
-            (position, response),
-        ).fetchone()
-        return self._read(*row)[0] if row else None
 
     # ---- segments
 
@@ -349,13 +267,10 @@ class Store:
             "SELECT 1 FROM (SELECT position FROM groups WHERE segment = :segment "
             "UNION SELECT position FROM old_logprobs WHERE segment = :segment) AS held "
             "JOIN visits v ON v.position = held.position LEFT JOIN steps s ON s.position = held.position "
-            "WHERE v.state <> 'too_old' AND (s.step IS NULL OR s.step >= :oldest_step) LIMIT 1",
+            "WHERE v.state NOT IN ('too_old', 'discarded') AND (s.step IS NULL OR s.step >= :oldest_step) LIMIT 1",
             {"segment": segment, "oldest_step": oldest_step},
         ).fetchone()
         return row is not None
-
-    def _segment_path(self, number: int) -> Path:
-        return self._segments / f"{number:06d}.segment"
 
     def _cut_tails(self) -> tuple[int, int]:
         """Find the newest segment and cut what has no row: bytes that were never acknowledged."""
@@ -377,8 +292,8 @@ class Store:
         return number, end
 
     def _append(self, frames: Sequence[bytes | memoryview]) -> tuple[int, int, int, str]:
-        lengths = b"".join(_FRAME_LENGTH.pack(memoryview(frame).nbytes) for frame in frames)
-        record = b"".join((_RECORD_HEAD.pack(len(frames)), lengths, *frames))
+        lengths = b"".join(FRAME_LENGTH.pack(memoryview(frame).nbytes) for frame in frames)
+        record = b"".join((RECORD_HEAD.pack(len(frames)), lengths, *frames))
         with self._translated():
             if self._tail > self._segment_bytes:
                 self._begin_segment()
@@ -399,38 +314,12 @@ class Store:
 
     def _read(self, segment: int, offset: int, num_bytes: int, digest: str) -> tuple[bytes, ...]:
         self._file.flush()
-        path = self._segment_path(segment)
-        try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                record = file.read(num_bytes)
-        except FileNotFoundError:
-            raise StoreError(
-                f"{path}: gone, but a step asks for groups in it; was an older checkpoint put back?"
-            ) from None
-        if xxhash.xxh3_128_hexdigest(record) != digest:
-            raise StoreError(
-                f"{path}: bytes {offset} to {offset + num_bytes} do not match their digest; restore the file"
-            )
-        return tuple(_frames(record))
-
-
-def _frames(record: bytes) -> Iterator[bytes]:
-    (count,) = _RECORD_HEAD.unpack_from(record)
-    start = _RECORD_HEAD.size + count * _FRAME_LENGTH.size
-    for i in range(count):
-        (length,) = _FRAME_LENGTH.unpack_from(record, _RECORD_HEAD.size + i * _FRAME_LENGTH.size)
-        yield record[start : start + length]
-        start += length
+        return super()._read(segment, offset, num_bytes, digest)
 
 
 def _floats(values: Sequence[float]) -> str:
     """Text that gives the same floats back, bit for bit."""
     return " ".join(map(repr, values))
-
-
-def _parsed(text: str) -> tuple[float, ...]:
-    return tuple(map(float, text.split()))
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dcpo_async.algorithm import TokenDiagnostics, policy_loss
+from dcpo_async.algorithm import BOUNDS, TokenDiagnostics, clipped_loss
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import DcpoError, TrainerError
 from dcpo_async.metrics import write_json
@@ -136,15 +137,20 @@ class Trainer:
         logprobs, entropy = self.policy(batch)
         behavior, is_proximal = batch.behavior_logprobs, algorithm.old == "proximal"
         old = batch.old_logprobs if is_proximal else behavior
-        out = policy_loss(
+        out = clipped_loss(
             logprobs,
             old,
             batch.advantages,
             batch.token_weights,
-            epsilon_low=algorithm.epsilon_low,
-            epsilon_high=algorithm.epsilon_high,
+            bounds=partial(
+                BOUNDS[algorithm.clip],
+                epsilon_low=algorithm.epsilon_low,
+                epsilon_high=algorithm.epsilon_high,
+                max_ratio=algorithm.max_ratio,
+            ),
             max_ratio=algorithm.max_ratio,
             importance_weights=importance_weights(old, behavior, algorithm.importance_cap) if is_proximal else None,
+            sequences=batch.rows if algorithm.ratio == "sequence" else None,
         )
         diagnostics = TokenDiagnostics.of_tokens(
             logprobs, old, behavior, batch.advantages, out, entropy, batch.token_lags

@@ -39,7 +39,7 @@ def written(folder: Path, text: str) -> Path:
 def test_the_defaults_are_the_papers_headline_run() -> None:
     config = load_config()
     assert config.model.path == "Qwen/Qwen2.5-Math-7B"
-    assert config.data.source == "BytedTsinghua-SIA/DAPO-Math-17k"
+    assert config.data.source == "dapo-math-17k"
     assert (config.sampling.group_size, config.sampling.temperature) == (16, 1.0)
     assert (config.data.max_prompt_tokens, config.sampling.max_response_tokens) == (1024, 3072)
     algorithm, training = config.algorithm, config.training
@@ -47,6 +47,27 @@ def test_the_defaults_are_the_papers_headline_run() -> None:
     assert (training.learning_rate, training.warmup_steps, training.weight_decay) == (1e-6, 10, 0.1)
     assert (training.groups_per_step, training.gradient_clip) == (64, 1.0)
     assert (config.lag.max_lag, config.lag.publish_interval, algorithm.updates_per_batch) == (4, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo"])
+def test_a_rivals_run_differs_from_the_headline_run_in_the_algorithm_alone(name: str) -> None:
+    rival, headline = load_config(ROOT / f"configs/{name}.toml"), load_config()
+    same_algorithm = {"algorithm": headline.algorithm, "folder": headline.folder}
+    assert rival.algorithm != headline.algorithm
+    assert rival.model_copy(update=same_algorithm) == headline
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["--algorithm.ratio", "sequence"], "needs algorithm.clip = fixed"),
+        (["--algorithm.loss_mean", "token", "--algorithm.otm_scale", "sum"], "set it to mean"),
+        (["--algorithm.overlong_buffer_tokens", "4000"], "at most sampling.max_response_tokens"),
+    ],
+)
+def test_parts_of_an_algorithm_that_do_not_fit_are_refused(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load_config(None, overrides)
 
 
 @pytest.mark.parametrize("path", [path for path, _ in SECTIONS], ids=".".join)

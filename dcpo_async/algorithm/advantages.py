@@ -52,3 +52,7 @@ def group_advantages(rewards: Sequence[float], stats: RewardStats, ddof: int = 1
     """
     group = RewardStats().with_rewards(rewards)
     return [group.standardize(reward, ddof) for reward in rewards], stats.with_rewards(rewards)
+
+
+ADVANTAGES = {"smooth": smooth_advantages, "group": group_advantages}
+"""The advantages by the name that a configuration has for them."""

@@ -59,6 +59,10 @@ def fixed_bounds(
     return low, high
 
 
+BOUNDS = {"dynamic": clip_bounds, "fixed": fixed_bounds}
+"""The bounds by the name that a configuration has for them."""
+
+
 def require_full_precision(name: str, tensor: Tensor) -> None:
     """Raise AlgorithmError unless the tensor is float32 or float64: coarser ones hide the clipped moves."""
     if tensor.dtype not in (torch.float32, torch.float64):

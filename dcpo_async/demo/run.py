@@ -151,15 +151,16 @@ class Demo:
             await stop(actor, ACTOR_GRACE_SECONDS)
 
     async def _evaluate(self, models: dict[str, Path]) -> dict[str, float]:
-        out, sampling = self.out / "evaluation.json", self.config.sampling
-        argv = module_argv("actor.evaluate", *map(str, models.values()))
-        argv += ["--problems", str(self.out / "held_out.jsonl"), "--out", str(out), "--engine", self.options.engine]
-        argv += ["--samples", str(EVALUATION_SAMPLES), "--temperature", str(sampling.temperature)]
+        out, sampling, data = self.out / "evaluation", self.config.sampling, self.config.data
+        argv = module_argv("actor.evaluate", *(f"{name}={path}" for name, path in models.items()))
+        argv += ["--data", str(self.out / "held_out.jsonl"), "--out", str(out), "--engine", self.options.engine]
+        argv += ["--no-greedy", "--samples", str(EVALUATION_SAMPLES), "--temperature", str(sampling.temperature)]
         argv += ["--max-response-tokens", str(sampling.max_response_tokens), "--seed", str(self.options.seed)]
-        argv += ["--max-prompt-tokens", str(self.config.data.max_prompt_tokens)]
+        argv += ["--max-prompt-tokens", str(data.max_prompt_tokens), "--system-prompt", data.system_prompt]
+        argv += ["--extraction", self.config.grading.extraction, "--in-flight", "256"]
         await self._run("evaluation", argv)
-        results = json.loads(out.read_text())
-        return {name: results[str(path)]["accuracy"] for name, path in models.items()}
+        summary = json.loads((out / "summary.json").read_text())
+        return {name: summary[name]["sets"]["held_out"]["sampled"]["accuracy"]["mean"] for name in models}
 
     def _finish(self, accuracies: dict[str, float], training_seconds: float) -> dict[str, Any]:
         status = read_status(self.config.folder)

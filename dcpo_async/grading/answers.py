@@ -82,9 +82,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Mathematics that this reader does not know."""
+    """What could not be read: by an unknown command, which others may know, or because it is malformed."""
 
     text: str
+    has_unknown: bool
 
 
 Answer = Quantity | Based | Collection | Region | Matrix | Relation | Text | Unread

@@ -20,13 +20,13 @@ from dcpo_async.grading.answers import (
     real_value,
 )
 from dcpo_async.grading.evaluation import are_equal, are_proportional, exact_value
-from dcpo_async.grading.expressions import Apply, Expression, Number, Symbol, UnreadableError
+from dcpo_async.grading.expressions import Apply, Expression, Number, Symbol, UnreadableError, free_symbols
 from dcpo_async.grading.reader import plain_text, read_answer
 from dcpo_async.grading.tokens import clean
 
 _INTEGER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.0*)?", re.ASCII)
 _SEPARATED = re.compile(r"\d,[1-9]\d{2}(?!\d)", re.ASCII)
-_ANOTHER_CHOICE = re.compile(r"\b[A-E]\)|\b(?:and|or)\b", re.IGNORECASE)
+_ANOTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-E](?:[).,:]|\W*$)|\b(?:and|or)\b")
 DIGITS = "0123456789ABCDEF"
 _WRAPPED = r"(?:\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{)*"
 _CHOICE = re.compile(
@@ -73,7 +73,7 @@ def _choice(text: str, is_reference: bool) -> str | None:
     if match is None:
         return None
     rest = match["rest"].strip(" .})")
-    if _ANOTHER_CHOICE.search(rest):
+    if _ANOTHER_CHOICE.search(match["rest"]):
         return None
     if match["inside"]:
         return None if is_reference and rest else match["inside"].upper()
@@ -106,7 +106,7 @@ def same(answer: Answer, reference: Answer) -> bool | None:
         case Unread(one), Unread(other) if "".join(one.split()) == "".join(other.split()):
             return True
         case (Unread(), _) | (_, Unread()):
-            return _same_unread(reference)
+            return _same_unread(answer, reference)
     return _same_across_kinds(answer, reference)
 
 
@@ -120,8 +120,6 @@ def _same_across_kinds(answer: Answer, reference: Answer) -> bool | None:
             return _same_relation(_as_relation(answer), _as_relation(reference))
         case Relation("=", _, value), Quantity() if value:
             return same(value, reference)
-        case Quantity(), Relation("=", _, value) if value:
-            return same(answer, value)
         case (Collection("set", (member,)), Quantity() as single) | (
             Quantity() as single,
             Collection("set", (member,)),
@@ -131,14 +129,13 @@ def _same_across_kinds(answer: Answer, reference: Answer) -> bool | None:
     return left is not None and right is not None and _same_region(left, right)
 
 
-def _same_unread(reference: Answer) -> bool | None:
-    """No algebra for what it could only let through: a number or a word is written plainly or is wrong."""
+def _same_unread(answer: Answer, reference: Answer) -> bool | None:
+    """No algebra for what it could only let through: malformed text, and anything but a number for a number."""
     match reference:
-        case Text():
-            return False
         case Quantity(expression) if is_numeral(expression):
             return False
-    return None
+    is_open = any(isinstance(side, Unread) and side.has_unknown for side in (answer, reference))
+    return None if is_open else False
 
 
 # ---- quantities
@@ -162,7 +159,9 @@ def is_numeral(expression: Expression) -> bool:
 
 def _same_quantity(answer: Quantity, reference: Quantity) -> bool | None:
     if answer.name and reference.name and answer.name != reference.name:
-        return False
+        # x = y/2 is another way to write y = 2x.
+        is_relation = free_symbols(answer.expression) and free_symbols(reference.expression)
+        return _same_relation(_as_relation(answer), _as_relation(reference)) if is_relation else False
     if {answer.unit, reference.unit} == {"°", "radian"}:
         return are_equal(_in_unit(answer), _in_unit(reference))
     if answer.unit and reference.unit:

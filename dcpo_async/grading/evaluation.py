@@ -1,25 +1,25 @@
 """Decides whether two expressions are equal: exactly where they are rational, else to many digits at sample points."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
-from itertools import islice
 from typing import Any
 
 from mpmath import mp
 
-from dcpo_async.grading.expressions import Apply, Expression, Number, Symbol, free_symbols
+from dcpo_async.grading.expressions import CONSTANT_NAMES, Apply, Expression, Number, Symbol, free_symbols
 
-MAX_BITS = 20_000
+MAX_BITS = 100_000
 """Exact numbers with more are compared by their leading digits."""
 MAX_MAGNITUDE_BITS = 10_000_000
 """Numbers beyond 2 to this power are not computed."""
+MAX_EXACT_FACTORIAL = 3_000
 MAX_FACTORIAL = 1_000_000
 MAX_ANGLE_BITS = 200
 """Reducing a larger angle takes as many digits as it has."""
 DIGITS = 60
 TOLERANCE = mp.mpf(10) ** -40
-NUM_POINTS = 4
+NUM_POINTS = 6
 MIN_POINTS = 2
 
 # Of its own, so that nobody else's precision matters.
@@ -48,11 +48,13 @@ def are_equal(left: Expression, right: Expression) -> bool | None:
         return False
     if not names:
         return _agree_at(left, right, {})
-    agreements = [_agree_at(left, right, bindings) for bindings in _points(sorted(names))]
-    known = [agrees for agrees in agreements if agrees is not None]
-    if False in known:
-        return False
-    return True if len(known) >= MIN_POINTS else None
+    num_known = 0
+    for bindings in _points(sorted(names)):
+        agrees = _agree_at(left, right, bindings)
+        if agrees is False:
+            return False
+        num_known += agrees is True
+    return True if num_known >= MIN_POINTS else None
 
 
 def are_proportional(left: Expression, right: Expression) -> int | None:
@@ -64,7 +66,7 @@ def are_proportional(left: Expression, right: Expression) -> int | None:
     if names != free_symbols(right):
         return 0
     ratios = []
-    for bindings in islice(_points(sorted(names)), NUM_POINTS if names else 1):
+    for bindings in _points(sorted(names)) if names else ({},):
         try:
             upper, lower = evaluate(left, bindings), evaluate(right, bindings)
         except TooLargeError:
@@ -106,12 +108,13 @@ def evaluate(expression: Expression, bindings: Bindings) -> Value:
     return value
 
 
-def _points(names: list[str]) -> Any:
-    """Rational points without structure: two with positive values alone, then some with negative ones."""
+def _points(names: list[str]) -> Iterator[dict[str, Fraction]]:
+    """Rational points without structure: below and above 1, well above, and the same again with negative values."""
     for point in range(NUM_POINTS):
+        first = Fraction((311, 1009, 3571)[point % 3], 701 + 97 * point)
+        is_signed = point >= NUM_POINTS // 2
         yield {
-            name: Fraction(1009 + 733 * place + 389 * point, 701 + 97 * point)
-            * (-1 if point >= 2 and (place + point) % 2 == 0 else 1)
+            name: (first + Fraction(place * 89, 503)) * (-1 if is_signed and (place + point) % 2 == 0 else 1)
             for place, name in enumerate(names)
         }
 
@@ -126,7 +129,22 @@ def _agree_at(left: Expression, right: Expression, bindings: Bindings) -> bool |
         return None if bindings else False
     if bindings and not (_is_real(one) and _is_real(other)) and not _has_i(left, right):
         return None
+    if not bindings and _is_rational(left) and _is_rational(right):
+        # Too large to be exact: that leading digits agree proves nothing.
+        return left == right
     return _is_close(one, other) or (_vanishes(left, bindings, one) and _vanishes(right, bindings, other))
+
+
+def _is_rational(expression: Expression) -> bool:
+    match expression:
+        case Symbol(name):
+            return name not in CONSTANT_NAMES
+        case Apply("^", (base, exponent)):
+            value = exact_value(exponent)
+            return value is not None and value.denominator == 1 and _is_rational(base)
+        case Apply(operator, arguments):
+            return operator in _EXACT and all(map(_is_rational, arguments))
+    return True
 
 
 def _is_close(one: Value, other: Value) -> bool:
@@ -177,12 +195,12 @@ def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
 
 
 def _exact_factorial(argument: Fraction) -> Fraction | None:
-    is_small = argument.denominator == 1 and 0 <= argument <= 1000
+    is_small = argument.denominator == 1 and 0 <= argument <= MAX_EXACT_FACTORIAL
     return Fraction(math.factorial(int(argument))) if is_small else None
 
 
 def _exact_binomial(total: Fraction, chosen: Fraction) -> Fraction | None:
-    is_small = total.denominator == chosen.denominator == 1 and 0 <= chosen <= total <= 1000
+    is_small = total.denominator == chosen.denominator == 1 and 0 <= chosen <= total <= MAX_EXACT_FACTORIAL
     return Fraction(math.comb(int(total), int(chosen))) if is_small else None
 
 

@@ -19,6 +19,8 @@ GREEK = frozenset(
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
 _ROUNDED = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
 _END = Token("mark", "")
+_NAMED = frozenset({"frac", "binom", "sqrt", "pi", "infty", "vec", "hat", "mathbf", "overline", "bar"})
+KNOWN_COMMANDS = FUNCTIONS | GREEK | _NAMED | {"lfloor", "rfloor", "lceil", "rceil", "Real", "emptyset", "varnothing"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +317,8 @@ class _Parser:
         base: Expression | None = None
         power: Expression | None = None
         while mark := self._takes("_", "^"):
+            if (base if mark == "_" else power) is not None:
+                raise UnreadableError(f"{name} has two of {mark}")
             if mark == "_":
                 base = self._argument()
             else:

@@ -23,6 +23,7 @@ from dcpo_async.grading.answers import (
 )
 from dcpo_async.grading.evaluation import are_equal
 from dcpo_async.grading.expressions import (
+    KNOWN_COMMANDS,
     Apply,
     Expression,
     Symbol,
@@ -36,6 +37,9 @@ from dcpo_async.grading.units import normal_unit
 _CALL = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?'*(?:\^\{?\(?-?\d\)?\}?)?\([A-Za-z](?:,[A-Za-z])*\)")
 MAX_MEMBERS = 64
 MAX_UNIT_WORDS = 6
+MAX_NESTING = 20
+_CURRENCIES = ("$", "€", "£")
+_UNIT_MARKS = ("^", "/", "{", "}", "%", "°", "*", "-", "(", ")", "'", *_CURRENCIES)
 
 _BASED = re.compile(
     r"\(?(-?[\dA-F]+(?:\.\d+)?)\)?_(?:\{?(\d{1,2})\}?|\{?\\text\{(two|eight|ten|sixteen)\}\}?)", re.ASCII
@@ -61,10 +65,14 @@ def read_answer(cleaned: str, has_thousands: bool = True) -> Answer:
         return Based(based[1], int(based[2]) if based[2] else _BASE_NAMES[based[3]])
     if (matrix := _MATRIX.fullmatch(text)) is not None:
         return _read_matrix(matrix[2], has_thousands)
+    tokens = tokenize(text, has_thousands)
     try:
-        return _Reader(tokenize(text, has_thousands)).read()
+        if max(_depths(tokens), default=0) > MAX_NESTING:
+            raise UnreadableError(f"brackets nested deeper than {MAX_NESTING}")
+        return _Reader(tokens).read()
     except (UnreadableError, RecursionError):
-        return Text(plain_text(text)) if is_wordy(text) else Unread(text)
+        has_unknown = any(token.kind == "command" and token.text not in KNOWN_COMMANDS for token in tokens)
+        return Text(plain_text(text)) if is_wordy(text) else Unread(text, has_unknown)
 
 
 def plain_text(text: str) -> str:
@@ -112,10 +120,10 @@ class _Reader:
 
     def _bracketed(self, tokens: list[Token]) -> Answer:
         opening, closing, inner = tokens[0].text, tokens[-1].text, tokens[1:-1]
-        if opening == r"\{":
+        if opening == r"\{" and closing == r"\}":
             return self._set(inner)
         parts = _split(inner, (",", ";"))
-        if len(parts) > 1:
+        if len(parts) > 1 and closing != r"\}" and opening != r"\{":
             return _collected("tuple", parts, opening + closing)
         if (opening, closing) not in (("(", ")"), ("[", "]"), ("{", "}")):
             raise UnreadableError("brackets that do not match around one value")
@@ -125,7 +133,8 @@ class _Reader:
 
     def _set(self, inner: list[Token]) -> Answer:
         parts = _split(inner, ("|", ":"))
-        if len(parts) == 2 and any(_is_mark(token, *_RELATIONS, "∈") for token in parts[1]):
+        is_condition = len(parts) == 2 and any(_is_mark(token, *_RELATIONS, "∈") for token in parts[1])
+        if is_condition and parts[0] and parts[0][0].kind == "letter":
             return _as_set(_Reader(parts[1]).read())
         members = [part for part in _split(inner, (",", ";")) if part]
         return _collected("set", members) if members else Region(())
@@ -135,8 +144,8 @@ class _Reader:
         sides = _split(tokens, (*_RELATIONS, "∈"))
         if len(sides) != len(operators) + 1 or not all(sides):
             raise UnreadableError("a relation without one of its sides")
-        if operators == ["∈"]:
-            return _named(_Reader(sides[1]).read(), _name_of(sides[0]))
+        if operators == ["∈"] and (name := _name_of(sides[0])) is not None:
+            return _named(_Reader(sides[1]).read(), name)
         if set(operators) == {"="}:
             return self._equation(sides)
         if "=" in operators or "∈" in operators:
@@ -144,10 +153,12 @@ class _Reader:
         return self._inequality(operators, sides)
 
     def _equation(self, sides: list[list[Token]]) -> Answer:
+        if len(sides) == 2 and _name_of(sides[0]) is None and _name_of(sides[1]) is not None:
+            sides = sides[::-1]
         name = _name_of(sides[0])
         values = sides[1:] if name is not None else sides
         if len(values) == 2 and name is None and any(map(free_symbols, map(parse_expression, sides))):
-            return Relation("=", _difference(*map(parse_expression, sides)), _Reader(sides[1]).read())
+            return _equated(sides)
         if len(values) > 1 and not _is_true_chain(values):
             raise UnreadableError("a chain of equations that is not true")
         return _named(_Reader(values[-1]).read(), name)
@@ -187,13 +198,14 @@ def _named_set(tokens: Sequence[Token]) -> Region:
 
 
 def _both(parts: Sequence[Sequence[Token]]) -> Region | None:
-    """What two half-lines have in common; None where they are none or have nothing in common."""
-    regions = [_Reader(part).read() if part else None for part in parts]
-    for one, other in (regions, regions[::-1]):
-        match one, other:
-            case Region((above,), name), Region((below,)) if above.high == INFINITY and below.low == MINUS_INFINITY:
-                common = Interval(above.low, below.high, above.has_low, below.has_high)
-                return Region((common,), name) if real_value(common.low) <= real_value(common.high) else None
+    """What two intervals have in common; None where they are no intervals, or have nothing in common."""
+    one, other = (_Reader(part).read() if part else None for part in parts)
+    match one, other:
+        case Region((first,), name), Region((second,)):
+            low = max(first, second, key=lambda end: (real_value(end.low), not end.has_low))
+            high = min(first, second, key=lambda end: (real_value(end.high), end.has_high))
+            common = Interval(low.low, high.high, low.has_low, high.has_high)
+            return Region((common,), name) if real_value(common.low) <= real_value(common.high) else None
     return None
 
 
@@ -201,7 +213,7 @@ def _read_matrix(body: str, has_thousands: bool) -> Answer:
     rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr", body.replace(r"\hline", "")) if row.strip()]
     cells = tuple(tuple(read_answer(cell.strip(), has_thousands) for cell in row.split("&")) for row in rows)
     if sum(map(len, cells)) > MAX_MEMBERS or not cells:
-        return Unread(body)
+        return Unread(body, has_unknown=False)
     return Matrix(cells)
 
 
@@ -300,6 +312,13 @@ def _named(answer: Answer, name: str | None) -> Answer:
     return answer
 
 
+def _equated(sides: Sequence[Sequence[Token]]) -> Relation:
+    """An equation; a+b=5 tells a value, x+2=x+1 none."""
+    left, right = map(parse_expression, sides)
+    is_value = not free_symbols(left) & free_symbols(right)
+    return Relation("=", _difference(left, right), _Reader(sides[1]).read() if is_value else None)
+
+
 def _is_true_chain(sides: Sequence[Sequence[Token]]) -> bool:
     expressions = [parse_expression(side) for side in sides]
     return all(are_equal(one, other) is True for one, other in pairwise(expressions))
@@ -354,10 +373,10 @@ def _quantity(tokens: Sequence[Token]) -> Quantity:
     """An expression with a unit before (currency) or behind it."""
     unit = ""
     rest = list(tokens)
-    if rest and _is_mark(rest[0], "$", "€", "£"):
+    if rest and _is_mark(rest[0], *_CURRENCIES):
         unit, rest = rest[0].text, rest[1:]
-    elif len(rest) > 1 and _is_mark(rest[0], "-") and _is_mark(rest[1], "$"):
-        unit, rest = "$", [rest[0], *rest[2:]]
+    elif len(rest) > 1 and _is_mark(rest[0], "-") and _is_mark(rest[1], *_CURRENCIES):
+        unit, rest = rest[1].text, [rest[0], *rest[2:]]
     if rest and _is_mark(rest[0], "≈"):
         rest = rest[1:]
     end = _unit_start(rest)
@@ -370,25 +389,18 @@ def _unit_start(tokens: Sequence[Token]) -> int:
     for place, token in enumerate(tokens):
         if place and token.kind == "word":
             return place - 1 if _is_mark(tokens[place - 1], "%", "°") else place
-    # A sign in mid-expression, as in sin 30°, is an operator; alone behind a number it is the unit.
-    if (
-        len(tokens) > 1
-        and _is_mark(tokens[-1], "%", "°")
-        and not any(token.kind == "command" and token.text != "frac" and token.text != "pi" for token in tokens)
-    ):
+    # A degree sign in mid-expression, as in sin 30°, is an operator; alone behind a number it is the unit.
+    has_function = any(token.kind == "command" and token.text not in ("frac", "pi") for token in tokens)
+    if len(tokens) > 1 and _is_mark(tokens[-1], "%", "°", *_CURRENCIES) and not has_function:
         return len(tokens) - 1
     return len(tokens)
 
 
 def _unit_text(tokens: Sequence[Token]) -> str:
-    allowed = all(
-        token.kind in ("word", "letter", "number")
-        or _is_mark(token, "^", "/", "{", "}", "%", "°", "*", "-", "(", ")", "'")
-        for token in tokens
-    )
-    if not allowed or len(tokens) > 3 * MAX_UNIT_WORDS:
-        raise UnreadableError("words that are no unit")
-    numbers = [token.text for token in tokens if token.kind == "number"]
-    if any(number not in ("2", "3") for number in numbers):
-        raise UnreadableError("a number among words")
+    for before, token in pairwise([Token("mark", ""), *tokens]):
+        is_power = token.kind == "number" and token.text in ("2", "3") and _is_mark(before, "^", "{")
+        if not (is_power or token.kind in ("word", "letter") or _is_mark(token, *_UNIT_MARKS)):
+            raise UnreadableError(f"{token.text!r} among the words of a unit")
+    if len(tokens) > 3 * MAX_UNIT_WORDS:
+        raise UnreadableError("too many words for a unit")
     return " ".join(token.text for token in tokens)

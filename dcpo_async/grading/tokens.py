@@ -52,7 +52,7 @@ _MARK_COMMANDS = {
     "gt": ">", "in": "∈", "cup": "∪", "times": "*", "cdot": "*", "ast": "*", "div": "/", "pm": "±", "mp": "∓",
     "mid": "|", "vert": "|", "lvert": "|", "rvert": "|", "approx": "≈", "degree": "°", "lbrace": r"\{",
     "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "{": r"\{", "}": r"\}", "|": "‖", "%": "%", "#": "#", "$": "$",
-    "colon": ":", "to": "→", "land": ",", "lor": ",", "prime": "'",
+    "langle": "(", "rangle": ")", "colon": ":", "to": "→", "land": ",", "lor": ",", "prime": "'",
 }  # fmt: skip
 _REWRITES = (
     (re.compile(r"\\(?:left|right)\s*\.|\\(?:left|right|[bB]igg?[lr]?|middle)(?![A-Za-z])"), ""),
@@ -83,6 +83,7 @@ _TOKEN = re.compile(
     r"|(?P<mark>.)",
     re.DOTALL,
 )
+_COMPOUND_UNIT = re.compile(r"[A-Za-z]+(?:/[A-Za-z]+)+")
 _PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+")
 
 
@@ -148,6 +149,8 @@ def _unwrapped(wrapper: str, wrapped: str, is_spaced: bool, has_thousands: bool)
         inner in FUNCTIONS or (inner.isalpha() and len(inner) == 1 and (wrapper != "mathrm" or inner in "deiπ"))
     ):
         return _of_letters(inner, is_spaced)
+    if _COMPOUND_UNIT.fullmatch(inner):
+        return [Token("word", inner, True)]
     if re.search(r"[^A-Za-z\s.'-]", inner):
         return tokenize(clean(inner), has_thousands)
     return [Token("word", word, True) for word in inner.rstrip(".").split()]

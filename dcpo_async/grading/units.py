@@ -4,6 +4,7 @@ import re
 
 UNITS = {
     "%": "%", "percent": "%", "°": "°", "degree": "°", "deg": "°", "$": "dollar", "usd": "dollar", "buck": "dollar",
+    "€": "euro", "£": "pound sterling",
     "cm": "centimeter", "mm": "millimeter", "km": "kilometer", "m": "meter", "metre": "meter", "ft": "foot",
     "feet": "foot", "in": "inch", "inche": "inch", "mi": "mile", "yd": "yard", "kg": "kilogram", "g": "gram",
     "lb": "pound", "oz": "ounce", "h": "hour", "hr": "hour", "min": "minute", "s": "second", "sec": "second",

@@ -22,13 +22,11 @@ class EncodedPrompts:
     Attributes:
         prompts: in the order of the source; their ids are unique.
         num_too_long: problems left out because their prompt has more than max_prompt_tokens tokens.
-        num_duplicates: problems left out because an earlier one has the same problem and answer.
         digest: of all ids and token ids; checked when a run resumes.
     """
 
     prompts: tuple[Prompt, ...]
     num_too_long: int
-    num_duplicates: int
     digest: str
 
 
@@ -42,6 +40,7 @@ def encode_prompts(
     """Prompts ready for the engine, by the tokenizer's chat template where it has one, else as plain text.
 
     Args:
+        problems: distinct ones, as `load` gives them.
         system_prompt: the system message; refused where the tokenizer has no chat template.
         template: the user's message (or the plain text); {problem} is replaced, other braces stay.
         max_prompt_tokens: longer prompts are left out and counted.
@@ -55,25 +54,24 @@ def encode_prompts(
         raise ConfigError(
             "the tokenizer has no chat template, so there is no system message; put its text in the template"
         )
-    unique = {digest_of((problem.problem, problem.answer)): problem for problem in problems}
-    ids = tuple(unique)
-    texts = [template.replace(_PLACEHOLDER, unique[id].problem) for id in ids]
+    texts = [template.replace(_PLACEHOLDER, problem.problem) for problem in problems]
     if has_chat:
         texts = [_chat_text(tokenizer, system_prompt, text) for text in texts]
     # A chat template writes the special tokens itself.
     token_ids = _tokenized(tokenizer, texts, add_special_tokens=not has_chat)
     prompts = tuple(
-        Prompt(id, unique[id].problem, unique[id].answer, tokens)
-        for id, tokens in zip(ids, token_ids, strict=True)
+        Prompt(digest_of((problem.problem, problem.answer)), problem.problem, problem.answer, tokens)
+        for problem, tokens in zip(problems, token_ids, strict=True)
         if len(tokens) <= max_prompt_tokens
     )
+    num_too_long = len(problems) - len(prompts)
     if not prompts:
         raise DatasetError(
-            f"no prompt is left: all of {len(problems)} problems ({len(ids)} distinct) have more than "
-            f"{max_prompt_tokens} prompt tokens; raise max_prompt_tokens or give another data set"
+            f"no prompt is left of {len(problems)} problems: {num_too_long} have more than {max_prompt_tokens} prompt "
+            "tokens; raise max_prompt_tokens or give another data set"
         )
     digest = digest_of(text for prompt in prompts for text in (prompt.id, str(prompt.token_ids)))
-    return EncodedPrompts(prompts, len(ids) - len(prompts), len(problems) - len(ids), digest)
+    return EncodedPrompts(prompts, num_too_long, digest)
 
 
 def _chat_text(tokenizer: "PreTrainedTokenizerBase", system_prompt: str | None, content: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dcpo_async.records import FinishReason
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Text = Annotated[str, Field(max_length=1 << 20)]
@@ -61,6 +61,8 @@ class Hello(Message):
     session_id: Name
     host: Name
     engine: Name
+    role: Literal["actor", "evaluator"] = "actor"
+    """An evaluator follows the weights and never wants a lease; it is not counted as an actor."""
     held: tuple[LeaseName, ...] = ()
     """Leases being worked on, and those whose groups are not acknowledged yet."""
 

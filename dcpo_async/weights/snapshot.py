@@ -174,6 +174,15 @@ def unfinished_folder(store_folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def model_digest(folder: Path) -> str:
+    """Digest of the weights and the configuration: the same for every copy of a model, wherever it lies."""
+    state = xxhash.xxh3_128()
+    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        state.update(f"{path.name} {_file_digest(path)}\n".encode())
+    digest: str = state.hexdigest()
+    return digest
+
+
 def _storable(
     tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], tied: Mapping[str, str]
 ) -> dict[str, Tensor]:

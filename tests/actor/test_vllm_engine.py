@@ -107,6 +107,20 @@ async def test_logprobs_are_those_of_the_tempered_distribution(engine: VllmEngin
     assert largest_difference(folders[0], group, 1.0) > 1e-2
 
 
+async def test_temperature_0_takes_the_likeliest_token_whatever_else_is_in_the_batch(
+    engine: VllmEngine, folders: tuple[Path, Path]
+) -> None:
+    (response,), _ = await asyncio.gather(
+        engine.generate(lease(), sampling(group_size=1, temperature=0.0)), engine.generate(lease("q"), sampling())
+    )
+    model = AutoModelForCausalLM.from_pretrained(folders[0], dtype=torch.float32)
+    tokens = torch.from_numpy(np.concatenate([PROMPT, response.token_ids])).long()
+    with torch.no_grad():
+        logits = model(tokens[None]).logits[0, len(PROMPT) - 1 : -1]
+    assert logits.argmax(-1).tolist() == response.token_ids.tolist()
+    assert largest_difference(folders[0], (response,), 1.0) < 1e-4
+
+
 async def test_responses_are_whole_and_carry_the_version_of_the_start(engine: VllmEngine) -> None:
     group = await engine.generate(lease(), sampling(group_size=32))
     assert_each_is_whole(group, max_tokens=40)

@@ -62,7 +62,11 @@ def publish(intake: Intake, step: int) -> int:
 
 
 def answer(
-    lease: Lease, versions: int | Sequence[int], rewards: Sequence[float] = (1.0, 0.0), num_tokens: int = 2
+    lease: Lease,
+    versions: int | Sequence[int],
+    rewards: Sequence[float] = (1.0, 0.0),
+    num_tokens: int = 2,
+    text: str = "response {index}",
 ) -> Envelope:
     """The group of a lease; every response has `num_tokens` tokens under each of the versions."""
     spans = [versions] if isinstance(versions, int) else versions
@@ -74,7 +78,7 @@ def answer(
             behavior_logprobs=np.full(length, -0.5, dtype=np.float32),
             segments=segments,
             finish_reason="stop",
-            text=f"response {index}",
+            text=text.replace("{index}", str(index)),
         )
         for index in range(len(rewards))
     )

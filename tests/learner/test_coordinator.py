@@ -52,7 +52,8 @@ from dcpo_async.records import Lease
 from learner.coordinator import Coordinator, TokenRate
 from learner.coordinator_link import samples_of
 from learner.intake import Intake
-from learner.store import Store, StoredGroup
+from learner.store import Store
+from learner.store_reader import StoredGroup
 from tests.learner.small_run import VOCAB_SIZE, OpenIntake, answer, make_config, make_intake, make_prompts
 
 M = TypeVar("M", bound=Message)
@@ -703,6 +704,22 @@ async def test_the_status_file_says_who_is_connected_and_how_far_the_run_is(
     assert (status["run_id"], status["weights_version"], status["groups_counted"]) == ("run", 1, 1)
     (entry,) = status["actors_connected"]
     assert (entry["session"], entry["host"], entry["engine"], entry["groups_accepted"]) == ("a", "here", "scripted", 1)
+
+
+async def test_an_evaluator_follows_the_weights_and_counts_as_no_actor(tmp_path: Path, open_intake: OpenIntake) -> None:
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        await learner.publish()
+        await learner.actor("a").join()
+        evaluator = learner.actor("e")
+        await evaluator.say(Hello(session_id="e", host="there", engine="scripted", role="evaluator"))
+        await evaluator.hear(Welcome)
+        await evaluator.say(heartbeat(tokens=0))
+        assert (await evaluator.hear(VersionMessage)).weights_version == 1
+        assert learner.coordinator.actor_metrics()["actors"] == 1
+        learner.coordinator.write_status()
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert [entry["session"] for entry in status["actors_connected"]] == ["a"]
+    assert [(entry["session"], entry["host"]) for entry in status["evaluators_connected"]] == [("e", "there")]
 
 
 async def test_tokens_of_before_the_session_do_not_count_in_its_rate(tmp_path: Path, open_intake: OpenIntake) -> None:

@@ -415,6 +415,49 @@ def test_groups_beyond_a_lowered_max_lag_are_not_trained_but_stay_counted(
     assert intake.store.reward_stats(leases[3].prompt_id).visits == 1
 
 
+def test_dynamic_sampling_discards_groups_of_equal_rewards_and_later_visits_take_their_place(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    config = make_config(tmp_path, algorithm={"advantage": "group", "dynamic_sampling": True})
+    intake = open_intake(config)
+    version = publish(intake, step=0)
+    leases = leases_of(intake, at_most=2)
+    assert outcome(intake, answer(leases[0], version, rewards=(1.0, 1.0))) == "accepted"
+    assert outcome(intake, answer(leases[0], version, rewards=(1.0, 1.0))) == "duplicate"
+    intake.accept(b"a", answer(leases[1], version))
+    assert not intake.commit_batch(0)
+    (third,) = leases_of(intake, at_most=1)
+    intake.accept(b"a", answer(third, version))
+    assert intake.commit_batch(0)
+    assert intake.store.step_positions(0) == [1, 2]
+    assert intake.counts["groups_discarded"] == 1
+    assert intake.store.reward_stats(leases[0].prompt_id).count == 2
+    intake.store.close()
+    assert [row.position for row in open_intake(config).store.visits("state = 'discarded'")] == [0]
+
+
+def test_overlong_responses_lose_reward_and_the_message_keeps_its_own(tmp_path: Path, open_intake: OpenIntake) -> None:
+    config = make_config(tmp_path, groups_per_step=1, algorithm={"overlong_buffer_tokens": 4})
+    intake = open_intake(config)
+    version = publish(intake, step=0)
+    (lease,) = leases_of(intake, at_most=1)
+    intake.accept(b"a", answer(lease, version, rewards=(1.0, 0.0), num_tokens=6))
+    assert intake.store.read_group(0).rewards == (0.5, -0.5)
+    assert intake.commit_batch(0)
+    assert intake.step_groups(0)[0].group.rewards == (1.0, 0.0)
+
+
+def test_grpo_judges_a_later_visit_by_its_own_rewards_alone(tmp_path: Path, open_intake: OpenIntake) -> None:
+    config = make_config(tmp_path, groups_per_step=1, max_lag=0, algorithm={"advantage": "group"})
+    intake = open_intake(config, num_prompts=1)
+    for step, rewards in enumerate([(1.0, 0.0), (1.0, 1.0)]):
+        version = publish(intake, step=step)
+        (lease,) = leases_of(intake)
+        intake.accept(b"a", answer(lease, version, rewards=rewards))
+        assert intake.commit_batch(step)
+    assert intake.store.read_group(1).advantages == (0.0, 0.0)
+
+
 def test_a_trainer_whose_checkpoint_is_ahead_of_the_ledger_is_refused(tmp_path: Path, open_intake: OpenIntake) -> None:
     intake = open_intake(make_config(tmp_path))
     with pytest.raises(StoreError, match="asks for step 7, the ledger ends before step 0"):

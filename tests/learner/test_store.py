@@ -9,7 +9,9 @@ import pytest
 
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.errors import StoreError
-from learner.store import Store, StoredGroup
+from dcpo_async.records import Prompt
+from learner.store import Store
+from learner.store_reader import StoredGroup
 
 
 @contextmanager
@@ -183,6 +185,24 @@ def test_a_quarantined_position_is_never_leased_again(tmp_path: Path) -> None:
         store.write_quarantine(7, "p", visit=1)
         assert store.next_position() == 8
         assert [row.position for row in store.visits("state = 'quarantined'")] == [7]
+
+
+def test_what_a_prompt_says_is_kept_from_its_first_start_on(tmp_path: Path) -> None:
+    prompt = Prompt("p", "1+1=", "2", (1, 2))
+    with opened(tmp_path) as store:
+        store.write_prompts([prompt])
+    with opened(tmp_path) as store:
+        store.write_prompts([prompt, Prompt("q", "1+2=", "3", (3,))])
+        assert [store.prompt_text(prompt_id) for prompt_id in ("p", "q", "r")] == [("1+1=", "2"), ("1+2=", "3"), None]
+
+
+def test_prompts_that_were_visited_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        for position, prompt_id in enumerate(["ab", "aa", "ab", "b%"]):
+            store.write_lease(position, prompt_id, visit=1, attempt=1, weights_step=0)
+        assert store.prompt_ids("a", limit=9) == ["aa", "ab"]
+        assert store.prompt_ids("a", limit=1) == ["aa"]
+        assert store.prompt_ids("%", limit=9) == []
 
 
 def test_a_batch_of_two_updates_is_split_into_steps_in_order(tmp_path: Path) -> None:

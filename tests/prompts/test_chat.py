@@ -47,18 +47,7 @@ def test_prompts_over_the_limit_are_left_out_and_counted() -> None:
     problems = [Problem("123456", "1"), Problem("12345", "1"), Problem("1234567", "1")]
     encoded = encode_prompts(problems, character_tokenizer(None), None, "{problem}", 6)
     assert [prompt.problem for prompt in encoded.prompts] == ["123456", "12345"]
-    assert (encoded.num_too_long, encoded.num_duplicates) == (1, 0)
-
-
-def test_duplicates_are_merged_in_their_first_place_and_counted() -> None:
-    other_answer = Problem("1+1", "3")
-    encoded = encode_prompts([ADD, DOUBLE, ADD, other_answer, ADD], character_tokenizer(), None, "{problem}", 100)
-    assert [(prompt.problem, prompt.answer) for prompt in encoded.prompts] == [
-        ("1+1", "2"),
-        ("2+2", "4"),
-        ("1+1", "3"),
-    ]
-    assert (encoded.num_too_long, encoded.num_duplicates) == (0, 2)
+    assert encoded.num_too_long == 1
 
 
 def test_an_id_depends_on_problem_and_answer_alone() -> None:
@@ -85,5 +74,5 @@ def test_settings_that_cannot_be_followed_are_refused() -> None:
 
 
 def test_no_prompt_left_is_refused_with_the_counts() -> None:
-    with pytest.raises(DatasetError, match="all of 3 problems \\(2 distinct\\) have more than 4 prompt tokens"):
-        encode_prompts([ADD, ADD, DOUBLE], character_tokenizer(), None, "{problem}", 4)
+    with pytest.raises(DatasetError, match="no prompt is left of 2 problems: 2 have more than 4 prompt tokens"):
+        encode_prompts([ADD, DOUBLE], character_tokenizer(), None, "{problem}", 4)

@@ -28,8 +28,6 @@ path = "{model}"
 gradient_checkpointing = false
 [data]
 source = "{folder}/data.jsonl"
-problem_field = "problem"
-answer_field = "answer"
 max_prompt_tokens = 32
 system_prompt = ""
 [sampling]
@@ -111,6 +109,10 @@ class Services:
         folder.mkdir()
         argv = ["actor.launcher", "--engine", "scripted", "--learner", self.address, "--logs", str(folder), *words]
         return self._start(folder / "actor.log", *argv)
+
+    def start(self, *argv: str) -> Service:
+        """Start any other module."""
+        return self._start(self.folder / f"{argv[0]}-{len(self.services)}.log", *argv)
 
     def _start(self, log_file: Path, *argv: str) -> Service:
         self.services.append(Service(log_file, *argv))

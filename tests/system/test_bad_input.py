@@ -65,6 +65,19 @@ BAD_INPUTS = {
         "dcpo-learner {config} --data.source {folder}/malformed.jsonl",
         "{folder}/malformed.jsonl, line 2: malformed JSON",
     ),
+    "a preset that does not exist": (
+        "dcpo-learner {config} --data.source gsm9k={folder}/few.jsonl",
+        "'gsm9k={folder}/few.jsonl' names no problems; give one of dapo-math-17k, gsm8k, gsm8k-test",
+    ),
+    "levels of a data set without levels": (
+        "dcpo-learner {config} --data.source {folder}/few.jsonl --data.levels 3,4",
+        "levels [3, 4] are asked for, but no row of {folder}/few.jsonl has a level in level or source",
+    ),
+    "training prompts that are problems of an evaluation set": (
+        "dcpo-learner {config} --data.evaluation amc23={folder}/few.jsonl",
+        "19 of 40 prompts of data are problems of evaluation sets (19 of the 19 of amc23); leave them out with "
+        "--data.contamination drop",
+    ),
     "a data set that is smaller than the admission window": (
         "dcpo-learner {config} --data.source {folder}/few.jsonl --folder {folder}/few",
         "data.source has 19 usable prompts, fewer than the admission window of 20 = (max_lag + 1)·groups_per_step",
@@ -99,7 +112,7 @@ BAD_INPUTS = {
     ),
     "a learner of a newer protocol version": (
         "dcpo-actor --engine scripted --learner tcp://127.0.0.1:{newer_port}",
-        "the learner at tcp://127.0.0.1:{newer_port}: the peer speaks protocol version 2, this side speaks 1: "
+        "the learner at tcp://127.0.0.1:{newer_port}: the peer speaks protocol version 3, this side speaks 2: "
         "upgrade dcpo-async on this side",
     ),
     "a learner that is on another run now": (
@@ -234,7 +247,7 @@ def test_a_learner_refuses_strangers_in_words_and_another_data_set_in_its_folder
         said = refusal(f"dcpo-learner {services.config} --lag.max_lag 0 --data.source {tmp_path}/few.jsonl")
     assert isinstance(older, Reject)
     assert older.reason == "protocol_version"
-    assert older.detail == ("the peer speaks protocol version 0, this side speaks 1: upgrade dcpo-async on the peer")
+    assert older.detail == ("the peer speaks protocol version 1, this side speaks 2: upgrade dcpo-async on the peer")
     assert isinstance(strayed, Reject)
     assert strayed.reason == "run_id"
     assert re.search(r"this learner is on run run-\w+, the peer on run elsewhere-1", strayed.detail)

@@ -1,5 +1,6 @@
 """A run from its start to its end, and what it leaves behind."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,11 @@ def run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Servi
         services.ends_well(learner)
         services.ends_well(actor)
         yield services
+
+
+def test_the_counts_of_its_problems_are_written_down(run: Services) -> None:
+    counts = json.loads((run.run / "data.json").read_text())
+    assert (counts["rows"], counts["prompts"], set(counts["left_out"].values())) == (16, 16, {0})
 
 
 def test_metrics_have_each_step_once(run: Services) -> None:

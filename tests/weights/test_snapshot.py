@@ -14,6 +14,7 @@ from torch import Tensor
 from dcpo_async.errors import WeightsError
 from dcpo_async.weights.manifest import Manifest
 from dcpo_async.weights.snapshot import (
+    model_digest,
     newest_version,
     prune,
     read_manifest,
@@ -202,3 +203,14 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path, skeleton: Path) ->
     remove_unfinished(tmp_path)
     assert versions(tmp_path) == [1]
     assert list(tmp_path.glob(".unfinished-*")) == []
+
+
+def test_a_copy_of_a_model_has_its_digest_and_other_weights_have_another(tmp_path: Path, skeleton: Path) -> None:
+    write(tmp_path / "one", skeleton, 1)
+    write(tmp_path / "two", skeleton, 1)
+    first, second = tmp_path / "one" / "v00000001", tmp_path / "two" / "v00000001"
+    assert model_digest(first) == model_digest(second)
+    weights = bytearray((second / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (second / "model.safetensors").write_bytes(weights)
+    assert model_digest(first) != model_digest(second)

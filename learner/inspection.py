@@ -1,0 +1,239 @@
+"""Chooses groups of a ledger for people to read, and gathers what the run knows about each."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dcpo_async.algorithm import RewardStats
+from dcpo_async.config import RunConfig
+from dcpo_async.errors import ConfigError, ReleasedError
+from dcpo_async.grading import extract_answer
+from dcpo_async.records import Group, Response
+from learner.samples import group_of
+from learner.store_reader import StoreReader, VisitRow
+
+Outcome = Literal["correct", "wrong", "mixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which groups to show.
+
+    Attributes:
+        step: counted as in metrics.jsonl, where the first is 1.
+        prompt: id of a prompt, or as much of its beginning as no other id shares.
+        outcome: groups of which all, no, or only some responses are right.
+        count: at most so many.
+        seed: of the choice among the groups of a step.
+    """
+
+    position: int | None = None
+    step: int | None = None
+    prompt: str | None = None
+    outcome: Outcome | None = None
+    count: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShownResponse:
+    """One response and what became of it.
+
+    Attributes:
+        response, reason: None once the arrays of its group are deleted.
+        answer: what the run's extraction finds in the text.
+    """
+
+    reward: float
+    advantage: float
+    response: Response | None
+    reason: str | None
+    answer: str | None
+
+    @property
+    def is_correct(self) -> bool:
+        """A wrong answer has reward 0, or less."""
+        return self.reward > 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        response = self.response
+        return {
+            "correct": self.is_correct,
+            "reason": self.reason,
+            "answer": self.answer,
+            "reward": self.reward,
+            "advantage": self.advantage,
+            "num_tokens": None if response is None else len(response.token_ids),
+            "finish_reason": None if response is None else response.finish_reason,
+            "segments": None if response is None else [segment._asdict() for segment in response.segments],
+            "text": None if response is None else response.text,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ShownGroup:
+    """A visit of a prompt, with its group if it was answered.
+
+    Attributes:
+        problem, reference: None where the ledger does not say.
+        stats: of all the prompt's rewards up to this visit.
+        std: their standard deviation, as the run's advantages use it.
+        lags: optimizer steps between the weights of each response's segments and the training step, smallest and
+            largest; None where nothing was sampled, trained or kept.
+        responses: empty until the group is counted.
+        is_released: whether its arrays are deleted, so that only rewards and advantages are known.
+    """
+
+    visit: VisitRow
+    problem: str | None
+    reference: str | None
+    stats: RewardStats
+    std: float
+    lags: tuple[int, int] | None
+    responses: tuple[ShownResponse, ...]
+    is_released: bool
+
+    @property
+    def step(self) -> int | None:
+        """The step that trains it, as metrics.jsonl counts; None while it has none."""
+        return None if self.visit.step is None else self.visit.step + 1
+
+    @property
+    def num_correct(self) -> int:
+        """Right responses."""
+        return sum(response.is_correct for response in self.responses)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        stats = self.stats
+        return {
+            "position": self.visit.position,
+            "step": self.step,
+            "state": self.visit.state,
+            "attempt": self.visit.attempt,
+            "prompt_id": self.visit.prompt_id,
+            "visit": self.visit.visit,
+            "problem": self.problem,
+            "reference": self.reference,
+            "prompt_stats": {"visits": stats.visits, "count": stats.count, "mean": stats.mean, "std": self.std},
+            "lags": self.lags,
+            "arrays_deleted": self.is_released,
+            "responses": [response.as_json() for response in self.responses],
+        }
+
+
+def shown_groups(reader: StoreReader, config: RunConfig, selection: Selection) -> Iterator[ShownGroup]:
+    """The groups of a selection in lease order, each read when it is asked for: all of a run may be large.
+
+    Raises ConfigError where the selection names what is not there.
+    """
+    version_steps = reader.version_steps()
+    for visit in chosen_visits(reader, selection):
+        yield _shown(reader, config, version_steps, visit)
+
+
+def chosen_visits(reader: StoreReader, selection: Selection) -> list[VisitRow]:
+    """The newest visits that match, sampled within a step; raises ConfigError where what is named is not there."""
+    dice = random.Random(selection.seed)
+    chosen: list[VisitRow] = []
+    for visits in _newest_first(reader, selection):
+        matching = [visit for visit in visits if selection.outcome in (None, _outcome(reader, visit))]
+        chosen += dice.sample(matching, min(len(matching), selection.count - len(chosen)))
+        if len(chosen) == selection.count:
+            break
+    return sorted(chosen, key=lambda visit: visit.position)
+
+
+def _newest_first(reader: StoreReader, selection: Selection) -> Iterator[list[VisitRow]]:
+    """Visits to choose from; those of one list are equally new."""
+    if selection.position is not None:
+        yield [_visit_at(reader, selection.position)]
+    elif selection.prompt is not None:
+        prompt_id = _prompt_id(reader, selection.prompt)
+        yield from ([visit] for visit in reversed(reader.visits("prompt_id = ?", prompt_id)))
+    elif selection.step is not None:
+        yield _visits_of_step(reader, selection.step)
+    else:
+        yield from (_visits_of_step(reader, step) for step in range(reader.next_batch_step(), 0, -1))
+        yield reader.visits("s.step IS NULL AND state IN ('accepted', 'too_old', 'discarded')")
+
+
+def _visit_at(reader: StoreReader, position: int) -> VisitRow:
+    visit = reader.visit(position)
+    if visit is None:
+        raise ConfigError(
+            f"position {position}: no lease was issued for it; the newest is {reader.next_position() - 1}"
+        )
+    return visit
+
+
+def _prompt_id(reader: StoreReader, prefix: str) -> str:
+    found = reader.prompt_ids(prefix, limit=4)
+    if not found:
+        raise ConfigError(f"prompt {prefix}: no prompt that was visited has an id that begins so")
+    if len(found) > 1 and prefix not in found:
+        raise ConfigError(f"prompt {prefix}: several ids begin so ({', '.join(found)}); give more of it")
+    return prefix if prefix in found else found[0]
+
+
+def _visits_of_step(reader: StoreReader, step: int) -> list[VisitRow]:
+    visits = reader.visits("s.step = ?", step - 1)
+    if not visits:
+        raise ConfigError(f"step {step}: no batch was made for it; the newest is step {reader.next_batch_step()}")
+    return visits
+
+
+def _outcome(reader: StoreReader, visit: VisitRow) -> Outcome | None:
+    scores = reader.read_scores(visit.position)
+    if scores is None:
+        return None
+    num_correct = sum(reward > 0 for reward in scores[0])
+    return "wrong" if num_correct == 0 else "correct" if num_correct == len(scores[0]) else "mixed"
+
+
+def _shown(reader: StoreReader, config: RunConfig, version_steps: dict[int, int], visit: VisitRow) -> ShownGroup:
+    scores = reader.read_scores(visit.position)
+    group = None if scores is None else _group(reader, visit.position)
+    rewards, advantages = scores or ((), ())
+    stats = RewardStats()
+    for earlier in reader.rewards_until(visit.prompt_id, visit.visit):
+        stats = stats.with_rewards(earlier)
+    problem, reference = reader.prompt_text(visit.prompt_id) or (None, None)
+    return ShownGroup(
+        visit=visit,
+        problem=problem,
+        reference=reference,
+        stats=stats,
+        std=stats.std(config.algorithm.ddof),
+        lags=_lags(group, visit.step, version_steps),
+        responses=tuple(
+            ShownResponse(reward, advantages[index], *_content(group, index, config))
+            for index, reward in enumerate(rewards)
+        ),
+        is_released=scores is not None and group is None,
+    )
+
+
+def _group(reader: StoreReader, position: int) -> Group | None:
+    try:
+        return group_of(reader.read_group(position))
+    except ReleasedError:
+        return None
+
+
+def _content(group: Group | None, index: int, config: RunConfig) -> tuple[Response | None, str | None, str | None]:
+    """Response, reason and answer."""
+    if group is None:
+        return None, None, None
+    response = group.responses[index]
+    return response, group.reasons[index], extract_answer(response.text, config.grading.extraction)
+
+
+def _lags(group: Group | None, step: int | None, version_steps: dict[int, int]) -> tuple[int, int] | None:
+    if group is None or step is None:
+        return None
+    versions = {segment.weights_version for response in group.responses for segment in response.segments}
+    lags = [step - version_steps[version] for version in versions]
+    return (min(lags), max(lags)) if lags else None

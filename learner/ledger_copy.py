@@ -1,0 +1,78 @@
+"""Reads a ledger that a learner may be writing to: takes no lock, changes nothing in its folder, makes a copy."""
+
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dcpo_async.errors import StoreError
+from learner.store import LEDGER_NAME, SCHEMA
+from learner.store_reader import StoreReader
+
+MAX_COPIES = 20
+WAL_HEADER_BYTES = 32
+"""Two random numbers in it change whenever SQLite begins to write the log from its start again."""
+
+
+@contextlib.contextmanager
+def open_copy(folder: Path) -> Iterator[StoreReader]:
+    """A reader of the ledger in a folder, as of one commit between the call and its return.
+
+    Do not call it in a process that has the ledger open itself: closing any descriptor of a file drops the locks that
+    the process has on it.
+
+    Raises:
+        StoreError: there is no ledger, it is damaged, or it cannot be copied.
+    """
+    path = folder / LEDGER_NAME
+    if not path.is_file():
+        raise StoreError(f"{path}: no such file; name the folder of a run that has been started")
+    with tempfile.TemporaryDirectory(prefix="dcpo-") as scratch:
+        copy = Path(scratch) / LEDGER_NAME
+        try:
+            copy_consistently(path, copy)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be copied to {copy}: {error}") from error
+        try:
+            with contextlib.closing(sqlite3.connect(copy)) as connection:
+                # A learner that is just starting, or an older one, has not made every table.
+                connection.executescript(SCHEMA)
+                yield StoreReader(folder, connection)
+        except sqlite3.Error as error:
+            raise StoreError(f"{path}: {error}") from error
+
+
+def copy_consistently(path: Path, copy: Path, copy_file: Callable[[Path, Path], object] = shutil.copyfile) -> None:
+    """Copy the database, then its log; again if the log was begun anew meanwhile.
+
+    As long as the log is only appended to, every page that reaches the database while it is copied is in the log too,
+    and SQLite reads pages from the log first. A commit that is half copied fails its checksum and is left out.
+
+    Args:
+        copy_file: copies the bytes of one file into another.
+
+    Raises:
+        StoreError: the log was begun anew during each of MAX_COPIES copies.
+    """
+    wal, wal_copy = (database.with_name(f"{database.name}-wal") for database in (path, copy))
+    for _ in range(MAX_COPIES):
+        before = _generation(path, wal)
+        copy_file(path, copy)
+        wal_copy.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            copy_file(wal, wal_copy)
+        if _generation(path, wal) == before:
+            return
+    raise StoreError(f"{path}: its log began anew during each of {MAX_COPIES} copies; try again")
+
+
+def _generation(path: Path, wal: Path) -> tuple[bytes, int]:
+    """What differs when the log was begun anew, or a learner has come and gone without leaving one."""
+    try:
+        with wal.open("rb") as file:
+            header = file.read(WAL_HEADER_BYTES)
+    except FileNotFoundError:
+        header = b""
+    return header, 0 if header else path.stat().st_mtime_ns

@@ -1,0 +1,99 @@
+"""`dcpo eval` as a process: killed in the middle, and beside a run whose weights move on."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actor.evaluate import main
+from actor.weight_puller import default_cache_folder
+from dcpo_async.metrics import read_metrics
+from dcpo_async.weights.snapshot import versions
+from tests.system.conftest import STEADY
+from tests.system.services import Services, assert_counted_once, two_free_ports, write_problems
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+SHORT = ("--max-prompt-tokens", "32", "--max-response-tokens", "16", "--system-prompt=", "--engine", "scripted")
+
+
+def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every line of every model, by model."""
+    return {
+        path.parent.name: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob("*/*.jsonl"))
+    }
+
+
+@pytest.fixture
+def services(tmp_path: Path, model: Path) -> Iterator[Services]:
+    with Services(tmp_path, model) as services:
+        yield services
+
+
+def test_a_killed_evaluation_goes_on_to_the_result_of_an_undisturbed_one(services: Services, model: Path) -> None:
+    words = (str(model), "--data", str(services.folder / "data.jsonl"), "--samples", "4", "--in-flight", "8", *SHORT)
+    outs = [services.folder / "killed", services.folder / "undisturbed"]
+    killed = services.start("dcpo_async.cli", "eval", *words, "--out", str(outs[0]), "--tokens-per-second", "40")
+    log = outs[0] / model.name / "data.jsonl"
+    services.until("some results", lambda: log.exists() and log.read_bytes().count(b"\n") >= 3)
+    killed.signal(signal.SIGKILL)
+    killed.process.wait()
+    assert log.read_bytes().count(b"\n") < 40
+    for out in outs:
+        main([*words, "--out", str(out)])
+    found, expected = ({line["id"]: line["responses"] for line in results(out)[model.name]} for out in outs)
+    assert len(found) == 40
+    assert found == expected
+    figures = [json.loads((out / "summary.json").read_text())[model.name]["sets"] for out in outs]
+    assert figures[0] == figures[1]
+
+
+def test_an_evaluator_beside_a_run_measures_whole_versions_and_changes_nothing(
+    services: Services, steady_run: Services
+) -> None:
+    out, held_out = services.folder / "evaluation", services.folder / "held_out.jsonl"
+    write_problems(held_out, 60)
+    learner, actor = services.start_learner(*STEADY), services.start_actor("--tokens-per-second", "40")
+    evaluator = services.start(
+        *("dcpo_async.cli", "eval", "--learner", services.address, "--data", str(held_out), "--samples", "2"),
+        *("--in-flight", "60", "--tokens-per-second", "40", "--out", str(out), *SHORT),
+    )
+    services.until("both at work", lambda: services.status().get("evaluators_connected"))
+    assert len(services.status()["actors_connected"]) <= 1
+    for service in (learner, actor, evaluator):
+        services.ends_well(service)
+
+    # Every version was measured as a whole, while later ones were published.
+    measured = results(out)
+    assert len(measured) >= 2
+    for name, lines in measured.items():
+        (stamp,) = {(line["weights_version"], line["step"]) for line in lines}
+        assert name == f"step-{stamp[1]:08d}-v{stamp[0]}"
+        assert len(lines) == 60
+    steps = [line["step"] for line in read_metrics(out)]
+    assert steps == sorted({lines[0]["step"] for lines in measured.values()})
+    assert "held_out/avg@2" in read_metrics(out)[0]
+    assert steps[0] < steps[-1]
+
+    # The run is the one that it would have been without an evaluator, bit for bit.
+    assert [line["step"] for line in services.metrics()] == [*range(1, 13)]
+    assert all(line["actors"] <= 1 for line in services.metrics())
+    assert services.exported_weights() == steady_run.exported_weights()
+    assert_counted_once(services)
+    assert versions(default_cache_folder(services.status()["run_id"])) == []
+
+
+def test_an_evaluator_that_finds_no_learner_says_so(tmp_path: Path) -> None:
+    write_problems(tmp_path / "sums.jsonl", 1)
+    address = f"tcp://127.0.0.1:{two_free_ports()}"
+    words = ["--learner", address, "--join-seconds", "1", "--data", "sums.jsonl", "--engine", "scripted"]
+    command = [sys.executable, "-m", "actor.evaluate", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"dcpo eval: no answer from the learner at {address} within 1 s")
