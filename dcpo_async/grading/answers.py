@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dcpo_async.grading.evaluation import TooLargeError, evaluate
+from dcpo_async.grading.equality import TooLargeError, evaluate
 from dcpo_async.grading.expressions import Apply, Expression, Symbol, UnreadableError
 
 

@@ -19,7 +19,7 @@ from dcpo_async.grading.answers import (
     as_region,
     real_value,
 )
-from dcpo_async.grading.evaluation import are_equal, are_proportional, exact_value
+from dcpo_async.grading.equality import are_equal, are_proportional, exact_value
 from dcpo_async.grading.expressions import Apply, Expression, Number, Symbol, UnreadableError, free_symbols
 from dcpo_async.grading.reader import plain_text, read_answer
 from dcpo_async.grading.tokens import clean

@@ -21,7 +21,7 @@ from dcpo_async.grading.answers import (
     as_region,
     real_value,
 )
-from dcpo_async.grading.evaluation import are_equal
+from dcpo_async.grading.equality import are_equal
 from dcpo_async.grading.expressions import (
     KNOWN_COMMANDS,
     Apply,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcpo_async.grading.evaluation import exact_value
+from dcpo_async.grading.equality import exact_value
 from dcpo_async.grading.expressions import (
     MAX_DEPTH,
     Apply,

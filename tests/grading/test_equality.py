@@ -2,7 +2,7 @@
 
 import pytest
 
-from dcpo_async.grading.evaluation import TooLargeError, are_equal, are_proportional, evaluate
+from dcpo_async.grading.equality import TooLargeError, are_equal, are_proportional, evaluate
 from dcpo_async.grading.expressions import Expression, parse_expression
 from dcpo_async.grading.tokens import clean, tokenize
 
