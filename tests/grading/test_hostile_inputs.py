@@ -352,12 +352,17 @@ async def test_each_hostile_input_gets_a_verdict_in_time(pool: GradingPool, role
 def test_no_hostile_input_holds_up_the_event_loop(role: str) -> None:
     held_up = {}
     for name, text in [*SHORT.items(), *LONG.items()]:
-        start = time.thread_time()
-        quick_verdict(*ROLES[role](text), "last_number")
-        seconds = time.thread_time() - start
-        if seconds > QUICK_SECONDS:
-            held_up[name] = seconds
+        # The other tests' garbage may be collected in the midst of one attempt.
+        seconds = next((spent for _ in range(3) if (spent := verdict_seconds(role, text)) <= QUICK_SECONDS), None)
+        if seconds is None:
+            held_up[name] = text[:100]
     assert held_up == {}
+
+
+def verdict_seconds(role: str, text: str) -> float:
+    start = time.thread_time()
+    quick_verdict(*ROLES[role](text), "last_number")
+    return time.thread_time() - start
 
 
 @pytest.mark.system

@@ -271,7 +271,7 @@ def test_groups_that_are_too_old_keep_no_segment(tmp_path: Path) -> None:
     with opened(tmp_path, segment_bytes=10) as store:
         add_group(store, 0)
         add_group(store, 1)
-        store.write_too_old([0])
+        store.write_untrained([0], "too_old")
         assert store.release_segments(oldest_retained_step=1) == [1]
 
 
