@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from actor.engine import Engine
@@ -20,7 +21,7 @@ from dcpo_async.config import GradingSettings
 from dcpo_async.errors import ConfigError, EngineError
 from dcpo_async.evaluation.figures import figures_of
 from dcpo_async.evaluation.progress import EvaluationProgress
-from dcpo_async.evaluation.results import GradedResponse, Mode, ProblemResult, ResultLog, ResultsFolder
+from dcpo_async.evaluation.results import SUMMARY_NAME, GradedResponse, Mode, ProblemResult, ResultLog, ResultsFolder
 from dcpo_async.evaluation.table import Row, markdown
 from dcpo_async.grading import GradingPool
 from dcpo_async.metrics import write_json
@@ -36,6 +37,7 @@ Prompts = Mapping[str, Sequence[Prompt]]
 Architecture = tuple[dict[str, Any], bytes]
 
 VISIT = 1
+ROW = TypeAdapter(Row)
 AVERAGE = "average"
 NOT_OF_THE_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 
@@ -65,8 +67,7 @@ class Evaluator:
         self._architecture: Architecture | None = None
         self._num_started = 0
         self._pool = GradingPool(1, GradingSettings().timeout_seconds, options.extraction)
-        self._rows: list[Row] = []
-        self._summary: dict[str, Any] = {}
+        self._summary: dict[str, Any] = results.summary()
         size = sum(sampling.group_size for sampling in modes.values())
         # One more than fills the engine, so that it need not wait for grading.
         self._problems_in_flight = -(-options.in_flight // size) + 1
@@ -102,7 +103,8 @@ class Evaluator:
             f"{name}: {model['tokens']} tokens in {model['seconds']:.0f} s, {model['tokens_per_second']:.0f} tokens/s\n"
             for name, model in self._summary.items()
         ]
-        return f"{markdown(self._rows)}\n{''.join(times)}" if self._rows else ""
+        rows = [ROW.validate_python(row) for model in self._summary.values() for row in model["sets"].values()]
+        return f"{markdown(rows)}\n{''.join(times)}" if rows else ""
 
     async def close(self) -> None:
         """Release the engine and the grading workers."""
@@ -235,7 +237,6 @@ class Evaluator:
         results = [result for results in found.values() for result in results]
         tokens = sum(response.num_tokens for result in results for response in result.responses)
         seconds = max(result.elapsed_seconds for result in results)
-        self._rows += rows
         self._summary[model] = {
             "weights_version": manifest.weights_version if manifest else None,
             "step": manifest.step if manifest else None,
@@ -244,7 +245,7 @@ class Evaluator:
             "tokens_per_second": tokens / max(seconds, 1e-3),
             "sets": {row.set: asdict(row) for row in rows},
         }
-        write_json(self._results.folder / "summary.json", self._summary)
+        write_json(self._results.folder / SUMMARY_NAME, self._summary)
         (self._results.folder / "table.md").write_text(self.report())
         return _means(rows) | ({"weights_version": float(manifest.weights_version)} if manifest else {})
 

@@ -269,6 +269,8 @@ def _cpu_arguments(kv_cache_gib: float) -> dict[str, Any]:
     return {
         "kv_cache_memory_bytes": int(kv_cache_gib * GIB),
         "enforce_eager": True,
+        # A group's responses share its prompt by whole blocks, and many a prompt is shorter than vLLM's 128 tokens.
+        "block_size": 32,
         # In the EngineCore process itself: another one would spin on its queue, on a core that others need.
         "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
         # A prompt in chunks would wind back a response's random generator, which ends vLLM on a CPU.

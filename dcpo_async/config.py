@@ -123,7 +123,7 @@ class AlgorithmSettings(Section):
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
     """C, truncation of π_old/π_behavior; speaks only with old = proximal."""
     dynamic_sampling: bool = False
-    """Groups without a non-zero advantage are discarded, and other visits take their place in the batch (DAPO)."""
+    """Groups whose responses are all right or all wrong are discarded; other visits take their place (DAPO)."""
     overlong_buffer_tokens: Annotated[int, Field(ge=0)] = 0
     """A response loses reward, up to 1, over the last so many tokens before max_response_tokens (DAPO); 0 for none."""
     mask_truncated: bool = False

@@ -53,8 +53,8 @@ class ShownResponse:
 
     @property
     def is_correct(self) -> bool:
-        """A wrong answer has reward 0, or less."""
-        return self.reward > 0
+        """As the grader said; where its reason is gone, by the reward."""
+        return self.reward > 0 if self.reason is None else self.reason in ("equal", "equivalent")
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -27,6 +27,9 @@ from learner.store_reader import StoredGroup, VisitRow
 
 log = logging.getLogger(__name__)
 
+DISCARDED_BATCHES = 10
+"""Batches' worth of groups that dynamic sampling discards in a row before it warns."""
+
 Outcome = Literal["accepted", "duplicate", "superseded", "invalid"]
 
 
@@ -64,6 +67,7 @@ class Intake:
             )
         self.config, self.prompts, self.store = config, prompts, store
         self.counts: Counter[str] = Counter()
+        self._num_discarded_in_a_row = 0
         self.published: list[PublishedVersion] = []
         self.version_steps = store.version_steps()
         updates = config.algorithm.updates_per_batch
@@ -290,11 +294,23 @@ class Intake:
         self.table.accept(message.position, weights_step)
         self.counts["responses"] += len(message.rewards)
         self.counts["response_tokens"] += sum(message.lengths)
-        if algorithm.dynamic_sampling and not any(advantages):
-            # Other visits take its place in the batch, and the prompt returns at its next regular one.
-            self.store.write_untrained([message.position], "discarded")
-            self.table.remove([message.position])
-            self.counts["groups_discarded"] += 1
+        if algorithm.dynamic_sampling:
+            self._discard_if_equal(message)
+
+    def _discard_if_equal(self, message: GroupMessage) -> None:
+        """Take a group of equal rewards out; other visits take its place, and the prompt returns at its next one."""
+        if len(set(message.rewards)) > 1:
+            self._num_discarded_in_a_row = 0
+            return
+        self.store.write_untrained([message.position], "discarded")
+        self.table.remove([message.position])
+        self.counts["groups_discarded"] += 1
+        self._num_discarded_in_a_row += 1
+        if self._num_discarded_in_a_row % (DISCARDED_BATCHES * self.gate.groups_per_batch) == 0:
+            log.warning(
+                "dynamic sampling has discarded %d groups in a row: the prompts are all too hard or all too easy",
+                self._num_discarded_in_a_row,
+            )
 
     def _shaped_rewards(self, message: GroupMessage) -> list[float]:
         """Rewards less what overlong responses cost."""

@@ -178,9 +178,10 @@ class Store(StoreReader):
 
     def write_untrained(self, positions: Iterable[int], state: Literal["too_old", "discarded"]) -> None:
         """Note that accepted groups will never train; their statistics stand."""
-        self._db.executemany(
-            "UPDATE visits SET state = ? WHERE position = ?", [(state, position) for position in positions]
-        )
+        with self._translated():
+            self._db.executemany(
+                "UPDATE visits SET state = ? WHERE position = ?", [(state, position) for position in positions]
+            )
 
     def accept(self, group: StoredGroup, prompt_id: str, stats: RewardStats, weights_step: int) -> None:
         """Add a group, its advantages and the prompt's new statistics in the running transaction."""

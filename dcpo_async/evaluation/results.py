@@ -18,6 +18,7 @@ from dcpo_async.records import FinishReason
 Mode = Literal["greedy", "sampled"]
 
 SETTINGS_NAME = "settings.json"
+SUMMARY_NAME = "summary.json"
 LOCK_NAME = ".lock"
 
 
@@ -147,6 +148,12 @@ class ResultsFolder:
                 "or --overwrite them"
             )
         write_json(path, known | dict(settings))
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the models that earlier starts measured."""
+        path = self.folder / SUMMARY_NAME
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return found
 
     @contextmanager
     def logs(self, model: str, sets: Iterable[str]) -> Iterator[dict[str, ResultLog]]:

@@ -99,12 +99,20 @@ def as_region(answer: Answer) -> Region | None:
     match answer:
         case Region():
             return answer
-        case Collection("tuple", (Quantity(low), Quantity(high)), brackets):
+        case Collection("tuple", (Quantity(low), Quantity(high)), brackets) if _is_ascending(low, high):
             return Region((Interval(low, high, brackets[0] == "[", brackets[1] == "]"),))
         case Collection("set", members) if all(isinstance(member, Quantity) for member in members):
             points = [member.expression for member in members if isinstance(member, Quantity)]
             return Region(tuple(Interval(point, point, True, True) for point in points))
     return None
+
+
+def _is_ascending(low: Expression, high: Expression) -> bool:
+    """Whether a pair may be an interval; (3,2) and (5,5) are points, and no way to write the empty set."""
+    try:
+        return real_value(low) < real_value(high)
+    except UnreadableError:
+        return False
 
 
 def real_value(end: Expression) -> float:

@@ -116,7 +116,9 @@ def _same_across_kinds(answer: Answer, reference: Answer) -> bool | None:
             return _same_in_base(answer, reference)
         case (Matrix(rows), Collection("tuple", members)) | (Collection("tuple", members), Matrix(rows)):
             return _all_same(_vector(rows), members)
-        case (Relation("="), Quantity(_, _, name)) | (Quantity(_, _, name), Relation("=")) if name:
+        case (Relation("="), Quantity(value, _, name)) | (Quantity(value, _, name), Relation("=")) if (
+            name and free_symbols(value)
+        ):
             return _same_relation(_as_relation(answer), _as_relation(reference))
         case Relation("=", _, value), Quantity() if value:
             return same(value, reference)
@@ -215,7 +217,7 @@ def _same_collection(answer: Collection, reference: Collection) -> bool | None:
         is_bare = "list" in (answer.kind, reference.kind) and "()" in (answer.brackets, reference.brackets)
         return is_bare and _all_same(answer.members, reference.members)
     if answer.kind == reference.kind == "set":
-        return _same_in_any_order(_distinct(answer.members), _distinct(reference.members))
+        return _same_set(answer.members, reference.members)
     return _same_in_any_order(answer.members, reference.members)
 
 
@@ -242,12 +244,17 @@ def _same_in_any_order(answers: Sequence[Answer], references: Sequence[Answer]) 
     return None if is_unsure else True
 
 
-def _distinct(members: Sequence[Answer]) -> list[Answer]:
-    distinct: list[Answer] = []
-    for member in members:
-        if not any(same(member, other) for other in distinct):
-            distinct.append(member)
-    return distinct
+def _same_set(answers: Sequence[Answer], references: Sequence[Answer]) -> bool | None:
+    """Whether each member has its like on the other side; ends at the first of the answer's that has none."""
+    found: set[int] = set()
+    is_unsure = False
+    for answer in answers:
+        verdicts = [same(answer, reference) for reference in references]
+        if True not in verdicts and None not in verdicts:
+            return False
+        is_unsure |= True not in verdicts
+        found |= {place for place, verdict in enumerate(verdicts) if verdict}
+    return None if is_unsure else len(found) == len(references)
 
 
 def _same_matrix(answer: Matrix, reference: Matrix) -> bool | None:

@@ -9,7 +9,7 @@ from mpmath import mp
 
 from dcpo_async.grading.expressions import CONSTANT_NAMES, Apply, Expression, Number, Symbol, free_symbols
 
-MAX_BITS = 100_000
+MAX_BITS = 20_000
 """Exact numbers with more are compared by their leading digits."""
 MAX_MAGNITUDE_BITS = 10_000_000
 """Numbers beyond 2 to this power are not computed."""
@@ -204,8 +204,13 @@ def _exact_binomial(total: Fraction, chosen: Fraction) -> Fraction | None:
     return Fraction(math.comb(int(total), int(chosen))) if is_small else None
 
 
-def _exact_sum(*terms: Fraction) -> Fraction:
-    return sum(terms, Fraction(0))
+def _exact_sum(*terms: Fraction) -> Fraction | None:
+    total = Fraction(0)
+    for term in terms:
+        total += term
+        if _bits(total) > MAX_BITS:
+            return None
+    return total
 
 
 _EXACT: Mapping[str, Callable[..., Fraction | None]] = {
@@ -220,8 +225,8 @@ _EXACT: Mapping[str, Callable[..., Fraction | None]] = {
     "abs": abs,
     "floor": lambda argument: Fraction(math.floor(argument)),
     "ceil": lambda argument: Fraction(math.ceil(argument)),
-    "max": max,
-    "min": min,
+    "max": lambda *values: max(values),
+    "min": lambda *values: min(values),
 }
 
 
@@ -351,8 +356,8 @@ _FUNCTIONS: Mapping[str, Callable[..., Value]] = {
     "abs": abs,
     "floor": _real(_numbers.floor),
     "ceil": _real(_numbers.ceil),
-    "max": _real(max),
-    "min": _real(min),
+    "max": _real(lambda *values: max(values)),
+    "min": _real(lambda *values: min(values)),
     "gcd": _whole(math.gcd),
     "lcm": _whole(math.lcm),
     "ln": _numbers.log,

@@ -9,6 +9,8 @@ from math_verify import LatexExtractionConfig, parse, verify
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 
+FLOAT_ROUNDING = 15
+"""Decimals; math-verify's own 6 would take 1.414214 for the root of 2."""
 _LATEX = [LatexExtractionConfig(boxed_match_priority=0)]
 
 
@@ -19,7 +21,7 @@ def is_equivalent(answer: str, reference: str) -> bool:
     """
     if not _is_balanced(answer):
         return False
-    return bool(verify(_parsed(reference), _parsed(answer), timeout_seconds=None))
+    return bool(verify(_parsed(reference), _parsed(answer), float_rounding=FLOAT_ROUNDING, timeout_seconds=None))
 
 
 def _parsed(answer: str) -> list[object]:

@@ -20,7 +20,9 @@ _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
 _ROUNDED = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
 _END = Token("mark", "")
 _NAMED = frozenset({"frac", "binom", "sqrt", "pi", "infty", "vec", "hat", "mathbf", "overline", "bar"})
-KNOWN_COMMANDS = FUNCTIONS | GREEK | _NAMED | {"lfloor", "rfloor", "lceil", "rceil", "Real", "emptyset", "varnothing"}
+KNOWN_COMMANDS = FUNCTIONS | GREEK | _NAMED | {
+    "lfloor", "rfloor", "lceil", "rceil", "Real", "emptyset", "varnothing", "ldots", "cdots", "dots",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,10 @@ class _Parser:
         return self._postfixed(base)
 
     def _postfixed(self, operand: Expression) -> Expression:
+        num_marks = 0
         while mark := self._takes("!", "%", "°"):
+            if (num_marks := num_marks + 1) > MAX_DEPTH:
+                raise UnreadableError(f"more than {MAX_DEPTH} signs in a row")
             if mark == "!" and self._takes("!"):
                 mark = "!!"
             operand = Apply(mark, (operand,))

@@ -9,9 +9,12 @@ Extraction = Literal["boxed", "answer", "last_number"]
 MAX_RESPONSE_CHARS = 100_000
 
 _BRACES = re.compile(
-    r"(?P<boxed>\\f?box(?:ed)?\s*\{)|\\boxed\s*(?P<bare>[-+]?[\w.,/%]+)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL
+    r"(?P<boxed>\\f?box(?:ed)?\s*\{)"
+    r"|\\boxed[ \t]*(?P<bare>[-+]?\d[\w.,/%]*|[A-Z](?![A-Za-z]))"
+    r"|\\.|(?P<open>\{)|(?P<close>\})",
+    re.DOTALL,
 )
-_MARKER = re.compile(r"####|\banswer\s*(?:\s+is\b|:)|答案(?:是|为|:|：)", re.IGNORECASE)
+_MARKER = re.compile(r"####|\banswer(?:\s+is\b|\s*:)|答案(?:是|为|:|：)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?:\s|$)|。")
 _NUMBER = re.compile(r"(?:(?<![\w.)])-)?[$€£]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?", re.ASCII)
 

@@ -1,8 +1,9 @@
 """Reads what an answer says: the structure around its expressions, from the loosest to the tightest."""
 
 import re
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Sequence, Set
+from functools import reduce
+from itertools import pairwise, product
 from typing import Literal
 
 from dcpo_async.grading.answers import (
@@ -26,18 +27,21 @@ from dcpo_async.grading.expressions import (
     KNOWN_COMMANDS,
     Apply,
     Expression,
+    Number,
     Symbol,
     UnreadableError,
     free_symbols,
     parse_expression,
 )
 from dcpo_async.grading.tokens import Token, tokenize
-from dcpo_async.grading.units import normal_unit
+from dcpo_async.grading.units import NUMBER_WORDS, OPERATION_WORDS, UNIT_LETTERS, normal_unit
 
 _CALL = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?'*(?:\^\{?\(?-?\d\)?\}?)?\([A-Za-z](?:,[A-Za-z])*\)")
 MAX_MEMBERS = 64
 MAX_UNIT_WORDS = 6
+MAX_UNIT_CHARS = 100
 MAX_NESTING = 20
+MAX_CONDITIONS = 8
 _CURRENCIES = ("$", "€", "£")
 _UNIT_MARKS = ("^", "/", "{", "}", "%", "°", "*", "-", "(", ")", "'", *_CURRENCIES)
 
@@ -102,10 +106,11 @@ class _Reader:
             raise UnreadableError("nothing there")
         if len(parts := _split(tokens, ("∪",))) > 1:
             return Region(tuple(interval for part in parts for interval in _region(_Reader(part).read()).intervals))
-        if len(parts := _split(tokens, ("and",))) == 2 and (both := _both(parts)) is not None:
-            return both
+        if len(parts := _split(tokens, ("≈",))) > 1 and parts[0]:
+            return _Reader(parts[0]).read()
         if len(parts := _split(tokens, (",", ";", "and", "or"))) > 1:
-            return _collected("list", [part for part in parts if part])
+            words = {token.text.lower() for token in _top_level(tokens) if token.kind == "word"}
+            return _listed(_collected("list", [part for part in parts if part]), words)
         if any(_is_mark(token, "±", "∓") for token in tokens) and not _is_mark(tokens[0], r"\{"):
             return _collected("list", [_with_sign(tokens, "+", "-"), _with_sign(tokens, "-", "+")])
         if _encloses(tokens):
@@ -145,7 +150,7 @@ class _Reader:
         if len(sides) != len(operators) + 1 or not all(sides):
             raise UnreadableError("a relation without one of its sides")
         if operators == ["∈"] and (name := _name_of(sides[0])) is not None:
-            return _named(_Reader(sides[1]).read(), name)
+            return _region(_Reader(sides[1]).read(), name)
         if set(operators) == {"="}:
             return self._equation(sides)
         if "=" in operators or "∈" in operators:
@@ -156,8 +161,9 @@ class _Reader:
         if len(sides) == 2 and _name_of(sides[0]) is None and _name_of(sides[1]) is not None:
             sides = sides[::-1]
         name = _name_of(sides[0])
-        values = sides[1:] if name is not None else sides
-        if len(values) == 2 and name is None and any(map(free_symbols, map(parse_expression, sides))):
+        is_chain = len(sides) > 2 and name is None and _is_symbolic(sides[0]) and not any(map(_is_symbolic, sides[1:]))
+        values = sides[1:] if name is not None or is_chain else sides
+        if len(sides) == 2 and name is None and any(map(_is_symbolic, sides)):
             return _equated(sides)
         if len(values) > 1 and not _is_true_chain(values):
             raise UnreadableError("a chain of equations that is not true")
@@ -197,16 +203,29 @@ def _named_set(tokens: Sequence[Token]) -> Region:
     return Region(tuple(Interval(low, high, False, False) for low, high in pairwise(ends)))
 
 
-def _both(parts: Sequence[Sequence[Token]]) -> Region | None:
-    """What two intervals have in common; None where they are no intervals, or have nothing in common."""
-    one, other = (_Reader(part).read() if part else None for part in parts)
-    match one, other:
-        case Region((first,), name), Region((second,)):
-            low = max(first, second, key=lambda end: (real_value(end.low), not end.has_low))
-            high = min(first, second, key=lambda end: (real_value(end.high), end.has_high))
-            common = Interval(low.low, high.high, low.has_low, high.has_high)
-            return Region((common,), name) if real_value(common.low) <= real_value(common.high) else None
-    return None
+def _listed(answer: Answer, words: Set[str]) -> Answer:
+    """A list; regions joined by "or" are their union, by "and" what they have in common."""
+    members = answer.members if isinstance(answer, Collection) else ()
+    regions = [member for member in members if isinstance(member, Region)]
+    if not members or len(regions) < len(members) or not words & {"and", "or"}:
+        return answer
+    if "or" not in words and len(regions) <= MAX_CONDITIONS:
+        common = reduce(_common, regions)
+        if common.intervals:
+            return common
+    # "x < 1 and x > 5" is what people write for both parts of a solution.
+    return Region(tuple(interval for region in regions for interval in region.intervals), regions[0].name)
+
+
+def _common(one: Region, other: Region) -> Region:
+    intervals = []
+    for first, second in product(one.intervals, other.intervals):
+        low = max(first, second, key=lambda end: (real_value(end.low), not end.has_low))
+        high = min(first, second, key=lambda end: (real_value(end.high), end.has_high))
+        bounds = real_value(low.low), real_value(high.high)
+        if bounds[0] < bounds[1] or (bounds[0] == bounds[1] and low.has_low and high.has_high):
+            intervals.append(Interval(low.low, high.high, low.has_low, high.has_high))
+    return Region(tuple(intervals), one.name or other.name)
 
 
 def _read_matrix(body: str, has_thousands: bool) -> Answer:
@@ -266,8 +285,6 @@ def _collected(kind: Literal["list", "set", "tuple"], parts: list[list[Token]], 
     members = [_Reader(part).read() for part in parts]
     if kind == "list" and len(members) == 1:
         return members[0]
-    if kind == "list" and all(isinstance(member, Region) for member in members):
-        return Region(tuple(interval for member in members for interval in _region(member).intervals))
     if kind != "tuple":
         # a, b ± c has three members.
         members = [inner for member in members for inner in _flattened(member)]
@@ -307,8 +324,6 @@ def _named(answer: Answer, name: str | None) -> Answer:
             return Quantity(expression, unit, name or "")
         case Region(intervals, _):
             return Region(intervals, name or "")
-        case Collection("tuple", _, _):
-            return _region(answer, name or "") if _is_interval(answer) and name else answer
     return answer
 
 
@@ -317,6 +332,10 @@ def _equated(sides: Sequence[Sequence[Token]]) -> Relation:
     left, right = map(parse_expression, sides)
     is_value = not free_symbols(left) & free_symbols(right)
     return Relation("=", _difference(left, right), _Reader(sides[1]).read() if is_value else None)
+
+
+def _is_symbolic(side: Sequence[Token]) -> bool:
+    return bool(free_symbols(parse_expression(side)))
 
 
 def _is_true_chain(sides: Sequence[Sequence[Token]]) -> bool:
@@ -345,15 +364,6 @@ def _bounded(name: str, operator: str, bound: Expression) -> Region:
     return Region(intervals[operator], name)
 
 
-def _is_interval(answer: Answer) -> bool:
-    return (
-        isinstance(answer, Collection)
-        and answer.kind == "tuple"
-        and len(answer.members) == 2
-        and all(isinstance(member, Quantity) for member in answer.members)
-    )
-
-
 def _region(answer: Answer, name: str = "") -> Region:
     """An answer as a set of reals; raises UnreadableError where it is none."""
     region = as_region(answer)
@@ -380,8 +390,13 @@ def _quantity(tokens: Sequence[Token]) -> Quantity:
     if rest and _is_mark(rest[0], "≈"):
         rest = rest[1:]
     end = _unit_start(rest)
+    expression = parse_expression(rest[:end])
+    if end < len(rest) and (factor := NUMBER_WORDS.get(rest[end].text.lower())) is not None:
+        if not isinstance(expression, Number):
+            raise UnreadableError(f"{rest[end].text} behind what is no number")
+        expression, end = Number(expression.value * factor), end + 1
     unit = " ".join(filter(None, (unit, _unit_text(rest[end:]))))
-    return Quantity(parse_expression(rest[:end]), normal_unit(unit))
+    return Quantity(expression, normal_unit(unit))
 
 
 def _unit_start(tokens: Sequence[Token]) -> int:
@@ -389,6 +404,13 @@ def _unit_start(tokens: Sequence[Token]) -> int:
     for place, token in enumerate(tokens):
         if place and token.kind == "word":
             return place - 1 if _is_mark(tokens[place - 1], "%", "°") else place
+        if (
+            place
+            and token.kind == "letter"
+            and token.is_spaced
+            and _are_unit_letters(tokens[place - 1], tokens[place:])
+        ):
+            return place
     # A degree sign in mid-expression, as in sin 30°, is an operator; alone behind a number it is the unit.
     has_function = any(token.kind == "command" and token.text not in ("frac", "pi") for token in tokens)
     if len(tokens) > 1 and _is_mark(tokens[-1], "%", "°", *_CURRENCIES) and not has_function:
@@ -396,11 +418,19 @@ def _unit_start(tokens: Sequence[Token]) -> int:
     return len(tokens)
 
 
+def _are_unit_letters(before: Token, tokens: Sequence[Token]) -> bool:
+    is_behind_number = before.kind == "number" or _is_mark(before, "}")
+    return is_behind_number and all(token.text in UNIT_LETTERS or _is_mark(token, "/") for token in tokens)
+
+
 def _unit_text(tokens: Sequence[Token]) -> str:
     for before, token in pairwise([Token("mark", ""), *tokens]):
         is_power = token.kind == "number" and token.text in ("2", "3") and _is_mark(before, "^", "{")
         if not (is_power or token.kind in ("word", "letter") or _is_mark(token, *_UNIT_MARKS)):
             raise UnreadableError(f"{token.text!r} among the words of a unit")
-    if len(tokens) > 3 * MAX_UNIT_WORDS:
+    text = " ".join(token.text for token in tokens)
+    if len(tokens) > 3 * MAX_UNIT_WORDS or len(text) > MAX_UNIT_CHARS:
         raise UnreadableError("too many words for a unit")
-    return " ".join(token.text for token in tokens)
+    if tokens and tokens[0].text.lower() in OPERATION_WORDS:
+        raise UnreadableError(f"{tokens[0].text} is an operation")
+    return text

@@ -41,12 +41,16 @@ _CHARACTERS = str.maketrans(
         "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "⁄": "/", "∕": "/",
         "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": "≤", "≥": "≥", "≠": "≠", "≈": "≈", "°": "°", "∪": "∪",
         "∈": "∈", "±": "±", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}",
-        "⅔": r"\frac{2}{3}", "²": "^2", "³": "^3", "ℝ": r"\mathbb{R}", "，": ", ", "、": ", ", "；": ";", "：": ":",
+        "⅔": r"\frac{2}{3}", "ℝ": r"\mathbb{R}", "，": ", ", "、": ", ", "；": ";", "：": ":",
         "（": "(", "）": ")", "［": "[", "］": "]", "’": "'", "′": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
         "\u200b": "", "\ufeff": "", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ",
         "μ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ", "ω": r"\omega ",
     }
 )  # fmt: skip
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _MARK_COMMANDS = {
     "le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥", "geq": "≥", "geqslant": "≥", "ne": "≠", "neq": "≠", "lt": "<",
     "gt": ">", "in": "∈", "cup": "∪", "times": "*", "cdot": "*", "ast": "*", "div": "/", "pm": "±", "mp": "∓",
@@ -55,6 +59,7 @@ _MARK_COMMANDS = {
     "langle": "(", "rangle": ")", "colon": ":", "to": "→", "land": ",", "lor": ",", "prime": "'",
 }  # fmt: skip
 _REWRITES = (
+    (re.compile(r"(?<=[\w)}])\*\*(?=[\w({\\-])"), "^"),
     (re.compile(r"\\(?:left|right)\s*\.|\\(?:left|right|[bB]igg?[lr]?|middle)(?![A-Za-z])"), ""),
     (re.compile(r"\\(?:displaystyle|textstyle|limits|nolimits|hfill|boldsymbol|rm|bf)(?![A-Za-z])"), ""),
     (re.compile(r"\\[dtc](?=(?:frac|binom)(?![A-Za-z]))"), r"\\"),
@@ -70,7 +75,6 @@ _REWRITES = (
     (re.compile(r"<="), "≤"),
     (re.compile(r">="), "≥"),
     (re.compile(r"!="), "≠"),
-    (re.compile(r"\*\*"), "^"),
 )
 _TOKEN = re.compile(
     r"(?P<space>\s+)"
@@ -92,7 +96,9 @@ def clean(answer: str) -> str:
 
     Example: clean(r"$\left(1,\dfrac{1}{2}\right)$.") is r"(1,\frac{1}{2})".
     """
-    text = unicodedata.normalize("NFKC", answer.translate(_CHARACTERS))
+    text = _RAISED.sub(lambda run: f"^{{{run[0].translate(_SUPERSCRIPTS)}}}", answer)
+    text = _LOWERED.sub(lambda run: f"_{{{run[0].translate(_SUBSCRIPTS)}}}", text)
+    text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return " ".join(text.split()).rstrip(" .。,;:").removesuffix("\\").strip()

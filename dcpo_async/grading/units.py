@@ -11,6 +11,25 @@ UNITS = {
     "mph": "mile per hour", "kph": "kilometer per hour", "sq": "square", "squared": "square", "cubed": "cubic",
     "l": "liter", "ml": "milliliter",
 }  # fmt: skip
+NUMBER_WORDS = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+OPERATION_WORDS = frozenset(
+    {
+        "squared",
+        "cubed",
+        "factorial",
+        "over",
+        "plus",
+        "minus",
+        "times",
+        "divided",
+        "half",
+        "halves",
+        "thirds",
+        "percentile",
+    }
+)
+UNIT_LETTERS = frozenset("mgshL")
+"""Letters that are units where a space stands before them."""
 
 
 def normal_unit(unit: str) -> str:

@@ -108,7 +108,7 @@ def problem_source(
 
 def _named(word: str) -> ProblemSource:
     name, equals, file = word.partition("=")
-    if name in PRESETS:
+    if name in PRESETS and (file or not equals):
         return replace(PRESETS[name], location=file, is_copy=True) if equals else PRESETS[name]
     path = Path(word).expanduser()
     if word.endswith(FILE_SUFFIXES) and not equals:

@@ -1,6 +1,7 @@
 """Reads problems and reference answers from a file, a folder, or a Hugging Face data set."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -165,7 +166,7 @@ def _text(value: object) -> str:
     """Numbers are answers too, 27.0 of a column of floats being 27; anything with structure is not."""
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(int(value) if value == value // 1 else value)
     return ""
 

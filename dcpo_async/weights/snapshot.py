@@ -175,9 +175,10 @@ def unfinished_folder(store_folder: Path) -> Iterator[Path]:
 
 
 def model_digest(folder: Path) -> str:
-    """Digest of the weights and the configuration: the same for every copy of a model, wherever it lies."""
+    """Digest of weights, configuration and tokenizer: the same for every copy of a model, wherever it lies."""
     state = xxhash.xxh3_128()
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+    kinds = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*", "chat_template*")
+    for path in sorted(path for kind in kinds for path in folder.glob(kind)):
         state.update(f"{path.name} {_file_digest(path)}\n".encode())
     digest: str = state.hexdigest()
     return digest

@@ -121,6 +121,18 @@ def test_more_problems_later_keep_the_ones_that_are_there(evaluate: Evaluate, tm
     assert evaluate("--limit", "5")["sets"]["sums"]["problems"] == 5
 
 
+def test_a_model_that_joins_later_stands_beside_the_earlier_ones(
+    models: tuple[Path, Path], problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model in models:
+        main([str(model), "--data", str(problems), "--samples", "2", "--out", str(tmp_path / "out"), *SHORT])
+    assert list(json.loads((tmp_path / "out" / "summary.json").read_text())) == ["one", "two"]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| one" in table
+    assert "| two" in table
+    assert capsys.readouterr().out.endswith(table)
+
+
 def test_several_models_and_sets_have_rows_and_an_average(
     models: tuple[Path, Path], problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,18 @@ from dcpo_async.grading.comparison import compare
     [
         (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\dfrac{\pi}{2})"),
         ("042", "42"),
+        ("10⁴", "10000"),
+        ("x⁴", "x^4"),
+        ("2**10", "1024"),
+        ("5 million", "5000000"),
+        (r"2\sqrt{2} \approx 2.83", r"2\sqrt2"),
+        ("m+n=2+3=5", "5"),
+        ("5 m", "5"),
+        ("5 m/s", r"5\text{ m/s}"),
+        ("5元", "5"),
+        ("x=y/2", "y=2x"),
+        (r"\mathbb{R}\setminus\{1,2\}", r"x\neq 1\text{ and }x\neq 2"),
+        ("x<1 and x>5", r"(-\infty,1)\cup(5,\infty)"),
         (".5", "1/2"),
         ("5.", "5.0"),
         ("−7", "-7"),
@@ -123,6 +135,18 @@ def test_different_spellings_of_one_answer_are_equal(answer: str, reference: str
     ("answer", "reference"),
     [
         ("1000", "100"),
+        (r"\emptyset", "(3,2)"),
+        ("5<x<3", "(5,5)"),
+        ("2x+3=13", "x=5"),
+        ("0", "2x-y=0"),
+        (r"\mathbb{R}", r"x\neq 1\text{ and }x\neq 2"),
+        (r"\mathbb{R}", r"x\ne 1, x\ne 2"),
+        ("10⁴", "104"),
+        ("2**10", "210"),
+        ("5 million", "5"),
+        ("5 factorial", "5"),
+        (r"[3,2]\ldots", "(3,2)"),
+        ("2004!-1", "2004!"),
         ("-5", "5"),
         (r"\frac{2}{1}", r"\frac{1}{2}"),
         ("1 1/2", "11/2"),
@@ -197,3 +221,19 @@ def test_the_variables_of_both_sides_must_be_the_same() -> None:
 def test_long_numbers_are_compared_digit_by_digit() -> None:
     assert compare("1" * 900, "1" * 900 + ".0") is True
     assert compare("1" * 900, "1" * 899 + "2") is False
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        (r"1 and {" * 16 + "1" + "}" * 16, "2, 3"),
+        (r"\{" + ",".join(f"x^{{{9000 + i}}}" for i in range(64)) + r"\}", r"\{1,x\}"),
+        ("+".join(f"(x+{900 + i})^{{-999}}" for i in range(50)), r"x+\pi"),
+        ("5 " + "㌖" * 990, "5"),
+        ("5" + "%" * 995, "5"),
+    ],
+    ids=["nested and", "large set", "sum of fractions", "expanding characters", "percent signs"],
+)
+@pytest.mark.timeout(5)
+def test_a_comparison_ends_soon(answer: str, reference: str) -> None:
+    assert compare(answer, reference) is False

@@ -75,3 +75,12 @@ def test_last_number_falls_back_on_the_last_number(response: str, answer: str | 
 @given(st.text(alphabet="ab{}\\ ", max_size=30), st.integers())
 def test_a_box_at_the_end_is_found_whatever_stands_before_it(before: str, answer: int) -> None:
     assert extract_answer(f"{before} \\boxed{{{answer}}}") == str(answer)
+
+
+@pytest.mark.timeout(5)
+def test_white_space_behind_a_marker_costs_linear_time() -> None:
+    assert extract_answer("the answer" + " " * 90_000 + "x", "answer") is None
+
+
+def test_a_box_that_is_only_spoken_of_is_none() -> None:
+    assert extract_answer(r"\boxed{5}. That is the \boxed answer.") == "5"

@@ -82,5 +82,6 @@ def answer(
         )
         for index in range(len(rewards))
     )
-    group = Group(lease.position, lease.attempt, responses, tuple(rewards), ("equal",) * len(rewards))
+    reasons = tuple("equal" if reward > 0 else "different" for reward in rewards)
+    group = Group(lease.position, lease.attempt, responses, tuple(rewards), reasons)
     return Envelope(*group_to_message(group), "run", 1)

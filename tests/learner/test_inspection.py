@@ -141,7 +141,7 @@ def test_a_group_has_its_texts_answers_reasons_rewards_and_advantages(
     assert (first.problem, first.reference) == (f"problem {first.reference}", first.visit.prompt_id.split("-")[1])
     right, wrong = first.responses
     assert (right.is_correct, right.reason, right.answer, right.reward) == (True, "equal", "0", 1.0)
-    assert (wrong.is_correct, wrong.reason, wrong.answer, wrong.reward) == (False, "equal", "1", 0.0)
+    assert (wrong.is_correct, wrong.reason, wrong.answer, wrong.reward) == (False, "different", "1", 0.0)
     # (1, 0) has mean 0.5 and standard deviation √0.5.
     assert right.advantage == -wrong.advantage == pytest.approx(0.5 / 0.5**0.5)
     assert [response.advantage for response in second.responses] == [0.0, 0.0]

@@ -45,7 +45,7 @@ def test_a_group_says_what_was_asked_answered_and_given(run: Path, capsys: pytes
     assert f"step 2 · prompt prompt-{number} · visit 1 · position 1 ──" in text
     assert f"── problem {number} reference {number} · 1 of 2 right · lag 0 · prompt so far: visits 1," in text
     assert "#1 right · equal · no answer · reward 1 · advantage +0.7071 · length 2, stopped · weights 2 resp" in text
-    assert "response 0 #2 wrong · equal · no answer · reward 0 · advantage -0.7071 · length 2" in text
+    assert "response 0 #2 wrong · different · no answer · reward 0 · advantage -0.7071 · length 2" in text
 
 
 def test_json_is_one_object_for_each_group(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
