@@ -50,6 +50,7 @@ _BASED = re.compile(
 )
 _BASE_NAMES = {"two": 2, "eight": 8, "ten": 10, "sixteen": 16}
 _MATRIX = re.compile(r"[(\[]?\s*\\begin\{([pb]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]]?", re.DOTALL)
+_WRAPPER = re.compile(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}")
 _LEAD_IN = re.compile(r"(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*", re.IGNORECASE)
 _OPENING, _CLOSING = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 _RELATIONS = ("=", "<", ">", "≤", "≥", "≠")
@@ -84,13 +85,12 @@ def plain_text(text: str) -> str:
 
     Example: plain_text(r"\text{Monday.}") is "monday".
     """
-    unwrapped = re.sub(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}", r" \1 ", text)
-    return " ".join(unwrapped.casefold().split()).strip(" .,;:!\"'")
+    return " ".join(_WRAPPER.sub(r" \1 ", text).casefold().split()).strip(" .,;:!\"'")
 
 
 def is_wordy(text: str) -> bool:
     r"""Whether a text is words, with no command but \text{} and no sign of arithmetic."""
-    unwrapped = re.sub(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}", r"\1", text)
+    unwrapped = _WRAPPER.sub(r"\1", text)
     return re.search(r"[^\W\d_]", unwrapped) is not None and re.search(r"[\\^_{}=<>+*/|!]", unwrapped) is None
 
 
