@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="read what a run's model writes, and what it got for it", add_help=False)
     show.set_defaults(command=_show)
 
+    stats = commands.add_parser("stats", help="statistics of every prompt of a run, as tables and plot", add_help=False)
+    stats.set_defaults(command=_stats)
+
     convert = commands.add_parser("convert", help="make a Hugging Face folder of a GGUF file")
     convert.add_argument("gguf", type=Path)
     convert.add_argument("folder", type=Path)
@@ -141,6 +144,10 @@ def _status(options: argparse.Namespace, rest: list[str]) -> int:
 def _show(options: argparse.Namespace, rest: list[str]) -> int:
     # In place of this process, since this package does not import the learner's.
     os.execv(sys.executable, [sys.executable, "-m", "learner.show", *rest])
+
+
+def _stats(options: argparse.Namespace, rest: list[str]) -> int:
+    os.execv(sys.executable, [sys.executable, "-m", "learner.stats", *rest])
 
 
 def _convert(options: argparse.Namespace, rest: list[str]) -> int:

@@ -1,0 +1,88 @@
+"""`dcpo stats`: the tables of a run's prompts, and its pass rates over time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from pyarrow import csv, parquet
+
+from dcpo_async.config import RunConfig
+from learner.stats import main, pass_rate_shares
+from tests.learner.small_run import answer, make_config, make_intake, publish
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return make_config(tmp_path / "run", groups_per_step=1, max_lag=0)
+
+
+@pytest.fixture
+def run(config: RunConfig) -> Path:
+    """A run of one prompt with three visits; its learner has gone."""
+    intake = make_intake(config, num_prompts=1)
+    for step, rewards in enumerate(((1.0, 0.0), (1.0, 1.0), (0.0, 0.0))):
+        version = publish(intake, step)
+        lease = intake.grant(b"a", now=0.0)
+        assert lease is not None
+        intake.accept(b"a", answer(lease, version, rewards))
+        assert intake.commit_batch(step)
+    intake.store.close()
+    return config.folder
+
+
+def test_a_prompts_row_has_its_exact_statistics_and_its_last_visit(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(run), "--out", str(tmp_path / "stats")])
+    table = parquet.read_table(tmp_path / "stats" / "prompts.parquet")
+    assert table.to_pylist() == [
+        {
+            "prompt_id": "prompt-0",
+            "problem": "problem 0",
+            "answer": "0",
+            "visits": 3,
+            "count": 6,
+            "mean": 0.5,
+            "std": pytest.approx(0.5477225575),
+            "last_reward": 0.0,
+            "last_step": 2,
+            "last_version": 3,
+        }
+    ]
+    assert csv.read_csv(tmp_path / "stats" / "prompts.csv").column("mean").to_pylist() == [0.5]
+    assert (tmp_path / "stats" / "pass_rates.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.startswith("1 prompts, 3.0 visits each; mean reward 0.500; never right 0.0%")
+
+
+def test_tables_stand_in_the_run_folder_unless_another_is_named(run: Path) -> None:
+    main([str(run)])
+    assert sorted(path.name for path in (run / "stats").iterdir()) == [
+        "pass_rates.png",
+        "prompts.csv",
+        "prompts.parquet",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "num_windows", "shares"),
+    [
+        ([0, 1, 1, 1], 2, [[0.5, 0, 0, 0, 0, 0.5], [0, 0, 0, 0, 0, 1]]),
+        ([0.25, 0.3, 0.75, 0.8], 1, [[0, 0.25, 0.25, 0.25, 0.25, 0]]),
+        ([1], 40, [[0, 0, 0, 0, 0, 1]]),
+        ([-0.5, 1], 1, [[0.5, 0, 0, 0, 0, 0.5]]),
+    ],
+)
+def test_shares_of_pass_rates(rewards: Sequence[float], num_windows: int, shares: list[list[float]]) -> None:
+    assert pass_rate_shares(rewards, num_windows) == shares
+
+
+def test_a_folder_without_a_counted_group_is_refused_in_one_line(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_intake(config).store.close()
+    for folder, complaint in ((config.folder, "no group has been counted yet"), (tmp_path / "none", "no such file")):
+        with pytest.raises(SystemExit) as ended:
+            main([str(folder)])
+        message = capsys.readouterr().err
+        assert (ended.value.code, message.count("\n")) == (2, 1)
+        assert complaint in message
