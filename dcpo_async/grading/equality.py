@@ -101,7 +101,7 @@ def evaluate(expression: Expression, bindings: Bindings) -> Value:
     """The value to DIGITS digits, real or complex; raises TooLargeError where there is none or it is out of reach."""
     try:
         value = _evaluate(expression, bindings)
-    except (ArithmeticError, ValueError, TypeError, NotImplementedError) as error:
+    except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
         raise TooLargeError(str(error)) from None
     if not _numbers.isfinite(value):
         raise TooLargeError("not finite")
