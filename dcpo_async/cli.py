@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
 
     evaluate = commands.add_parser("eval", help="accuracy of models or of a run on problem sets", add_help=False)
-    evaluate.set_defaults(command=_eval)
+    evaluate.set_defaults(command=_become("actor.evaluate"))
 
     data = commands.add_parser("data", help="look at problem sets").add_subparsers(required=True, metavar="COMMAND")
     check = data.add_parser(
@@ -67,10 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(command=_status)
 
     show = commands.add_parser("show", help="read what a run's model writes, and what it got for it", add_help=False)
-    show.set_defaults(command=_show)
+    show.set_defaults(command=_become("learner.show"))
 
     stats = commands.add_parser("stats", help="statistics of every prompt of a run, as tables and plot", add_help=False)
-    stats.set_defaults(command=_stats)
+    stats.set_defaults(command=_become("learner.stats"))
 
     convert = commands.add_parser("convert", help="make a Hugging Face folder of a GGUF file")
     convert.add_argument("gguf", type=Path)
@@ -94,9 +94,13 @@ def _demo(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _eval(options: argparse.Namespace, rest: list[str]) -> int:
-    # In place of this process, since this package does not import the actor's.
-    os.execv(sys.executable, [sys.executable, "-m", "actor.evaluate", *rest])
+def _become(module: str) -> Command:
+    """A command of the actor's or the learner's package, in place of this process: this package imports neither."""
+
+    def command(options: argparse.Namespace, rest: list[str]) -> int:
+        os.execv(sys.executable, [sys.executable, "-m", module, *rest])
+
+    return command
 
 
 def _data_check(options: argparse.Namespace, rest: list[str]) -> int:
@@ -139,15 +143,6 @@ def _status(options: argparse.Namespace, rest: list[str]) -> int:
     else:
         Console().print(run_table(str(status["run_id"]), options.run))
     return 0
-
-
-def _show(options: argparse.Namespace, rest: list[str]) -> int:
-    # In place of this process, since this package does not import the learner's.
-    os.execv(sys.executable, [sys.executable, "-m", "learner.show", *rest])
-
-
-def _stats(options: argparse.Namespace, rest: list[str]) -> int:
-    os.execv(sys.executable, [sys.executable, "-m", "learner.stats", *rest])
 
 
 def _convert(options: argparse.Namespace, rest: list[str]) -> int:

@@ -20,7 +20,7 @@ from dcpo_async.grading.answers import (
     real_value,
 )
 from dcpo_async.grading.equality import are_equal, are_proportional, exact_value
-from dcpo_async.grading.expressions import Apply, Expression, Number, Symbol, UnreadableError, free_symbols
+from dcpo_async.grading.expressions import Apply, Expression, Number, Symbol, UnreadableError, difference, free_symbols
 from dcpo_async.grading.reader import plain_text, read_answer
 from dcpo_async.grading.tokens import clean
 
@@ -72,9 +72,9 @@ def _choice(text: str, is_reference: bool) -> str | None:
     match = _CHOICE.fullmatch(text)
     if match is None:
         return None
-    rest = match["rest"].strip(" .})")
     if _ANOTHER_CHOICE.search(match["rest"]):
         return None
+    rest = match["rest"].strip(" .})")
     if match["inside"]:
         return None if is_reference and rest else match["inside"].upper()
     has_mark = match["rest"].lstrip("} ")[:1] in (")", ".", ":")
@@ -278,7 +278,7 @@ def _as_relation(answer: Answer) -> Relation:
         case Relation():
             return answer
         case Quantity(expression, _, name):
-            return Relation("=", Apply("+", (Symbol(name), Apply("-", (expression,)))))
+            return Relation("=", difference(Symbol(name), expression))
     raise AssertionError(f"{answer} is no equation")
 
 

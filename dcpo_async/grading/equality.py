@@ -7,7 +7,7 @@ from typing import Any
 
 from mpmath import mp
 
-from dcpo_async.grading.expressions import CONSTANT_NAMES, Apply, Expression, Number, Symbol, free_symbols
+from dcpo_async.grading.expressions import CONSTANT_NAMES, Apply, Expression, Number, Symbol, free_symbols, nodes
 
 MAX_BITS = 20_000
 """Exact numbers with more are compared by their leading digits."""
@@ -156,15 +156,7 @@ def _is_real(value: Value) -> bool:
 
 
 def _has_i(*expressions: Expression) -> bool:
-    def has(node: Expression) -> bool:
-        match node:
-            case Symbol(name):
-                return name == "i"
-            case Apply(_, arguments):
-                return any(map(has, arguments))
-        return False
-
-    return any(map(has, expressions))
+    return any(node == Symbol("i") for expression in expressions for node in nodes(expression))
 
 
 def _vanishes(expression: Expression, bindings: Bindings, value: Value) -> bool:

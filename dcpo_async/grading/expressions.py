@@ -71,6 +71,11 @@ def parse_expression(tokens: Sequence[Token]) -> Expression:
     return expression
 
 
+def difference(left: Expression, right: Expression) -> Expression:
+    """left - right, as it stands."""
+    return Apply("+", (left, Apply("-", (right,))))
+
+
 def free_symbols(expression: Expression) -> frozenset[str]:
     """Names of the variables in an expression."""
     return frozenset(

@@ -30,6 +30,7 @@ from dcpo_async.grading.expressions import (
     Number,
     Symbol,
     UnreadableError,
+    difference,
     free_symbols,
     parse_expression,
 )
@@ -180,10 +181,10 @@ class _Reader:
         name, bound = _name_of(left), _quantity(right).expression
         if name is not None and not free_symbols(bound):
             return _bounded(name, operator, bound)
-        difference = _difference(_quantity(left).expression, bound)
+        sides_differ_by = difference(_quantity(left).expression, bound)
         if operator in (">", "≥"):
-            return Relation(_FLIPPED[operator], Apply("-", (difference,)))
-        return Relation(operator, difference)
+            return Relation(_FLIPPED[operator], Apply("-", (sides_differ_by,)))
+        return Relation(operator, sides_differ_by)
 
 
 # ---- parts of the reader
@@ -331,7 +332,7 @@ def _equated(sides: Sequence[Sequence[Token]]) -> Relation:
     """An equation; a+b=5 tells a value, x+2=x+1 none."""
     left, right = map(parse_expression, sides)
     is_value = not free_symbols(left) & free_symbols(right)
-    return Relation("=", _difference(left, right), _Reader(sides[1]).read() if is_value else None)
+    return Relation("=", difference(left, right), _Reader(sides[1]).read() if is_value else None)
 
 
 def _is_symbolic(side: Sequence[Token]) -> bool:
@@ -341,10 +342,6 @@ def _is_symbolic(side: Sequence[Token]) -> bool:
 def _is_true_chain(sides: Sequence[Sequence[Token]]) -> bool:
     expressions = [parse_expression(side) for side in sides]
     return all(are_equal(one, other) is True for one, other in pairwise(expressions))
-
-
-def _difference(left: Expression, right: Expression) -> Expression:
-    return Apply("+", (left, Apply("-", (right,))))
 
 
 def _between(operators: list[str], sides: list[list[Token]]) -> Region:
