@@ -3,22 +3,25 @@
 import os
 import select
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class WorkerExtension:
     """Methods that vLLM adds to its worker class."""
 
     reload_weights: Any
+    model_runner: Any
 
     def load_folder(self, folder: str) -> None:
         """Exchange the model's weights for those of a Hugging Face folder, in place."""
         self.reload_weights(weights_iterator=mapped_tensors(Path(folder)))
+        pack_tied_heads(self.model_runner.get_model())
 
     def exit_with(self, process_id: int) -> None:
         """End this process when the given one ends: vLLM's own would live on after a SIGKILL of its parent."""
@@ -38,6 +41,19 @@ def mapped_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 yield name, file.get_tensor(name)
+
+
+def pack_tied_heads(model: nn.Module) -> None:
+    """Pack output heads anew that share their weight with the embedding, in place.
+
+    A CPU multiplies with a packed copy of the weight. No checkpoint names a tied head, so vLLM's reload leaves its copy
+    as it was, and the engine would sample from new layers under the head of the weights that it was started with.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "quant_method") and hasattr(module, "weight")]
+    uses = Counter(layer.weight.data_ptr() for layer in layers if layer.weight.numel())
+    for layer in layers:
+        if uses[layer.weight.data_ptr()] > 1:
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def _exit_with(process_id: int) -> NoReturn:

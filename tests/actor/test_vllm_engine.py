@@ -213,6 +213,19 @@ async def test_a_device_that_this_vllm_is_not_built_for_is_refused(folders: tupl
         await engine.start(folders[0], 1)
 
 
+async def test_adopted_weights_of_a_model_with_a_tied_head_are_those_that_sample(tmp_path: Path) -> None:
+    folders = tmp_path / "first", tmp_path / "second"
+    for seed, folder in enumerate(folders):
+        make_tiny_model(folder, seed, tied=True)
+    engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=64, max_responses=16, kv_cache_gib=0.1)
+    await engine.start(folders[0], 1)
+    for version, folder in enumerate((folders[1], folders[0]), start=2):
+        await engine.adopt(folder, version)
+        group = await engine.generate(lease(), sampling())
+        assert largest_difference(folder, group, 1.0) < 1e-4
+    await engine.close()
+
+
 async def test_an_engine_that_was_not_started_says_so() -> None:
     engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=64, max_responses=4)
     with pytest.raises(EngineError, match="was not started"):
