@@ -49,7 +49,8 @@ def pack_tied_heads(model: nn.Module) -> None:
     A CPU multiplies with a packed copy of the weight. No checkpoint names a tied head, so vLLM's reload leaves its copy
     as it was, and the engine would sample from new layers under the head of the weights that it was started with.
     """
-    layers = [module for module in model.modules() if hasattr(module, "quant_method") and hasattr(module, "weight")]
+    modules: Iterator[Any] = model.modules()
+    layers = [module for module in modules if hasattr(module, "quant_method") and hasattr(module, "weight")]
     uses = Counter(layer.weight.data_ptr() for layer in layers if layer.weight.numel())
     for layer in layers:
         if uses[layer.weight.data_ptr()] > 1:
