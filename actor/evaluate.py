@@ -17,14 +17,15 @@ from actor.evaluator import Evaluator, Modes
 from actor.run_follower import RunFollower
 from dcpo_async.config import DataSettings, GradingSettings
 from dcpo_async.devices import checked_gpus, cuda_environment
-from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.errors import ConfigError, DcpoError, WeightsError
 from dcpo_async.evaluation.results import ResultsFolder
 from dcpo_async.metrics import MetricsWriter
 from dcpo_async.model_folder import model_folder
 from dcpo_async.prompts import PRESETS, LoadedProblems, load, problem_source
 from dcpo_async.protocol.security import check_address, load_client_keys
 from dcpo_async.records import Sampling
-from dcpo_async.weights.snapshot import model_digest
+from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
+from dcpo_async.weights.snapshot import model_digest, verify
 
 EXTRACTIONS = get_args(GradingSettings.model_fields["extraction"].annotation)
 INTERRUPTED = 130
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Accuracy of models, or of a running learner's weights, on problem sets. The same command goes on "
         "where an earlier one was ended.",
     )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="[NAME=]FOLDER or hub id")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="[NAME=]FOLDER or hub id; RUN/weights/vNNNNNNNN too")
     parser.add_argument("--learner", help="instead of models: address of a running learner, whose weights are measured")
     what = parser.add_argument_group("problems")
     what.add_argument(
@@ -122,10 +123,21 @@ async def _measure_models(
 ) -> None:
     if options.dtype == "auto":
         options.dtype = "bfloat16" if options.device == "gpu" else "float32"
+    manifests = {name: await asyncio.to_thread(_manifest, folder) for name, folder in models.items()}
     digests = {f"model {name}": await asyncio.to_thread(model_digest, folder) for name, folder in models.items()}
-    results.add({"dtype": options.dtype, **digests})
+    # Weights that did not change, such as those that all runs begin with, have one digest.
+    versions = {f"version {name}": f"{m.run_id} {m.weights_version}" for name, m in manifests.items() if m is not None}
+    results.add({"dtype": options.dtype, **digests, **versions})
     for name, folder in models.items():
-        await evaluator.measure(name, folder)
+        await evaluator.measure(name, folder, manifests[name])
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    """Of a version of a weight store, with every byte checked against it; None for any other model."""
+    try:
+        return verify(folder) if (folder / MANIFEST_NAME).exists() else None
+    except WeightsError as error:
+        raise ConfigError(f"model {folder}: {error}; without {MANIFEST_NAME} it is a model of no run") from None
 
 
 async def _measure_run(options: argparse.Namespace, evaluator: Evaluator, results: ResultsFolder) -> None:

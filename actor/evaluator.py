@@ -65,7 +65,7 @@ class Evaluator:
         self._results, self._console = results, console
         self._engine: Engine | None = None
         self._architecture: Architecture | None = None
-        self._num_started = 0
+        self._num_adopted = 0
         self._pool = GradingPool(1, GradingSettings().timeout_seconds, options.extraction)
         self._summary: dict[str, Any] = results.summary()
         size = sum(sampling.group_size for sampling in modes.values())
@@ -78,7 +78,8 @@ class Evaluator:
         Args:
             model: its name.
             folder: its weights and tokenizer.
-            manifest: of the run's weights version in the folder; None for any other model.
+            manifest: of the run's weights version in the folder; None for any other model. Runs count their versions
+                alike, so that the engine is given numbers of its own.
 
         Returns the means of all figures, such as "aime24/avg@32".
 
@@ -89,7 +90,7 @@ class Evaluator:
         prompts = self._prompts(folder)
         with self._results.logs(model, self._sets) as logs:
             if any(prompt.id not in logs[name].results for name in prompts for prompt in prompts[name]):
-                engine = await self._engine_with(folder, manifest)
+                engine = await self._engine_with(folder)
                 with EvaluationProgress(
                     model, {name: len(prompts[name]) for name in prompts}, self._console
                 ) as progress:
@@ -138,15 +139,14 @@ class Evaluator:
                 log.warning("%s: problems are left out: %s", name, reasons)
         return prompts
 
-    async def _engine_with(self, folder: Path, manifest: Manifest | None) -> Engine:
+    async def _engine_with(self, folder: Path) -> Engine:
         """The engine, with the weights of this folder; a model of another architecture needs another engine."""
         architecture = architecture_of(folder)
         if self._engine is not None and architecture != self._architecture:
             await self._engine.close()
             self._engine = None
         began = time.monotonic()
-        self._num_started += 1
-        version = manifest.weights_version if manifest else self._num_started
+        self._num_adopted += 1
         if self._engine is None:
             # In a thread: importing vLLM takes so long that a learner would take the silence for the end.
             engine = await asyncio.to_thread(
@@ -158,10 +158,10 @@ class Evaluator:
                 kv_after_update="recompute",
             )
             self._engine = engine
-            await engine.start(folder, version)
+            await engine.start(folder, self._num_adopted)
         else:
             engine = self._engine
-            await engine.adopt(folder, version)
+            await engine.adopt(folder, self._num_adopted)
         self._architecture = architecture
         log.info("engine %s has the weights of %s after %.0f s", engine.name, folder, time.monotonic() - began)
         return engine
@@ -238,6 +238,7 @@ class Evaluator:
         tokens = sum(response.num_tokens for result in results for response in result.responses)
         seconds = max(result.elapsed_seconds for result in results)
         self._summary[model] = {
+            "run": manifest.run_id if manifest else None,
             "weights_version": manifest.weights_version if manifest else None,
             "step": manifest.step if manifest else None,
             "tokens": tokens,

@@ -72,6 +72,26 @@ def _parser() -> argparse.ArgumentParser:
     stats = commands.add_parser("stats", help="statistics of every prompt of a run, as tables and plot", add_help=False)
     stats.set_defaults(command=_become("learner.stats"))
 
+    compare = commands.add_parser("compare", help="put runs side by side: one HTML file of tables and curves")
+    compare.add_argument(
+        "runs", nargs="+", metavar="RUN", help="[NAME=]FOLDER; runs of one NAME are the seeds of a configuration"
+    )
+    compare.add_argument(
+        "--evaluation",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="what dcpo eval wrote, besides RUN/evaluation",
+    )
+    compare.add_argument("--set", metavar="NAME", help="of held-out problems, where several were measured")
+    compare.add_argument(
+        "--mode", choices=("sampled", "greedy"), help="of responses (default sampled, if there are any)"
+    )
+    compare.add_argument("--out", type=Path, default=Path("compare.html"), help="default compare.html")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of the tables there too")
+    compare.set_defaults(command=_compare)
+
     convert = commands.add_parser("convert", help="make a Hugging Face folder of a GGUF file")
     convert.add_argument("gguf", type=Path)
     convert.add_argument("folder", type=Path)
@@ -142,6 +162,24 @@ def _status(options: argparse.Namespace, rest: list[str]) -> int:
         print(json.dumps(status, indent=2))
     else:
         Console().print(run_table(str(status["run_id"]), options.run))
+    return 0
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    from dcpo_async.comparison.report import compare
+
+    _refuse(rest)
+    comparison = compare(
+        options.runs,
+        options.out,
+        evaluations=options.evaluation,
+        set_name=options.set,
+        mode=options.mode,
+        json_path=options.json,
+    )
+    for note in comparison.notes:
+        print(f"note: {note}")
+    print(f"{options.out}: {len(comparison.rows)} configurations, {sum(len(row.runs) for row in comparison.rows)} runs")
     return 0
 
 

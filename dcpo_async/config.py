@@ -100,6 +100,8 @@ class AlgorithmSettings(Section):
 
     advantage: Literal["smooth", "group"] = "smooth"
     """Rewards are judged against all visits of the prompt (smooth), or against those of their own group alone."""
+    half_life_visits: Annotated[float, Field(gt=0)] | None = None
+    """h: an earlier visit weighs 2^(-1/h) for each visit since, for policies that move far; none weighs all alike."""
     clip: Literal["dynamic", "fixed"] = "dynamic"
     """Clip bounds widen as the old probability falls (dynamic), or are 1 - ε_low and 1 + ε_high for every token."""
     ratio: Literal["token", "sequence"] = "token"
@@ -120,8 +122,13 @@ class AlgorithmSettings(Section):
     """U, optimizer steps taken on one batch of U·B groups."""
     old: Literal["behavior", "proximal"] = "behavior"
     """Which log-probs anchor ratio and clip bounds: the engine's, or the learner's at the start of the batch."""
+    correction: Literal["none", "truncated", "masked"] = "truncated"
+    """With old = proximal, what π_old/π_behavior does to a token's loss: nothing, multiply it up to importance_cap, or
+    multiply it within importance_mask and drop the token outside. With old = behavior the ratio itself corrects."""
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
-    """C, truncation of π_old/π_behavior; speaks only with old = proximal."""
+    """C of correction = truncated (TIS, published with 2)."""
+    importance_mask: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] = (0.5, 5.0)
+    """Lowest and highest π_old/π_behavior of correction = masked (IcePop, arXiv 2510.18855: 0.5 and 5)."""
     dynamic_sampling: bool = False
     """Groups whose responses are all right or all wrong are discarded; other visits take their place (DAPO)."""
     overlong_buffer_tokens: Annotated[int, Field(ge=0)] = 0
@@ -174,7 +181,8 @@ class LagSettings(Section):
     """How far actors may be behind the learner, in optimizer steps."""
 
     max_lag: Annotated[int, Field(ge=0)] = 4
-    """No token is trained more than this many optimizer steps after the weights that sampled it."""
+    """No token is trained in a batch that starts more than this many optimizer steps after the weights that sampled
+    it; 0 is synchronous, whatever updates_per_batch is."""
     publish_interval: Positive = 1
     """Steps between published weights versions."""
     keep_versions: Annotated[int, Field(ge=2)] = 3
@@ -231,8 +239,9 @@ class RunConfig(BaseSettings):
 
     @property
     def admission_window(self) -> int:
-        """Groups that may be leased and not yet trained: (max_lag + 1)·B."""
-        return (self.lag.max_lag + 1) * self.training.groups_per_step
+        """Groups that may be leased and not yet trained: (⌊max_lag / U⌋ + 1)·U·B."""
+        updates = self.algorithm.updates_per_batch
+        return (self.lag.max_lag // updates + 1) * updates * self.training.groups_per_step
 
     def digest(self) -> str:
         """Hash of every setting that shapes the result; folder and addresses do not."""
@@ -247,6 +256,7 @@ class RunConfig(BaseSettings):
         return self
 
     def _problems(self) -> Iterator[str]:
+        yield from self._algorithm_problems()
         updates, lag, network = self.algorithm.updates_per_batch, self.lag, self.network
         for name, steps in (
             ("lag.publish_interval", lag.publish_interval),
@@ -258,25 +268,11 @@ class RunConfig(BaseSettings):
                     f"{name} {steps} must be a multiple of algorithm.updates_per_batch {updates}: "
                     "a batch is trained as a whole"
                 )
-        if lag.max_lag < lag.publish_interval - 1:
+        if lag.max_lag < lag.publish_interval - updates:
             yield (
-                f"lag.max_lag {lag.max_lag} is less than lag.publish_interval - 1 = {lag.publish_interval - 1}: "
-                "a batch could never be filled; raise max_lag or publish more often"
+                f"lag.max_lag {lag.max_lag} is less than lag.publish_interval - algorithm.updates_per_batch = "
+                f"{lag.publish_interval - updates}: a batch could never be filled; raise max_lag or publish more often"
             )
-        if self.algorithm.old == "proximal" and updates == 1:
-            yield (
-                "algorithm.old = proximal needs algorithm.updates_per_batch > 1: "
-                "with 1 the ratio is 1 and nothing clips"
-            )
-        if self.algorithm.ratio == "sequence" and self.algorithm.clip == "dynamic":
-            yield (
-                "algorithm.ratio = sequence needs algorithm.clip = fixed: "
-                "dynamic bounds are those of a token's own probability"
-            )
-        if self.algorithm.overlong_buffer_tokens > self.sampling.max_response_tokens:
-            yield "algorithm.overlong_buffer_tokens must be at most sampling.max_response_tokens"
-        if self.algorithm.loss_mean == "token" and self.algorithm.otm_scale == "sum":
-            yield "algorithm.otm_scale = sum speaks of responses; with algorithm.loss_mean = token set it to mean"
         if network.listen.startswith("ipc:") or network.listen.endswith(":65535"):
             yield (
                 f"network.listen {network.listen} must be tcp://HOST:PORT with a port below 65535: "
@@ -287,6 +283,35 @@ class RunConfig(BaseSettings):
                 f"network.silence_seconds {network.silence_seconds} must be at least twice "
                 f"network.heartbeat_seconds {network.heartbeat_seconds}"
             )
+
+    def _algorithm_problems(self) -> Iterator[str]:
+        algorithm, mask = self.algorithm, self.algorithm.importance_mask
+        if algorithm.old == "proximal" and algorithm.updates_per_batch == 1:
+            yield (
+                "algorithm.old = proximal needs algorithm.updates_per_batch > 1: "
+                "with 1 the ratio is 1 and nothing clips"
+            )
+        if algorithm.correction == "masked" and algorithm.old == "behavior":
+            yield (
+                "algorithm.correction = masked needs algorithm.old = proximal: anchored on the behavior log-probs, "
+                "the ratio itself corrects, and the clip bounds it"
+            )
+        if mask[0] > mask[1]:
+            yield f"algorithm.importance_mask {list(mask)}: the first must not be above the second"
+        if algorithm.advantage == "group" and algorithm.half_life_visits is not None:
+            yield (
+                "algorithm.half_life_visits needs algorithm.advantage = smooth: "
+                "a group judged by its own rewards alone has no earlier visits to forget"
+            )
+        if algorithm.ratio == "sequence" and algorithm.clip == "dynamic":
+            yield (
+                "algorithm.ratio = sequence needs algorithm.clip = fixed: "
+                "dynamic bounds are those of a token's own probability"
+            )
+        if algorithm.overlong_buffer_tokens > self.sampling.max_response_tokens:
+            yield "algorithm.overlong_buffer_tokens must be at most sampling.max_response_tokens"
+        if algorithm.loss_mean == "token" and algorithm.otm_scale == "sum":
+            yield "algorithm.otm_scale = sum speaks of responses; with algorithm.loss_mean = token set it to mean"
 
     @classmethod
     def settings_customise_sources(

@@ -1,9 +1,10 @@
 """Metrics of a run: one JSON line and one TensorBoard point for each optimizer step."""
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ class MetricsWriter:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _end_last_line(folder / "metrics.jsonl")
+        earlier_seconds = max((line.get("seconds", 0.0) for line in _lines(folder)), default=0.0)
         self._lines = (folder / "metrics.jsonl").open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
-        self._started = time.monotonic()
+        self._started = time.monotonic() - earlier_seconds
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one step's metrics; `seconds` since this writer was opened is added."""
+        """Write one step's metrics and `seconds`: how long this writer and those before it have been open."""
         values = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **metrics}
         self._lines.write(json.dumps(values) + "\n")
         for name, value in metrics.items():
@@ -41,15 +43,16 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
     A last line that a crash cut short is left out.
     """
-    path = folder / "metrics.jsonl"
-    by_step: dict[int, dict[str, float]] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        by_step[int(values["step"])] = values
+    by_step = {int(values["step"]): values for values in _lines(folder)}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _lines(folder: Path) -> Iterator[dict[str, float]]:
+    """Every whole line, in the order of writing."""
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 def _end_last_line(path: Path) -> None:

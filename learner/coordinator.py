@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 STATUS_SECONDS = 1.0
 LOGGED_METRICS = ("reward", "rur", "tcr", "lag_mean", "actors")
+MAX_DISAGREEMENT_NATS = 1e-2
+"""kl_behavior of tokens that the weights which sampled them train; rounding leaves far less, in bfloat16 too."""
 LEASES_AT_ONCE = 64
 """Leases sent to one actor before anything else is done: far fewer than a channel queues for a peer."""
 
@@ -128,6 +130,7 @@ class Coordinator:
         self._metrics = MetricsWriter(config.folder)
         self._rate = TokenRate()
         self._last_report: dict[str, Any] = {}
+        self._warn_above_nats = MAX_DISAGREEMENT_NATS
         self._regrader = Regrader(config, intake.counts)
         intake.start_clock(clock())
 
@@ -401,6 +404,22 @@ class Coordinator:
         self._metrics.write(message.step, report)
         shown = ", ".join(f"{name} {report[name]:.4g}" for name in LOGGED_METRICS if name in report)
         log.info("step %d: %s", message.step, shown)
+        if trained % self.config.algorithm.updates_per_batch == 0:
+            self._warn_of_disagreement(message.step, report.get("lag_0/kl_behavior", 0.0))
+
+    def _warn_of_disagreement(self, step: int, nats: float) -> None:
+        """Compare engine and learner where no update lies between them; again only when it has become twice as bad."""
+        if nats <= self._warn_above_nats:
+            return
+        self._warn_above_nats = 2 * nats
+        log.warning(
+            "step %d: tokens sampled by the very weights that train them have a kl_behavior of %.3g nats, expected is "
+            "at most %g: engine and learner disagree; compare them with bench/logprob_parity.py and, where responses "
+            "go on across updates, see whether actor.kv_after_update = recompute ends it",
+            step,
+            nats,
+            MAX_DISAGREEMENT_NATS,
+        )
 
     # ---- reports
 
@@ -415,6 +434,8 @@ class Coordinator:
         table = self.intake.table
         return {
             **{f"total_{name}": float(count) for name, count in self.intake.counts.items()},
+            "generated_responses": float(self.intake.generated_responses),
+            "generated_tokens": float(self.intake.generated_tokens),
             "groups_waiting": float(table.count(lambda slot: slot.state is SlotState.ACCEPTED)),
             "groups_leased": float(table.count(lambda slot: slot.state is SlotState.LEASED)),
             "prompts_quarantined": float(len(self.intake.quarantined)),

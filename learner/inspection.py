@@ -207,7 +207,7 @@ def _shown(reader: StoreReader, config: RunConfig, version_steps: dict[int, int]
         reference=reference,
         stats=stats,
         std=stats.std(config.algorithm.ddof),
-        lags=_lags(group, visit.step, version_steps),
+        lags=_lags(group, visit.step, config.algorithm.updates_per_batch, version_steps),
         responses=tuple(
             ShownResponse(reward, advantages[index], *_content(group, index, config))
             for index, reward in enumerate(rewards)
@@ -231,9 +231,13 @@ def _content(group: Group | None, index: int, config: RunConfig) -> tuple[Respon
     return response, group.reasons[index], extract_answer(response.text, config.grading.extraction)
 
 
-def _lags(group: Group | None, step: int | None, version_steps: dict[int, int]) -> tuple[int, int] | None:
+def _lags(
+    group: Group | None, step: int | None, updates_per_batch: int, version_steps: dict[int, int]
+) -> tuple[int, int] | None:
+    """Smallest and largest lag, counted from the first step of the group's batch."""
     if group is None or step is None:
         return None
+    first_step = step - step % updates_per_batch
     versions = {segment.weights_version for response in group.responses for segment in response.segments}
-    lags = [step - version_steps[version] for version in versions]
+    lags = [first_step - version_steps[version] for version in versions]
     return (min(lags), max(lags)) if lags else None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dcpo_async.algorithm import ADVANTAGES, overlong_penalty
+from dcpo_async.algorithm import ADVANTAGES, fading_advantages, overlong_penalty
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, StoreError
 from dcpo_async.prompts.order import PromptOrder
@@ -49,6 +49,7 @@ class Intake:
     Attributes:
         counts: what happened since this start, by name.
         published: versions that leases may ask for, oldest first; their steps go up.
+        generated_responses, generated_tokens: counted in all starts of the run, discarded groups included.
         version_steps: optimizer step of every version that was ever granted.
         table: open visits.
         quarantined: indices of prompts that are not leased any more.
@@ -67,6 +68,8 @@ class Intake:
             )
         self.config, self.prompts, self.store = config, prompts, store
         self.counts: Counter[str] = Counter()
+        self.generated_responses = store.num_groups() * config.sampling.group_size
+        self.generated_tokens = int(store.meta("generated_tokens") or 0)
         self._num_discarded_in_a_row = 0
         self.published: list[PublishedVersion] = []
         self.version_steps = store.version_steps()
@@ -163,7 +166,7 @@ class Intake:
     def _version_for(self, number: int) -> PublishedVersion | None:
         """The oldest published version that group number `number` may start from; all after it may serve too."""
         last_step = self.config.training.max_steps
-        if last_step is not None and self.gate.training_step(number, self._next_step) >= last_step:
+        if last_step is not None and self.gate.batch_step(number, self._next_step) >= last_step:
             return None
         oldest_step = self.gate.oldest_step(number, self._next_step)
         return next((version for version in self.published if version.step >= oldest_step), None)
@@ -286,6 +289,9 @@ class Intake:
         algorithm = self.config.algorithm
         rewards = self._shaped_rewards(message)
         advantages, stats = ADVANTAGES[algorithm.advantage](rewards, stats, algorithm.ddof)
+        if algorithm.half_life_visits is not None:
+            earlier = self.store.rewards_until(prompt_id, slot.visit - 1)
+            advantages = fading_advantages([*earlier, rewards], algorithm.half_life_visits, algorithm.ddof)
         steps = [self.version_steps[version] for spans in message.segments for version, _ in spans]
         weights_step = min(steps, default=slot.weights_step)
         frames = tuple(bytes(frame) for frame in encode(envelope))
@@ -294,6 +300,9 @@ class Intake:
         self.table.accept(message.position, weights_step)
         self.counts["responses"] += len(message.rewards)
         self.counts["response_tokens"] += sum(message.lengths)
+        self.generated_responses += len(message.rewards)
+        self.generated_tokens += sum(message.lengths)
+        self.store.set_meta("generated_tokens", str(self.generated_tokens))
         if algorithm.dynamic_sampling:
             self._discard_if_equal(message)
 

@@ -125,6 +125,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
     try:
         coordinator = _make_coordinator(config, problems, actors, trainer)
         log.info("run %s in %s; actors reach it at %s", coordinator.run_id, config.folder, config.network.listen)
+        log.info("algorithm: %s", described(config))
         if _is_finished(coordinator.intake.store, config):
             log.info("the run was finished before; raise training.max_steps to go on")
         else:
@@ -134,6 +135,31 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         actors.close()
         trainer.close()
         shutil.rmtree(sockets, ignore_errors=True)
+
+
+def described(config: RunConfig) -> str:
+    """The algorithm in one line, every threshold that shapes the loss with it."""
+    algorithm, lag = config.algorithm, config.lag
+    corrections = {
+        "none": "no correction of π_old/π_behavior",
+        "truncated": f"truncated correction min(π_old/π_behavior, {algorithm.importance_cap:g})",
+        "masked": "masked correction, π_old/π_behavior within {:g} to {:g}".format(*algorithm.importance_mask),
+    }
+    anchors = {
+        "behavior": "old = behavior: the ratio to the engine's log-probs corrects, and the clip bounds it",
+        "proximal": f"old = proximal with {corrections[algorithm.correction]}",
+    }
+    return "; ".join(
+        (
+            f"{algorithm.advantage} advantages",
+            f"{algorithm.clip} clip of {algorithm.ratio} ratios, ε {algorithm.epsilon_low:g} and "
+            f"{algorithm.epsilon_high:g}, r_max {algorithm.max_ratio:g}",
+            f"{algorithm.loss_mean} mean",
+            *(["dynamic sampling"] if algorithm.dynamic_sampling else []),
+            f"{algorithm.updates_per_batch} updates a batch, max_lag {lag.max_lag}",
+            anchors[algorithm.old],
+        )
+    )
 
 
 def _make_coordinator(

@@ -58,18 +58,6 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float) -> tup
     return logprobs, entropy
 
 
-def importance_weights(old_logprobs: Tensor, behavior_logprobs: Tensor, cap: float) -> Tensor:
-    """Return min(π_old/π_behavior, cap) for each token: truncated importance sampling.
-
-    Args:
-        old_logprobs, behavior_logprobs: [tokens].
-        cap: C, above 0.
-
-    Example: π_old 0.6, π_behavior 0.2 and cap 2 give 2; π_old 0.1 gives 0.5.
-    """
-    return (old_logprobs - behavior_logprobs).exp().clamp(max=cap)
-
-
 class _TokenLogprobs(torch.autograd.Function):
     """gather − logsumexp by chunks; the backward pass recomputes each chunk's softmax instead of keeping it."""
 

@@ -35,7 +35,7 @@ def group_of(stored: StoredGroup) -> Group:
 
 
 def token_lags(segments: Sequence[VersionSegment], step: int, version_steps: Mapping[int, int]) -> NDArray[np.int32]:
-    """Optimizer steps between each token's weights and the step that trains it, int32 [tokens].
+    """Optimizer steps between each token's weights and the first step of its batch, int32 [tokens].
 
     Segments [(3, 2), (4, 1)] with version 3 of step 5 and version 4 of step 6 give [2, 2, 1] at step 7.
     """
@@ -51,6 +51,7 @@ def step_samples(
     Denominators come from the whole step, so that neither sharding nor packing can change the loss.
     """
     algorithm = config.algorithm
+    first_step = step - step % algorithm.updates_per_batch
     answered = [(entry, index) for entry in groups for index in range(len(entry.group.responses))]
     lengths = [_trained_length(entry.group.responses[index], config) for entry, index in answered]
     weights = (
@@ -66,7 +67,7 @@ def step_samples(
             token_ids=entry.group.responses[index].token_ids,
             behavior_logprobs=entry.group.responses[index].behavior_logprobs,
             old_logprobs=_old_logprobs(entry, index, config),
-            token_lags=token_lags(entry.group.responses[index].segments, step, version_steps),
+            token_lags=token_lags(entry.group.responses[index].segments, first_step, version_steps),
             advantage=0.0 if algorithm.zero_advantages else entry.advantages[index],
             token_weight=weight,
         )

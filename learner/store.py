@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS visits (
     weights_step INTEGER NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('leased', 'accepted', 'too_old', 'discarded', 'quarantined'))
 );
+CREATE INDEX IF NOT EXISTS visits_by_prompt ON visits (prompt_id);
 CREATE TABLE IF NOT EXISTS groups (
     position INTEGER PRIMARY KEY REFERENCES visits(position), segment INTEGER NOT NULL,
     byte_offset INTEGER NOT NULL, num_bytes INTEGER NOT NULL, digest TEXT NOT NULL,

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dcpo_async.algorithm import BOUNDS, TokenDiagnostics, clipped_loss
-from dcpo_async.config import RunConfig
+from dcpo_async.algorithm import BOUNDS, TokenDiagnostics, clipped_loss, masked_weights, truncated_weights
+from dcpo_async.config import AlgorithmSettings, RunConfig
 from dcpo_async.errors import DcpoError, TrainerError
 from dcpo_async.metrics import write_json
 from dcpo_async.processes import die_with_parent
@@ -52,7 +52,7 @@ from learner.checkpoint import (
     verified_checkpoint,
 )
 from learner.coordinator_link import CoordinatorLink, samples_of
-from learner.logprobs import PolicyModel, importance_weights
+from learner.logprobs import PolicyModel
 from learner.packing import MicroBatch, pack, plan_micro_batches
 from learner.publishing import export_weights, gather_weights, tied_names, write_skeleton
 from learner.schedule import learning_rate
@@ -64,6 +64,7 @@ BATCH_DEADLINE_SECONDS = 24 * 3600.0
 """Actors decide how long a batch takes, and all may be away for a night; the wait is logged meanwhile."""
 
 T = TypeVar("T")
+Correction = Callable[[Tensor, Tensor], Tensor]
 
 
 class Trainer:
@@ -76,6 +77,7 @@ class Trainer:
         self.step = self.checkpointed_step = 0
         self.wait_seconds = 0.0
         self.rank, self.num_ranks = link.rank, link.num_ranks
+        self.correction = correction(config.algorithm)
         self.dtype = forward_dtype(config)
         # Small integers are agreed on between CPUs, so that no agreement waits for a GPU.
         self.host_group = dist.new_group(backend="gloo", timeout=collective_deadline(config))
@@ -135,8 +137,8 @@ class Trainer:
         algorithm = self.config.algorithm
         batch = pack(samples).on(self.engine.device)
         logprobs, entropy = self.policy(batch)
-        behavior, is_proximal = batch.behavior_logprobs, algorithm.old == "proximal"
-        old = batch.old_logprobs if is_proximal else behavior
+        behavior = batch.behavior_logprobs
+        old = batch.old_logprobs if algorithm.old == "proximal" else behavior
         out = clipped_loss(
             logprobs,
             old,
@@ -149,7 +151,7 @@ class Trainer:
                 max_ratio=algorithm.max_ratio,
             ),
             max_ratio=algorithm.max_ratio,
-            importance_weights=importance_weights(old, behavior, algorithm.importance_cap) if is_proximal else None,
+            importance_weights=None if self.correction is None else self.correction(old, behavior),
             sequences=batch.rows if algorithm.ratio == "sequence" else None,
         )
         diagnostics = TokenDiagnostics.of_tokens(
@@ -429,6 +431,18 @@ def deepspeed_settings(config: RunConfig) -> dict[str, Any]:
             # Hundreds of small micro-batch gradients would drown in bfloat16's 8 bits.
             ours["data_types"] = {"grad_accum_dtype": "fp32"}
     return merged(ours, settings.deepspeed)
+
+
+def correction(settings: AlgorithmSettings) -> Correction | None:
+    """What multiplies each token's loss, given its old and its behavior log-prob; None where nothing does."""
+    if settings.old == "behavior":
+        return None
+    lowest, highest = settings.importance_mask
+    return {
+        "none": None,
+        "truncated": partial(truncated_weights, cap=settings.importance_cap),
+        "masked": partial(masked_weights, lowest=lowest, highest=highest),
+    }[settings.correction]
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

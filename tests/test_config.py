@@ -49,7 +49,7 @@ def test_the_defaults_are_the_papers_headline_run() -> None:
     assert (config.lag.max_lag, config.lag.publish_interval, algorithm.updates_per_batch) == (4, 1, 1)
 
 
-@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo"])
+@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo", "dac-only", "sas-only", "otm-only"])
 def test_a_rivals_run_differs_from_the_headline_run_in_the_algorithm_alone(name: str) -> None:
     rival, headline = load_config(ROOT / f"configs/{name}.toml"), load_config()
     same_algorithm = {"algorithm": headline.algorithm, "folder": headline.folder}
@@ -58,9 +58,23 @@ def test_a_rivals_run_differs_from_the_headline_run_in_the_algorithm_alone(name:
 
 
 @pytest.mark.parametrize(
+    ("name", "differing"),
+    [
+        ("dac-only", {"clip": "dynamic", "epsilon_low": 0.16}),
+        ("sas-only", {"advantage": "smooth"}),
+        ("otm-only", {"otm_scale": "sum"}),
+    ],
+)
+def test_an_ablation_is_grpo_with_one_part_of_dcpo(name: str, differing: dict[str, object]) -> None:
+    grpo = load_config(ROOT / "configs/grpo.toml").algorithm
+    assert load_config(ROOT / f"configs/{name}.toml").algorithm == grpo.model_copy(update=differing)
+
+
+@pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
         (["--algorithm.ratio", "sequence"], "needs algorithm.clip = fixed"),
+        (["--algorithm.advantage", "group", "--algorithm.half_life_visits", "8"], "needs algorithm.advantage = smooth"),
         (["--algorithm.loss_mean", "token", "--algorithm.otm_scale", "sum"], "set it to mean"),
         (["--algorithm.overlong_buffer_tokens", "4000"], "at most sampling.max_response_tokens"),
     ],
@@ -96,6 +110,8 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
         (["--training.learning_rate", "nan"], "training.learning_rate: .*finite"),
         (["--sampling.group_size", "1"], "sampling.group_size: .*greater than or equal to 2"),
         (["--lag.publish_interval", "6"], "lag.max_lag 4 is less than"),
+        (["--algorithm.correction", "masked"], "masked needs algorithm.old = proximal"),
+        (["--algorithm.importance_mask", "[5, 0.5]"], "the first must not be above the second"),
         (["--algorithm.old", "proximal"], "needs algorithm.updates_per_batch > 1"),
         (["--algorithm.updates_per_batch", "2"], "must be a multiple of algorithm.updates_per_batch 2"),
         (

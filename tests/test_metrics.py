@@ -28,6 +28,14 @@ def test_a_writer_after_a_crash_begins_a_line_of_its_own(tmp_path: Path) -> None
     assert [(step["step"], step["loss"]) for step in read_metrics(tmp_path)] == [(1, 2.0), (2, 1.5)]
 
 
+def test_seconds_go_on_where_an_earlier_writer_ended(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 50.0}\n{"step": 2, "seconds": 70.5}\n')
+    writer = MetricsWriter(tmp_path)
+    writer.write(2, {})
+    writer.close()
+    assert 70.5 <= read_metrics(tmp_path)[-1]["seconds"] < 80
+
+
 def test_no_metrics_are_an_empty_list(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
 

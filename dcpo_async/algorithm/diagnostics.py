@@ -1,7 +1,7 @@
 """Token-level metrics of a step, kept as sums so that micro-batches and ranks merge by addition."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,31 +10,22 @@ from torch import Tensor
 from dcpo_async.algorithm.loss import MAX_LOG_RATIO, PolicyLoss, require_flat
 from dcpo_async.errors import AlgorithmError
 
-_SUMS = (
-    "num_tokens",
-    "nonzero_tokens",
-    "clipped",
-    "dual_clipped",
-    "micro_batches",
-    "micro_batch_tcr",
-    "finite_tokens",
-    "ratio",
-    "weight",
-    "weight_squared",
-    "kl_behavior",
-    "entropy",
-    "lag",
-)
+LAST_LAG = 16
+"""Tokens of this lag and of all larger ones share their sums."""
+
+_SUMS = ("nonzero_tokens", "dual_clipped", "micro_batches", "micro_batch_tcr", "entropy", "lag")
+_LAG_SUMS = ("tokens", "finite_tokens", "clipped", "ratio", "weight", "weight_squared", "kl_behavior")
 # Bins are centred on multiples of the width, so that an unchanged token counts at a ratio of exactly 1.
 _BIN_WIDTH = 0.005
 _HALF_BINS = round(MAX_LOG_RATIO / _BIN_WIDTH)
-_SIZE = len(_SUMS) + 2 * _HALF_BINS + 1
+_PARTS = (len(_SUMS), (LAST_LAG + 1) * len(_LAG_SUMS), 2 * _HALF_BINS + 1)
+_SIZE = sum(_PARTS)
 _QUANTILES = {"ratio_p01": 0.01, "ratio_p50": 0.5, "ratio_p99": 0.99, "ratio_max": 1.0}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenDiagnostics:
-    """Sums and a log-ratio histogram over response tokens.
+    """Sums over response tokens, most of them for each lag apart, and a histogram of log-ratios.
 
     Attributes:
         sums: float64 [size], the same size always; merged by addition or all-reduce SUM. Counts are exact.
@@ -74,7 +65,7 @@ class TokenDiagnostics:
             advantages: the response's advantage at each of its tokens.
             policy_loss: what policy_loss returned for the same tokens.
             entropy: nats, of the current policy at each token.
-            lag: optimizer steps between this step and the weights that sampled the token.
+            lag: optimizer steps between the weights that sampled the token and its batch; whole numbers from 0.
 
         Raises:
             AlgorithmError: shapes that differ or are not flat.
@@ -86,31 +77,32 @@ class TokenDiagnostics:
         finite = ~policy_loss.nonfinite & behavior.isfinite() & entropy.isfinite()
         log_ratio = _log_ratio(policy, old, finite)
         log_weight = _log_ratio(policy, behavior, finite)
+        counted = finite.double()
+        weight = log_weight.exp() * counted
+        clipped = (policy_loss.clipped_high | policy_loss.clipped_low).double()
         num_tokens = torch.full((), float(policy.numel()), dtype=torch.float64, device=policy.device)
-        clipped = (policy_loss.clipped_high | policy_loss.clipped_low).sum()
-        has_tokens = num_tokens.clamp(max=1)
-
-        def total(values: Tensor) -> Tensor:
-            return torch.where(finite, values, 0.0).sum()
-
         sums = {
-            "num_tokens": num_tokens,
             "nonzero_tokens": (advantages.detach() != 0).sum(),
-            "clipped": clipped,
             "dual_clipped": policy_loss.dual_clipped.sum(),
-            "micro_batches": has_tokens,
-            "micro_batch_tcr": clipped / num_tokens.clamp(min=1),
-            "finite_tokens": finite.sum(),
-            "ratio": total(log_ratio.exp()),
-            "weight": total(log_weight.exp()),
-            "weight_squared": total((2 * log_weight).exp()),
-            "kl_behavior": total(log_weight.expm1() - log_weight),
-            "entropy": total(entropy),
-            "lag": total(lag),
+            "micro_batches": num_tokens.clamp(max=1),
+            "micro_batch_tcr": clipped.sum() / num_tokens.clamp(min=1),
+            "entropy": torch.where(finite, entropy, 0.0).sum(),
+            "lag": (lag * counted).sum(),
         }
-        histogram = torch.zeros(2 * _HALF_BINS + 1, dtype=torch.float64, device=policy.device)
-        histogram.index_add_(0, (log_ratio / _BIN_WIDTH).round().long() + _HALF_BINS, finite.double())
-        return cls(torch.cat([torch.stack([sums[name].double() for name in _SUMS]), histogram]))
+        lag_sums = {
+            "tokens": torch.ones_like(counted),
+            "finite_tokens": counted,
+            "clipped": clipped,
+            "ratio": log_ratio.exp() * counted,
+            "weight": weight,
+            "weight_squared": weight.square(),
+            "kl_behavior": log_weight.expm1() - log_weight,
+        }
+        by_lag = counted.new_zeros(LAST_LAG + 1, len(_LAG_SUMS))
+        by_lag.index_add_(0, lag.clamp(0, LAST_LAG).long(), torch.stack([lag_sums[name] for name in _LAG_SUMS], dim=1))
+        histogram = counted.new_zeros(2 * _HALF_BINS + 1)
+        histogram.index_add_(0, (log_ratio / _BIN_WIDTH).round().long() + _HALF_BINS, counted)
+        return cls(torch.cat([torch.stack([sums[name].double() for name in _SUMS]), by_lag.flatten(), histogram]))
 
     def __add__(self, other: "TokenDiagnostics") -> "TokenDiagnostics":
         return TokenDiagnostics(self.sums + other.sums)
@@ -127,23 +119,29 @@ class TokenDiagnostics:
         kl_behavior: nats, mean of w − 1 − log w, an estimate of KL(behavior ‖ current).
         entropy: nats, mean.  lag: optimizer steps, mean.
         nonfinite_tokens: with a log-prob or entropy that is not finite; in no mean above.  num_tokens: all.
+
+        And for each lag K that has tokens, over these alone, 16 and more together as lag_16_up:
+        lag_K/tokens_share: its tokens / all tokens.
+        lag_K/tcr, lag_K/ratio_mean, lag_K/ess_fraction, lag_K/kl_behavior: as above.
+        At lag 0, before the first update on a batch, the weights that train are those that sampled. What kl_behavior
+        has there beyond rounding is no lag: engine and learner disagree, or a KV cache kept from older weights does.
         """
-        values = self.sums.detach().cpu()
-        sums = dict(zip(_SUMS, values[: len(_SUMS)].tolist(), strict=True))
-        num_tokens, finite_tokens = sums["num_tokens"], sums["finite_tokens"]
+        overall, by_lag, histogram = self.sums.detach().cpu().split(_PARTS)
+        sums = dict(zip(_SUMS, overall.tolist(), strict=True))
+        rows = by_lag.view(LAST_LAG + 1, len(_LAG_SUMS))
+        totals = dict(zip(_LAG_SUMS, rows.sum(0).tolist(), strict=True))
+        num_tokens, finite_tokens = totals["tokens"], totals["finite_tokens"]
         return {
-            "tcr": _share(sums["clipped"], num_tokens),
-            "tcr_nonzero": _share(sums["clipped"], sums["nonzero_tokens"]),
+            **_means(totals),
+            "tcr_nonzero": _share(totals["clipped"], sums["nonzero_tokens"]),
             "tcr_micro_batch_mean": _share(sums["micro_batch_tcr"], sums["micro_batches"]),
             "dual_clip_rate": _share(sums["dual_clipped"], num_tokens),
-            "ratio_mean": _share(sums["ratio"], finite_tokens),
-            **_ratio_quantiles(values[len(_SUMS) :]),
-            "ess_fraction": _share(sums["weight"] ** 2, finite_tokens * sums["weight_squared"]),
-            "kl_behavior": _share(sums["kl_behavior"], finite_tokens),
+            **_ratio_quantiles(histogram),
             "entropy": _share(sums["entropy"], finite_tokens),
             "lag": _share(sums["lag"], finite_tokens),
             "nonfinite_tokens": num_tokens - finite_tokens,
             "num_tokens": num_tokens,
+            **_lag_metrics(rows, num_tokens),
         }
 
 
@@ -160,6 +158,27 @@ def rur(advantages: Sequence[float]) -> float:
 
 def _log_ratio(numerator: Tensor, denominator: Tensor, finite: Tensor) -> Tensor:
     return torch.where(finite, numerator - denominator, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def _means(sums: Mapping[str, float]) -> dict[str, float]:
+    finite_tokens = sums["finite_tokens"]
+    return {
+        "tcr": _share(sums["clipped"], sums["tokens"]),
+        "ratio_mean": _share(sums["ratio"], finite_tokens),
+        "ess_fraction": _share(sums["weight"] ** 2, finite_tokens * sums["weight_squared"]),
+        "kl_behavior": _share(sums["kl_behavior"], finite_tokens),
+    }
+
+
+def _lag_metrics(rows: Tensor, num_tokens: float) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for lag, row in enumerate(rows.tolist()):
+        sums = dict(zip(_LAG_SUMS, row, strict=True))
+        if sums["tokens"]:
+            means = {"tokens_share": sums["tokens"] / num_tokens, **_means(sums)}
+            group = f"lag_{lag}" if lag < LAST_LAG else f"lag_{lag}_up"
+            metrics |= {f"{group}/{name}": value for name, value in means.items()}
+    return metrics
 
 
 def _ratio_quantiles(histogram: Tensor) -> dict[str, float]:

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from dcpo_async.errors import AlgorithmError
 
 MICRO = 1_000_000
+Exact = int | Fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +94,7 @@ class RewardStats:
         Raises as std and to_micro do.
         Example: of (1, 0, 0, 0) with ddof 1, reward 1 is at 1.5 and reward 0 at −0.5.
         """
-        _check_ddof(ddof)
-        if self.is_constant:
-            return 0.0
-        deviation = self.count * to_micro(reward) - self.sum_micro
-        square = deviation**2 * (self.count - ddof) / (self.count * self._spread())
-        return math.copysign(math.sqrt(square), deviation)
+        return standardized(reward, self.count, self.sum_micro, self.sum_sq_micro, ddof)
 
     def _spread(self) -> int:
         """count²·variance in squared millionths: n·Σr² − (Σr)²."""
@@ -110,6 +107,24 @@ def to_micro(reward: float) -> int:
     if not math.isfinite(micro):
         raise AlgorithmError(f"reward {reward} is not finite: grade the response again or leave the group out")
     return round(micro)
+
+
+def standardized(reward: float, count: Exact, sum_micro: Exact, sum_sq_micro: Exact, ddof: int) -> float:
+    """Return (reward − mean) / std of rewards of which each may count for any positive share, 0 where all are equal.
+
+    Args:
+        count, sum_micro, sum_sq_micro: as in RewardStats, each reward multiplied by its share.
+        ddof: 1 divides the variance by count − 1, 0 by count.
+
+    Raises AlgorithmError as RewardStats.std and to_micro do.
+    """
+    _check_ddof(ddof)
+    spread = count * sum_sq_micro - sum_micro**2
+    if spread == 0:
+        return 0.0
+    deviation = count * to_micro(reward) - sum_micro
+    square = deviation**2 * (count - ddof) / (count * spread)
+    return math.copysign(math.sqrt(square), deviation)
 
 
 def _check_ddof(ddof: int) -> None:

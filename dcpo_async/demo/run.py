@@ -3,7 +3,6 @@
 import asyncio
 import json
 import shutil
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,13 @@ from rich.live import Live
 from dcpo_async.config import RunConfig, load_config
 from dcpo_async.demo.display import read_status, run_table
 from dcpo_async.demo.plot import plot_curves
-from dcpo_async.errors import ConfigError, EngineError, TrainerError
+from dcpo_async.demo.services import free_address, run_to_end, train
+from dcpo_async.errors import ConfigError
 from dcpo_async.metrics import read_metrics, write_json
-from dcpo_async.processes import last_lines, module_argv, spawn, stop
+from dcpo_async.processes import module_argv
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.toml"
 EVALUATION_SAMPLES = 8
-POLL_SECONDS = 0.5
-ACTOR_GRACE_SECONDS = 30.0
-LEARNER_GRACE_SECONDS = 10.0
 MARKER = ".dcpo-demo"
 
 
@@ -67,7 +64,7 @@ class Demo:
         _prepare(self.out)
         self.words = self._settings("run", zero_advantages=False)
         # Checked before anything slow begins.
-        self.config = load_config(CONFIG, self.words[1:])
+        self.config = load_config(CONFIG, self.words)
 
     async def run(self) -> dict[str, Any]:
         """Warm up, train, measure, and write down."""
@@ -86,7 +83,7 @@ class Demo:
             self._say("2b", "control: the same run with every advantage set to zero")
             words = self._settings("control", zero_advantages=True)
             await self._train(words, "control, zero advantages")
-            models["control"] = _export(load_config(CONFIG, words[1:]))
+            models["control"] = _export(load_config(CONFIG, words))
         self._say(
             "3/4",
             f"measuring on held-out problems, {EVALUATION_SAMPLES} responses each, same sampling for all",
@@ -103,52 +100,31 @@ class Demo:
         await self._run("warm-up", module_argv("dcpo_async.demo.warmup", *words))
 
     async def _run(self, what: str, argv: list[str]) -> None:
-        """Run one stage to its end; raises EngineError with the end of its log when it fails."""
-        log = self.out / "logs" / f"{what}.log"
-        process = await spawn(argv, log)
-        try:
-            with self.console.status(f"{what} …"):
-                code = await process.wait()
-        finally:
-            await stop(process, grace_seconds=1)
-        if code:
-            raise EngineError(_ended_early(what, log))
+        with self.console.status(f"{what} …"):
+            await run_to_end(what, argv, self.out / "logs" / f"{what}.log")
 
     def _settings(self, name: str, zero_advantages: bool) -> list[str]:
-        """Command-line words of `dcpo-learner` for one run."""
+        """Overrides of the demo's configuration for one run."""
         return [
-            str(CONFIG),
             *("--folder", str(self.out / name)),
             *("--seed", str(self.options.seed)),
             *("--model.path", str(self.out / "model")),
             *("--data.source", str(self.out / "train.jsonl")),
-            *("--network.listen", f"tcp://127.0.0.1:{_free_port()}"),
+            *("--network.listen", free_address()),
             *("--algorithm.zero_advantages", str(zero_advantages).lower()),
             *self.options.overrides,
         ]
 
     async def _train(self, words: list[str], title: str) -> None:
         """Start the two services as any user would, watch them, and wait for the run's end."""
-        config, logs = load_config(CONFIG, words[1:]), self.out / "logs"
-        name = config.folder.name
-        learner_log, actor_log = logs / f"{name}-learner.log", logs / f"{name}-actor.log"
-        actor_words = ["--learner", config.network.listen, "--engine", self.options.engine]
-        actor_words += ["--logs", str(logs / name)]
-        learner = await spawn(module_argv("learner.launcher", *words), learner_log)
-        actor = await spawn(module_argv("actor.launcher", *actor_words), actor_log)
-        try:
-            with Live(console=self.console, refresh_per_second=2) as live:
-                while learner.returncode is None:
-                    if actor.returncode is not None and actor.returncode != 0:
-                        raise EngineError(_ended_early("actor", actor_log))
-                    live.update(run_table(title, config.folder))
-                    await asyncio.sleep(POLL_SECONDS)
-                live.update(run_table(title, config.folder))
-            if learner.returncode != 0:
-                raise TrainerError(_ended_early("learner", learner_log))
-        finally:
-            await stop(learner, LEARNER_GRACE_SECONDS)
-            await stop(actor, ACTOR_GRACE_SECONDS)
+        with Live(console=self.console, refresh_per_second=2) as live:
+            await train(
+                CONFIG,
+                words,
+                self.out / "logs",
+                ("--engine", self.options.engine),
+                watch=lambda config: live.update(run_table(title, config.folder)),
+            )
 
     async def _evaluate(self, models: dict[str, Path]) -> dict[str, float]:
         out, sampling, data = self.out / "evaluation", self.config.sampling, self.config.data
@@ -206,20 +182,3 @@ def _prepare(out: Path) -> None:
 def _export(config: RunConfig) -> Path:
     """Where the learner leaves the trained model."""
     return config.folder / "export"
-
-
-def _free_port() -> int:
-    """A port that is free together with the next one, which the weight server takes."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
-
-
-def _ended_early(what: str, log_file: Path) -> str:
-    return f"the {what} ended early; the end of {log_file}:\n{last_lines(log_file, 15)}"

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from actor.evaluate import main
 from actor.evaluator import architecture_of
 from dcpo_async.devices import count_gpus
+from dcpo_async.weights.snapshot import write_snapshot
 from tests.system.services import write_problems
 from tests.tiny_model import make_tiny_model
 
@@ -44,6 +46,20 @@ def evaluate(tmp_path: Path, models: tuple[Path, Path], problems: Path) -> Evalu
         return summary["one"]
 
     return evaluate
+
+
+def publish(store: Path, model: Path, *, version: int, run_id: str, step: int) -> Path:
+    """A version of a run's weight store that holds this model."""
+    write_snapshot(
+        store,
+        weights_version=version,
+        run_id=run_id,
+        incarnation=1,
+        step=step,
+        tensors=load_file(model / "model.safetensors"),
+        skeleton_folder=model,
+    )
+    return store / f"v{version:08d}"
 
 
 def lines(path: Path) -> dict[str, dict[str, Any]]:
@@ -172,6 +188,46 @@ def test_other_weights_in_the_same_folder_are_refused(
     with pytest.raises(SystemExit):
         main(words)
     assert "model moving '" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_stored_versions_of_several_runs_are_measured_with_run_version_and_step(
+    models: tuple[Path, Path], problems: Path, tmp_path: Path
+) -> None:
+    first = publish(tmp_path / "a", models[0], version=3, run_id="run-a", step=8)
+    second = publish(tmp_path / "b", models[1], version=3, run_id="run-b", step=12)
+    named = [f"a={first}", f"b={second}", str(models[0])]
+    main([*named, "--data", str(problems), "--samples", "2", "--out", str(tmp_path / "out"), *SHORT])
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    stamps = {name: (entry["run"], entry["weights_version"], entry["step"]) for name, entry in summary.items()}
+    assert stamps == {"a": ("run-a", 3, 8), "b": ("run-b", 3, 12), "one": (None, None, None)}
+    line = lines(tmp_path / "out" / "b" / "sums.jsonl")["0+1="]
+    assert (line["weights_version"], line["step"]) == (3, 12)
+
+
+def test_the_same_weights_under_another_runs_name_are_refused(
+    models: tuple[Path, Path], problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in "ab":
+        folder = publish(tmp_path / run, models[0], version=1, run_id=f"run-{run}", step=0)
+        words = [f"start={folder}", "--data", str(problems), "--samples", "1", "--out", str(tmp_path / "out"), *SHORT]
+        if run == "a":
+            main(words)
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "version start 'run-a 1' there, 'run-b 1' here" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_version_that_is_not_what_its_manifest_says_is_refused(
+    models: tuple[Path, Path], problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = publish(tmp_path / "store", models[0], version=1, run_id="run-a", step=0)
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    with pytest.raises(SystemExit) as refusal:
+        main([str(folder), "--data", str(problems), "--out", str(tmp_path / "out"), *SHORT])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert refusal.value.code == 2
+    assert said.startswith(f"dcpo eval: model {folder}: {folder}/config.json has ")
+    assert said.endswith("; without manifest.json it is a model of no run")
 
 
 def test_models_that_one_engine_can_take_are_told_from_others(models: tuple[Path, Path], tmp_path: Path) -> None:

@@ -81,6 +81,100 @@ def test_entropy_and_lag_are_means_over_tokens() -> None:
     assert summary["lag"] == pytest.approx(5 / 3)
 
 
+Token = tuple[int, float, float, float]
+
+
+def lag_oracle(tokens: list[Token]) -> dict[str, float]:
+    """Metrics per lag of (lag, ratio, current/behavior, advantage), whose old probability is 0.9: 0.7687 to 1.1872."""
+    metrics = {}
+    for K in range(17):
+        mine = [token for token in tokens if token[0] == K or (K == 16 and token[0] > 16)]
+        if not mine:
+            continue
+        name = "lag_16_up" if K == 16 else f"lag_{K}"
+        n, W = len(mine), [w for _, _, w, _ in mine]
+        metrics[f"{name}/tokens_share"] = n / len(tokens)
+        metrics[f"{name}/ratio_mean"] = sum(r for _, r, _, _ in mine) / n
+        metrics[f"{name}/tcr"] = sum((A > 0 and r > 1.1872) or (A < 0 and r < 0.7687) for _, r, _, A in mine) / n
+        metrics[f"{name}/ess_fraction"] = sum(W) ** 2 / (n * sum(w**2 for w in W))
+        metrics[f"{name}/kl_behavior"] = sum(w - 1 - math.log(w) for w in W) / n
+    return metrics
+
+
+def of_lags(summary: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in summary.items() if name.startswith("lag_")}
+
+
+def diagnose_tokens(tokens: list[Token]) -> TokenDiagnostics:
+    lags, ratios, weights, advantages = map(list, zip(*tokens, strict=True))
+    return diagnose(ratios, advantages, behavior_ratios=weights, lag=lags)
+
+
+tokens_of_any_lag = st.lists(
+    st.tuples(
+        st.sampled_from([0, 1, 2, 7, 15, 16, 17, 4000]),
+        st.floats(0.05, 20.0).filter(lambda r: min(abs(r - 0.7687), abs(r - 1.1872)) > 1e-3),
+        st.floats(0.05, 20.0),
+        st.sampled_from([-1.0, 0.0, 1.0]),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(tokens_of_any_lag)
+def test_metrics_of_each_lag_agree_with_a_loop_over_its_tokens(tokens: list[Token]) -> None:
+    assert of_lags(diagnose_tokens(tokens).summary()) == pytest.approx(lag_oracle(tokens), rel=1e-9, abs=1e-12)
+
+
+@given(tokens_of_any_lag, st.integers(0, 40))
+def test_metrics_of_each_lag_are_the_same_from_pieces(tokens: list[Token], cut: int) -> None:
+    pieces = [piece for piece in (tokens[:cut], tokens[cut:]) if piece]
+    merged = sum(map(diagnose_tokens, pieces), TokenDiagnostics.zeros())
+    assert of_lags(merged.summary()) == pytest.approx(of_lags(diagnose_tokens(tokens).summary()), rel=1e-12)
+
+
+def test_metrics_of_each_lag_by_hand() -> None:
+    tokens = [(0, 1.0, 1.0, 1.0), (0, 1.0, 1.0, -1.0), (3, 1.2, 0.5, 1.0), (16, 0.7, 2.0, -1.0), (99, 0.7, 1.0, 1.0)]
+    k3 = {w: w - 1 - math.log(w) for w in (0.5, 2.0)}
+    assert of_lags(diagnose_tokens(tokens).summary()) == pytest.approx(
+        {
+            "lag_0/tokens_share": 0.4,
+            "lag_0/tcr": 0.0,
+            "lag_0/ratio_mean": 1.0,
+            "lag_0/ess_fraction": 1.0,
+            "lag_0/kl_behavior": 0.0,
+            "lag_3/tokens_share": 0.2,
+            "lag_3/tcr": 1.0,
+            "lag_3/ratio_mean": 1.2,
+            "lag_3/ess_fraction": 1.0,
+            "lag_3/kl_behavior": k3[0.5],
+            "lag_16_up/tokens_share": 0.4,
+            "lag_16_up/tcr": 0.5,
+            "lag_16_up/ratio_mean": 0.7,
+            "lag_16_up/ess_fraction": 9 / 10,
+            "lag_16_up/kl_behavior": k3[2.0] / 2,
+        },
+        abs=1e-12,
+    )
+
+
+def test_a_lag_of_no_finite_token_has_means_of_zero() -> None:
+    out = policy_loss(*torch.zeros(4, 1), epsilon_low=0.16, epsilon_high=0.2, max_ratio=10.0)
+    behavior = torch.tensor([math.nan])
+    lag = torch.tensor([2])
+    summary = TokenDiagnostics.of_tokens(
+        *torch.zeros(2, 1), behavior, torch.zeros(1), out, torch.zeros(1), lag
+    ).summary()
+    assert of_lags(summary) == {
+        "lag_2/tokens_share": 1.0,
+        "lag_2/tcr": 0.0,
+        "lag_2/ratio_mean": 0.0,
+        "lag_2/ess_fraction": 0.0,
+        "lag_2/kl_behavior": 0.0,
+    }
+
+
 def test_unchanged_tokens_have_quantiles_of_exactly_one() -> None:
     summary = diagnose([1.0] * 7, [1] * 7).summary()
     assert [summary[name] for name in ("ratio_p01", "ratio_p50", "ratio_p99", "ratio_max")] == [1.0] * 4

@@ -57,9 +57,9 @@ def test_a_straggler_behind_the_last_member_of_a_batch_does_not_hold_it_up() -> 
 def test_with_two_updates_a_batch_takes_twice_as_many_groups_and_moves_on_by_two_steps() -> None:
     gate = StalenessGate(max_lag=3, groups_per_step=1, updates_per_batch=2)
     open_slots = slots(LEASED, LEASED, ACCEPTED, ACCEPTED)
-    # Passed over they train at steps 2 and 3.
+    # Passed over they train in the batch of step 2.
     assert next_batch(open_slots, step=0, gate=gate) == [2, 3]
-    # Passed over again the second would train at step 5.
+    # Passed over again they would train in the batch of step 4.
     assert next_batch(open_slots, step=2, gate=gate) is None
 
 

@@ -519,6 +519,21 @@ async def test_a_step_leaves_one_line_of_metrics_with_those_of_its_batch(
     assert (line["total_groups_accepted"], line["actors"]) == (1.0, 1.0)
 
 
+async def test_an_engine_that_disagrees_at_lag_0_is_reported_when_a_batch_begins_and_again_at_twice_as_much(
+    tmp_path: Path, open_intake: OpenIntake, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with learning(make_config(tmp_path, updates=2), open_intake) as learner:
+        rank = await learner.publish()
+        for step, nats in enumerate((0.009, 0.5, 0.02, 0.5, 0.03, 0.5, 0.05), start=1):
+            await rank.say(StepDone(step=step, metrics={"lag_0/kl_behavior": nats}))
+        await until(lambda: learner.coordinator.training.step == 7)
+    warnings = [record.getMessage() for record in caplog.records if "engine and learner disagree" in record.msg]
+    assert [warning.partition(",")[0] for warning in warnings] == [
+        f"step {step}: tokens sampled by the very weights that train them have a kl_behavior of {nats} nats"
+        for step, nats in ((3, 0.02), (7, 0.05))
+    ]
+
+
 async def until(happened: Callable[[], bool]) -> None:
     for _ in range(500):
         if happened():

@@ -1,10 +1,11 @@
 """Leases out and groups in, by hand; tests/learner/test_ledger_properties.py drives the same at random."""
 
+import math
 from pathlib import Path
 
 import pytest
 
-from dcpo_async.algorithm import smooth_advantages
+from dcpo_async.algorithm import fading_advantages, smooth_advantages
 from dcpo_async.algorithm.reward_stats import RewardStats
 from dcpo_async.errors import ConfigError, StoreError
 from dcpo_async.protocol.messages import Envelope, LeaseName
@@ -84,6 +85,34 @@ def test_the_last_batch_of_two_updates_can_be_filled(tmp_path: Path, open_intake
         intake.accept(b"a", answer(lease, version))
     assert intake.commit_batch(0)
     assert intake.store.step_positions(1) == [2, 3]
+
+
+def test_without_lag_a_batch_of_two_updates_is_generated_by_the_weights_of_its_start(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    intake = open_intake(make_config(tmp_path, groups_per_step=2, max_lag=0, updates=2))
+    first = publish(intake, step=0)
+    leases = leases_of(intake)
+    assert len(leases) == 4
+    for lease in leases:
+        intake.accept(b"a", answer(lease, first))
+    assert intake.commit_batch(0)
+    assert leases_of(intake) == []
+    second = publish(intake, step=2)
+    assert [lease.min_version for lease in leases_of(intake)] == [second] * 4
+
+
+def test_what_was_generated_is_counted_over_restarts(tmp_path: Path, open_intake: OpenIntake) -> None:
+    config = make_config(tmp_path, groups_per_step=2)
+    for number in (1, 2):
+        intake = open_intake(config)
+        version = publish(intake, step=0)
+        for _ in range(2):
+            lease = intake.grant(b"a", 0.0)
+            assert lease is not None
+            intake.accept(b"a", answer(lease, version, num_tokens=3))
+        assert (intake.generated_responses, intake.generated_tokens) == (number * 4, number * 12)
+        intake.store.close()
 
 
 def test_versions_that_the_trainer_repeats_after_a_crash_are_not_offered_before_it_has_caught_up(
@@ -456,6 +485,41 @@ def test_grpo_judges_a_later_visit_by_its_own_rewards_alone(tmp_path: Path, open
         intake.accept(b"a", answer(lease, version, rewards=rewards))
         assert intake.commit_batch(step)
     assert intake.store.read_group(1).advantages == (0.0, 0.0)
+
+
+def test_a_half_life_weighs_the_visits_in_the_ledger_also_after_a_restart_with_another_one(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    visits = [(1.0, 1.0), (1.0, 0.0), (0.0, 0.0)]
+    for step, half_life_visits in enumerate([None, 2.0, 0.5]):
+        algorithm = {"half_life_visits": half_life_visits}
+        config = make_config(tmp_path, groups_per_step=1, max_lag=0, algorithm=algorithm)
+        intake = open_intake(config, num_prompts=1)
+        version = publish(intake, step=step)
+        (lease,) = leases_of(intake)
+        assert outcome(intake, answer(lease, version, rewards=visits[step])) == "accepted"
+        assert intake.commit_batch(step)
+        found = intake.store.read_group(step).advantages
+        intake.store.close()
+        expected = fading_advantages(visits[: step + 1], half_life_visits or math.inf)
+        assert found == tuple(expected)
+    # w = 1/16, 1/4, 1: μ = 1/7, σ² = 0.1978, A_total = −0.3212, W = 1.3125.
+    assert found[0] == pytest.approx(-0.07648, abs=5e-6)
+
+
+def test_discarded_visits_count_in_a_half_life_and_statistics_stay_those_of_all_visits(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    algorithm = {"half_life_visits": 1.0, "dynamic_sampling": True}
+    intake = open_intake(make_config(tmp_path, groups_per_step=1, max_lag=0, algorithm=algorithm), num_prompts=1)
+    version = publish(intake, step=0)
+    visits = [(1.0, 1.0), (1.0, 0.0)]
+    for rewards in visits:
+        (lease,) = leases_of(intake, at_most=1)
+        intake.accept(b"a", answer(lease, version, rewards=rewards))
+    assert [row.state for row in intake.store.visits()] == ["discarded", "accepted"]
+    assert intake.store.read_group(1).advantages == tuple(fading_advantages(visits, 1.0))
+    assert intake.store.reward_stats("prompt-0") == RewardStats().with_rewards((1.0, 1.0)).with_rewards((1.0, 0.0))
 
 
 def test_a_trainer_whose_checkpoint_is_ahead_of_the_ledger_is_refused(tmp_path: Path, open_intake: OpenIntake) -> None:

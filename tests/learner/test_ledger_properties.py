@@ -46,7 +46,7 @@ class Ledger(RuleBasedStateMachine):
     ) -> None:
         self.root = Path(tempfile.mkdtemp())
         self.interval = updates * (2 if rare else 1)
-        self.max_lag = self.interval - 1 + spare_lag
+        self.max_lag = self.interval - updates + spare_lag
         self.config = make_config(
             self.root / "0",
             groups_per_step=groups_per_step,
@@ -130,7 +130,7 @@ class Ledger(RuleBasedStateMachine):
             assert entry.group.rewards == sent.rewards
             assert entry.visit == sent.lease.visit
             assert entry.prompt_token_ids.tolist() == sent.lease.prompt_token_ids.tolist()
-            assert step - sent.weights_step <= self.max_lag
+            assert step - step % self.updates - sent.weights_step <= self.max_lag
 
     def expected_advantages(self, lease: Lease) -> list[float]:
         """From the rewards of the prompt's earlier visits, one after another."""
@@ -157,17 +157,17 @@ class Ledger(RuleBasedStateMachine):
         self.intake.store.commit()
 
     def check_lease(self, lease: Lease) -> None:
-        """Its versions are young enough for the step that it trains in, counted from the batches that stand."""
+        """Its versions are young enough for the batch that it trains in, counted from the batches that stand."""
         done = {position for positions in self.batches.values() for position in positions}
         rows = self.intake.store.visits("state IN ('leased', 'accepted') AND s.step IS NULL")
         ahead = [row.position for row in rows if row.position < lease.position and row.position not in done]
         next_step = self.intake.store.next_batch_step()
-        training_step = next_step + len(ahead) // self.groups_per_step
+        batch_step = next_step + len(ahead) // (self.groups_per_step * self.updates) * self.updates
         usable = [version for version in self.announced if version >= lease.min_version]
         assert usable
-        assert training_step - self.steps_of[lease.min_version] <= self.max_lag
+        assert batch_step - self.steps_of[lease.min_version] <= self.max_lag
         if self.is_calm:
-            assert all(training_step - self.steps_of[version] <= self.max_lag for version in usable)
+            assert all(batch_step - self.steps_of[version] <= self.max_lag for version in usable)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), rewards=REWARDS, is_committed=st.booleans())

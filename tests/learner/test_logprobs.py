@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learner.logprobs import PolicyModel, importance_weights, token_logprobs
+from learner.logprobs import PolicyModel, token_logprobs
 
 
 def llama(tied: bool = False) -> LlamaForCausalLM:
@@ -57,11 +57,6 @@ def test_bfloat16_logits_are_normalized_in_float32() -> None:
     expected = logits.double().log_softmax(1).gather(1, token_ids[:, None])[:, 0]
     assert logprobs.dtype == torch.float32
     torch.testing.assert_close(logprobs.double(), expected, atol=1e-6, rtol=0)
-
-
-def test_truncated_importance_weights_worked_by_hand() -> None:
-    weights = importance_weights(torch.tensor([0.6, 0.1]).log(), torch.tensor([0.2, 0.2]).log(), cap=2.0)
-    assert weights.tolist() == pytest.approx([2.0, 0.5], abs=1e-6)
 
 
 @pytest.mark.parametrize("tied", [False, True])

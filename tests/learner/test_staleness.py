@@ -6,14 +6,20 @@ from learner.staleness import StalenessGate
 
 
 def test_group_forty_with_sixteen_to_a_step_trains_in_the_third_step_from_now() -> None:
-    assert StalenessGate(max_lag=4, groups_per_step=16).training_step(40, next_step=10) == 12
+    assert StalenessGate(max_lag=4, groups_per_step=16).batch_step(40, next_step=10) == 12
 
 
-@pytest.mark.parametrize(("number", "step"), [(0, 10), (1, 10), (2, 11), (3, 11), (4, 12), (5, 12)])
-def test_a_batch_of_two_updates_trains_its_second_half_one_step_later(number: int, step: int) -> None:
+@pytest.mark.parametrize(("number", "step"), [(0, 10), (3, 10), (4, 12), (7, 12), (8, 14)])
+def test_the_lag_of_a_batch_of_two_updates_is_counted_from_its_first_step(number: int, step: int) -> None:
     gate = StalenessGate(max_lag=4, groups_per_step=2, updates_per_batch=2)
     assert gate.groups_per_batch == 4
-    assert gate.training_step(number, next_step=10) == step
+    assert gate.batch_step(number, next_step=10) == step
+
+
+@pytest.mark.parametrize(("number", "may"), [(0, True), (15, True), (16, False)])
+def test_without_lag_one_whole_batch_may_be_generated_by_the_newest_weights(number: int, may: bool) -> None:
+    gate = StalenessGate(max_lag=0, groups_per_step=4, updates_per_batch=4)
+    assert gate.may_train(weights_step=8, number=number, next_step=8) is may
 
 
 @pytest.mark.parametrize(("number", "oldest"), [(0, 6), (1, 6), (2, 7), (9, 10)])

@@ -1,0 +1,121 @@
+"""Runs the arms with the real services, and measures them on held-out problems."""
+
+import asyncio
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.ablation.arms import DEMO, Arm, settings_of
+from dcpo_async.config import RunConfig, load_config
+from dcpo_async.demo.services import free_address, run_to_end, train
+from dcpo_async.processes import module_argv
+from dcpo_async.weights.manifest import Manifest
+
+WARM_UP_STEPS = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run, and where.
+
+    Attributes:
+        out: folder of everything.
+        steps: optimizer steps of each run.
+        every: steps between two measurements.
+        samples: responses to each held-out problem.
+        engine: "vllm", or "scripted" for a look at the plumbing.
+        at_once: runs that share the machine.
+        overrides: settings of all runs, as words of the command line.
+    """
+
+    out: Path
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    every: int
+    samples: int
+    engine: str
+    at_once: int
+    overrides: tuple[str, ...]
+
+    def folder(self, arm: Arm, seed: int) -> Path:
+        """Run folder of an arm under a seed."""
+        return self.out / f"{arm.name.replace(', ', '-').replace(' ', '-').lower()}-seed{seed}"
+
+    def start(self, seed: int) -> Path:
+        """Folder of the warm start that all arms share under a seed."""
+        return self.out / f"start-seed{seed}"
+
+    def evaluation(self, seed: int) -> Path:
+        """Folder of the measurements under a seed."""
+        return self.out / f"evaluation-seed{seed}"
+
+
+async def run_all(plan: Plan) -> None:
+    """Warm up, train and measure seed by seed; what is finished is left as it is."""
+    places = asyncio.Semaphore(plan.at_once)
+    for seed in plan.seeds:
+        await _warm_up(plan, seed)
+        async with asyncio.TaskGroup() as tasks:
+            for arm in plan.arms:
+                tasks.create_task(_train(plan, arm, seed, places))
+        await _measure(plan, seed)
+
+
+async def _warm_up(plan: Plan, seed: int) -> None:
+    start = plan.start(seed)
+    if (start / "model" / "config.json").exists():
+        return
+    argv = module_argv("dcpo_async.demo.warmup", str(start), "--seed", str(seed), "--steps", str(WARM_UP_STEPS))
+    start.mkdir(parents=True, exist_ok=True)
+    await run_to_end("warm-up", argv, plan.out / "logs" / f"start-seed{seed}.log")
+
+
+async def _train(plan: Plan, arm: Arm, seed: int, places: asyncio.Semaphore) -> None:
+    folder = plan.folder(arm, seed)
+    if (folder / "export").is_dir():
+        return
+    async with places:
+        print(f"seed {seed}: {arm.name} …", flush=True)
+        words = settings_of(arm, folder, plan.start(seed), seed, plan.steps, free_address())
+        words += plan.overrides
+        actor_words = ("--engine", plan.engine, "--kv-cache-gib", "0.5")
+        config = await train(DEMO, words, plan.out / "logs", actor_words)
+    for version, step in _versions(config).items():
+        if step % plan.every:
+            shutil.rmtree(version)
+
+
+def _versions(config: RunConfig) -> dict[Path, int]:
+    """Optimizer step by the folder of each stored version."""
+    manifests = sorted((config.folder / "weights").glob("v*/manifest.json"))
+    return {path.parent: Manifest.model_validate_json(path.read_bytes()).step for path in manifests}
+
+
+async def _measure(plan: Plan, seed: int) -> None:
+    """Held-out accuracy of every stored version of every arm, one engine for all."""
+    config = load_config(DEMO)
+    models = [
+        f"{plan.folder(arm, seed).name}-step{step:04d}={version}"
+        for arm in plan.arms
+        for version, step in _versions(config.model_copy(update={"folder": plan.folder(arm, seed)})).items()
+    ]
+    argv = module_argv("actor.evaluate", *models, "--data", str(plan.start(seed) / "held_out.jsonl"))
+    argv += ["--out", str(plan.evaluation(seed)), "--engine", plan.engine, "--kv-cache-gib", "0.5"]
+    argv += ["--no-greedy", "--samples", str(plan.samples), "--temperature", str(config.sampling.temperature)]
+    argv += ["--max-response-tokens", str(config.sampling.max_response_tokens), "--seed", str(seed)]
+    argv += ["--max-prompt-tokens", str(config.data.max_prompt_tokens), "--system-prompt", config.data.system_prompt]
+    argv += ["--extraction", config.grading.extraction, "--in-flight", "256"]
+    print(f"seed {seed}: measuring {len(models)} versions on held-out problems …", flush=True)
+    await run_to_end("evaluation", argv, plan.out / "logs" / f"evaluation-seed{seed}.log")
+
+
+def settled(plan: Plan) -> None:
+    """Note what shapes the runs, or hold a later call to it; raises ValueError where the two differ."""
+    path, wanted = plan.out / "plan.json", {"steps": plan.steps, "every": plan.every, "samples": plan.samples}
+    wanted |= {"engine": plan.engine, "overrides": list(plan.overrides)}
+    if path.exists() and (found := json.loads(path.read_text())) != wanted:
+        raise ValueError(f"{plan.out} holds runs of {found}, now it is {wanted}: choose another --out")
+    plan.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(wanted))

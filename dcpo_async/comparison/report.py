@@ -1,0 +1,164 @@
+"""`dcpo compare`: runs side by side as one HTML file, and as JSON for a program."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dcpo_async.comparison.figures import Measured
+from dcpo_async.comparison.plots import Plot, color, plots
+from dcpo_async.comparison.runs import read_runs
+from dcpo_async.comparison.summary import Comparison, Row, compared
+from dcpo_async.errors import ConfigError
+from dcpo_async.evaluation.results import Mode
+from dcpo_async.metrics import write_json
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Headings, and for each configuration its cells."""
+
+    title: str
+    headings: list[str]
+    lines: list[list[str]]
+
+
+def compare(
+    words: Sequence[str],
+    out: Path,
+    *,
+    evaluations: Sequence[Path] = (),
+    set_name: str | None = None,
+    mode: Mode | None = None,
+    json_path: Path | None = None,
+) -> Comparison:
+    """Read runs and write the report.
+
+    Args:
+        words: [NAME=]FOLDER of each run.
+        out: HTML file.
+        evaluations, set_name, mode: see `compared`.
+        json_path: where the numbers go too.
+
+    Raises ConfigError for what cannot be read, compared or written.
+    """
+    comparison = compared(read_runs(words, evaluations), evaluations=evaluations, set_name=set_name, mode=mode)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(html(comparison, list(plots(comparison))), encoding="utf-8")
+        if json_path is not None:
+            json_path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(json_path, as_json(comparison))
+    except OSError as error:
+        raise ConfigError(f"the report cannot be written ({error}); name another --out or --json") from None
+    return comparison
+
+
+def html(comparison: Comparison, figures: Sequence[Plot]) -> str:
+    """The report: one file without scripts, which needs nothing else; the same input gives the same text."""
+    environment = Environment(
+        loader=PackageLoader("dcpo_async.comparison", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    images = [(plot, base64.b64encode(plot.png).decode()) for plot in figures]
+    colors = [color(place) for place in range(len(comparison.rows))]
+    template = environment.get_template("report.html.j2")
+    return template.render(comparison=comparison, tables=tables(comparison), colors=colors, images=images)
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Every number of the tables, unrounded: null where nothing was measured."""
+    accuracy = comparison.accuracy
+    return {
+        "accuracy": asdict(accuracy) if accuracy else None,
+        "last_common_step": comparison.last_common_step,
+        "configurations": [_row_as_json(row) for row in comparison.rows],
+        "notes": list(comparison.notes),
+    }
+
+
+def _row_as_json(row: Row) -> dict[str, Any]:
+    runs = [{"run_id": run.run_id, "folder": str(run.folder), "seed": run.config.seed} for run in row.runs]
+    names = ("responses_per_step", "tokens", "seconds", "final", "best", "at_equal_steps", "at_equal_responses")
+    figures = {name: getattr(row, name) for name in names} | row.metrics
+    return {
+        "name": row.name,
+        "runs": runs,
+        "settings": row.settings,
+        "steps": list(row.steps),
+        **{name: asdict(value) if value else None for name, value in figures.items()},
+    }
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """What was run, held-out accuracy where there is any, and the metrics of training."""
+    rows = comparison.rows
+    settings = list(rows[0].settings)
+    found = [
+        Table(
+            "Configurations",
+            [
+                "runs",
+                *(name.partition(".")[2] for name in settings),
+                "steps",
+                "responses per step",
+                "tokens",
+                "seconds",
+            ],
+            [[str(len(row.runs)), *row.settings.values(), *_costs(row)] for row in rows],
+        )
+    ]
+    if (accuracy := comparison.accuracy) is not None:
+        responses = NOTHING if accuracy.responses is None else f"{accuracy.responses:,.0f}"
+        headings = ["final", "best", f"at step {accuracy.step}", f"at {responses} responses"]
+        figures = [(row.final, row.best, row.at_equal_steps, row.at_equal_responses) for row in rows]
+        lines = [[percent(value) for value in values] for values in figures]
+        found.append(Table(f"Held-out accuracy on {accuracy.set}, {accuracy.mode}", headings, lines))
+    found.append(
+        Table(
+            f"Training, mean over steps 1 to {comparison.last_common_step}",
+            ["RUR", "RUR, later visits", "mean |Â|", "TCR"],
+            [
+                [
+                    percent(row.metrics["rur"]),
+                    percent(row.metrics["rur_later"]),
+                    _written(row.metrics["advantage_abs_mean"], 1.0, 4, ""),
+                    percent(row.metrics["tcr"], digits=4),
+                ]
+                for row in rows
+            ],
+        )
+    )
+    return found
+
+
+def percent(value: Measured | None, digits: int = 1) -> str:
+    """A share with its interval: 0.931 from 0.91 to 0.95 is '93.1 [91.0, 95.0] %'."""
+    return _written(value, 100.0, digits, " %")
+
+
+def _costs(row: Row) -> list[str]:
+    steps = ", ".join(str(step) for step in sorted(set(row.steps)))
+    return [
+        steps,
+        _written(row.responses_per_step, 1.0, 1, ""),
+        NOTHING if row.tokens is None else f"{row.tokens.mean:,.0f}",
+        NOTHING if row.seconds is None else f"{row.seconds.mean:,.0f}",
+    ]
+
+
+def _written(value: Measured | None, scale: float, digits: int, unit: str) -> str:
+    if value is None:
+        return NOTHING
+    mean = f"{scale * value.mean:.{digits}f}"
+    if value.low is None or value.high is None:
+        return mean + unit
+    return f"{mean} [{scale * value.low:.{digits}f}, {scale * value.high:.{digits}f}]{unit}"

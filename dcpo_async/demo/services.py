@@ -1,0 +1,86 @@
+"""The two services on this machine, as any user would start them: for the demo and for measurements."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dcpo_async.config import RunConfig, load_config
+from dcpo_async.errors import EngineError, TrainerError
+from dcpo_async.processes import last_lines, module_argv, spawn, stop
+
+POLL_SECONDS = 0.5
+ACTOR_GRACE_SECONDS = 30.0
+LEARNER_GRACE_SECONDS = 10.0
+
+
+async def train(
+    config_file: Path,
+    overrides: Sequence[str],
+    logs: Path,
+    actor_words: Sequence[str] = (),
+    watch: Callable[[RunConfig], None] | None = None,
+) -> RunConfig:
+    """Start a learner and an actor, wait for the run's end, and end both.
+
+    Args:
+        config_file, overrides: of the learner; the address among them is one that is free.
+        logs: folder of both logs, which are named after the run's folder.
+        actor_words: further words of the actor.
+        watch: called every half second, and at the end.
+
+    Returns the run's configuration.
+
+    Raises:
+        TrainerError, EngineError: a service ended early; the message holds the end of its log.
+    """
+    config = load_config(config_file, overrides)
+    name = config.folder.name
+    learner_log, actor_log = logs / f"{name}-learner.log", logs / f"{name}-actor.log"
+    words = ["--learner", config.network.listen, "--logs", str(logs / name), *actor_words]
+    learner = await spawn(module_argv("learner.launcher", str(config_file), *overrides), learner_log)
+    actor = await spawn(module_argv("actor.launcher", *words), actor_log)
+    try:
+        while learner.returncode is None:
+            if actor.returncode is not None and actor.returncode != 0:
+                raise EngineError(ended_early("actor", actor_log))
+            if watch is not None:
+                watch(config)
+            await asyncio.sleep(POLL_SECONDS)
+        if watch is not None:
+            watch(config)
+        if learner.returncode != 0:
+            raise TrainerError(ended_early("learner", learner_log))
+    finally:
+        await stop(learner, LEARNER_GRACE_SECONDS)
+        await stop(actor, ACTOR_GRACE_SECONDS)
+    return config
+
+
+async def run_to_end(what: str, argv: Sequence[str], log: Path) -> None:
+    """Run one stage to its end; raises EngineError with the end of its log when it fails."""
+    process = await spawn(argv, log)
+    try:
+        code = await process.wait()
+    finally:
+        await stop(process, grace_seconds=1)
+    if code:
+        raise EngineError(ended_early(what, log))
+
+
+def ended_early(what: str, log_file: Path) -> str:
+    """What to tell of a service that ended early."""
+    return f"the {what} ended early; the end of {log_file}:\n{last_lines(log_file, 15)}"
+
+
+def free_address() -> str:
+    """A loopback address whose port is free together with the next one, which the weight server takes."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return f"tcp://127.0.0.1:{port}"

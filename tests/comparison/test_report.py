@@ -1,0 +1,155 @@
+"""The whole report of three tiny runs, from the command's words to its files."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from dcpo_async.cli import main
+from dcpo_async.comparison.figures import Measured
+from dcpo_async.comparison.report import percent
+from tests.comparison.made_runs import line, measured, write_evaluation, write_run
+
+HOSTILE = """_<b>"D'CPO"</b> & $x^$ {{ 7 * 7 }}"""
+
+
+class Reader(HTMLParser):
+    """Text and elements of a page, and the cells of its tables by row."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.tags: set[str] = set()
+        self.images: list[bytes] = []
+        self._is_cell = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self._is_cell = tag in ("td", "th") or (self._is_cell and tag == "span")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "img":
+            kind, _, content = str(dict(attrs)["src"]).partition(",")
+            assert kind == "data:image/png;base64"
+            self.images.append(base64.b64decode(content, validate=True))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._is_cell = self._is_cell and tag == "span"
+
+    def handle_data(self, data: str) -> None:
+        if self._is_cell:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """Two seeds of DCPO and a run of GRPO, measured at steps 0 and 2."""
+    entries = {}
+    for number, (name, final) in enumerate((("dcpo-0", 0.5), ("dcpo-1", 0.75), ("grpo-0", 0.5))):
+        lines = [line(step, rur=0.5 + 0.125 * number) for step in (1, 2)]
+        algorithm = {"advantage": "group" if name == "grpo-0" else "smooth"}
+        write_run(tmp_path / name, lines, seed=number, algorithm=algorithm)
+        entries |= {f"{name}-{step}": measured(f"run-{name}", step, mean) for step, mean in ((0, 0.25), (2, final))}
+    write_evaluation(tmp_path / "eval", entries)
+    runs = [f"{HOSTILE}={tmp_path}/dcpo-0", f"{HOSTILE}={tmp_path}/dcpo-1", f"GRPO={tmp_path}/grpo-0"]
+    return ["compare", *runs, "--evaluation", str(tmp_path / "eval"), "--out", str(tmp_path / "out" / "report.html")]
+
+
+def run_command(words: list[str]) -> int:
+    with pytest.raises(SystemExit) as ending:
+        main(words)
+    assert isinstance(ending.value.code, int)
+    return ending.value.code
+
+
+def test_the_report_has_the_numbers_and_four_figures(words: list[str], tmp_path: Path) -> None:
+    assert run_command(words) == 0
+    page = Reader((tmp_path / "out" / "report.html").read_text())
+    assert [row for row in page.rows if row[0] in (HOSTILE, "GRPO")][:6] == [
+        [HOSTILE, "2", "smooth", "2", "8.0 [8.0, 8.0]", "80", "4"],
+        ["GRPO", "1", "group", "2", "8.0", "80", "4"],
+        [HOSTILE, "62.5 [-96.3, 221.3] %", "62.5 [-96.3, 221.3] %", "62.5 [-96.3, 221.3] %", "62.5 [-96.3, 221.3] %"],
+        ["GRPO", *["50.0 [40.0, 60.0] %"] * 4],
+        [
+            HOSTILE,
+            "56.2 [-23.2, 135.7] %",
+            "75.0 [75.0, 75.0] %",
+            "0.8000 [0.8000, 0.8000]",
+            "1.0000 [1.0000, 1.0000] %",
+        ],
+        ["GRPO", "75.0 %", "75.0 %", "0.8000", "1.0000 %"],
+    ]
+    assert len(page.images) == 4
+    for image in page.images:
+        height, width, _ = imread(io.BytesIO(image), format="png").shape
+        assert width == 1320
+        assert height > 400
+
+
+def test_the_report_stands_alone_and_names_cannot_break_it(words: list[str], tmp_path: Path) -> None:
+    run_command(words)
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert not Reader(text).tags & {"script", "link", "b", "iframe", "object"}
+    assert not re.findall(r"(?:https?:)?//", re.sub(r"base64,[^\"]+", "", text))
+    assert "49" not in Reader(text).rows[1][0]
+
+
+def test_the_same_runs_give_the_same_bytes(words: list[str], tmp_path: Path) -> None:
+    pages = []
+    for _ in range(2):
+        run_command(words)
+        pages.append((tmp_path / "out" / "report.html").read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_notes_are_in_the_report_and_on_the_terminal(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "eval" / "summary.json").write_text("{}")
+    assert run_command(words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("note: no held-out accuracy: no evaluation of these runs was found")
+    assert said[-1] == f"{tmp_path}/out/report.html: 2 configurations, 3 runs"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<li>no held-out accuracy: no evaluation of these runs was found" in page
+    assert len(Reader(page).images) == 3
+
+
+def test_numbers_go_to_a_file_for_programs(words: list[str], tmp_path: Path) -> None:
+    run_command([*words, "--json", str(tmp_path / "numbers.json")])
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    assert found["accuracy"] == {"set": "sums", "mode": "sampled", "step": 2, "responses": 16.0}
+    assert [one["name"] for one in found["configurations"]] == [HOSTILE, "GRPO"]
+    grpo = found["configurations"][1]
+    assert grpo["runs"] == [{"run_id": "run-grpo-0", "folder": str(tmp_path / "grpo-0"), "seed": 2}]
+    assert grpo["final"] == {"mean": 0.5, "low": 0.4, "high": 0.6}
+    assert grpo["rur"] == {"mean": 0.75, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "aime24"], "dcpo: --set aime24: no version of these runs was measured so"),
+        (["--out", "/proc/none/x.html"], "dcpo: the report cannot be written"),
+        (["--unknown"], "dcpo: unknown words: --unknown"),
+    ],
+)
+def test_bad_words_are_answered_with_one_line(
+    words: list[str], more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command([*words, *more]) == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_shares_are_written_in_percent() -> None:
+    assert percent(Measured(0.931, 0.91, 0.95)) == "93.1 [91.0, 95.0] %"
+    assert percent(Measured(0.00125), digits=2) == "0.12 %"
+    assert percent(None) == "–"

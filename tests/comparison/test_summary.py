@@ -1,0 +1,173 @@
+"""The numbers and notes of a comparison, from runs made by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from dcpo_async.comparison.figures import Measured
+from dcpo_async.comparison.runs import ComparedRun, read_run
+from dcpo_async.comparison.summary import Accuracy, compared
+from dcpo_async.errors import ConfigError
+from tests.comparison.made_runs import line, measured, write_evaluation, write_run
+
+
+def run_of(
+    folder: Path, name: str, accuracies: dict[int, float], *, responses: float = 8.0, seed: int = 0, steps: int = 4
+) -> ComparedRun:
+    """A run that generates so many responses in each step and was measured at these steps."""
+    lines = [line(step, generated_responses=responses * step) for step in range(1, steps + 1)]
+    path = write_run(folder / f"{name}-{seed}", lines, seed=seed)
+    entries = {f"at {step}": measured(f"run-{path.name}", step, mean) for step, mean in accuracies.items()}
+    if entries:
+        write_evaluation(path / "evaluation", entries)
+    return read_run(name, path)
+
+
+def test_a_row_has_what_its_runs_took_and_reached(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, "a", {0: 0.2, 2: 0.6, 4: final}, seed=seed) for seed, final in enumerate((0.4, 0.6))]
+    (row,) = compared(runs).rows
+    assert (row.name, row.steps, row.settings) == ("a", (4, 4), {})
+    assert row.responses_per_step == Measured(8, 8, 8)
+    assert (row.tokens, row.seconds) == (Measured(160, 160, 160), Measured(8, 8, 8))
+    # s/√2 = 0.1 and t = 12.7062.
+    assert row.final is not None
+    assert (row.final.mean, row.final.low) == pytest.approx((0.5, 0.5 - 1.27062), abs=1e-5)
+    assert row.best == Measured(0.6, 0.6, 0.6)
+
+
+def test_metrics_are_means_over_the_steps_that_all_runs_have(tmp_path: Path) -> None:
+    short = [line(1, rur=0.25), line(2, rur=0.75)]
+    longer = [line(1, rur=1.0, tcr=0.5), line(2, rur=0.5, tcr=0.25), line(3, rur=0.0, tcr=9.0)]
+    runs = [read_run(name, write_run(tmp_path / name, lines)) for name, lines in (("a", short), ("b", longer))]
+    comparison = compared(runs)
+    assert comparison.last_common_step == 2
+    first, second = (row.metrics for row in comparison.rows)
+    assert (first["rur"], second["rur"], second["tcr"]) == (Measured(0.5), Measured(0.75), Measured(0.375))
+
+
+def test_later_visits_are_averaged_over_the_steps_that_have_any(tmp_path: Path) -> None:
+    lines = [line(1), line(2, rur_later=0.5), line(3, rur_later=1.0)]
+    del lines[0]["rur_later"]
+    never = [{key: value for key, value in line(1).items() if key != "rur_later"}]
+    late, once = (read_run(n, write_run(tmp_path / n, found)) for n, found in (("late", lines), ("once", never)))
+    (row,) = compared([late]).rows
+    assert row.metrics["rur_later"] == Measured(0.75)
+    comparison = compared([once])
+    assert comparison.rows[0].metrics["rur_later"] is None
+    assert "once (run-once): no RUR of later visits: no prompt has been visited twice" in comparison.notes
+
+
+def test_configurations_are_compared_at_equal_steps_and_at_equal_responses(tmp_path: Path) -> None:
+    lean = run_of(tmp_path, "lean", {0: 0.0, 4: 0.8}, responses=8.0)
+    greedy = run_of(tmp_path, "greedy", {0: 0.0, 2: 0.6}, responses=32.0)
+    comparison = compared([lean, greedy])
+    # Both were measured up to step 2, and lean has generated 32 responses where greedy has 64 at step 2 already.
+    assert comparison.accuracy == Accuracy("sums", "sampled", step=2, responses=32.0)
+    first, second = comparison.rows
+    assert first.at_equal_steps is not None
+    assert (first.at_equal_steps.mean, first.at_equal_steps.low) == pytest.approx((0.4, 0.3))
+    assert second.at_equal_steps == Measured(0.6, 0.5, 0.7)
+    assert first.at_equal_responses == Measured(0.8, 0.7000000000000001, 0.9)
+    assert second.at_equal_responses is not None
+    assert second.at_equal_responses.mean == pytest.approx(0.3)
+    assert (
+        "at step 2 the accuracy of lean (run-lean-0) is interpolated between measured steps, or not known where there is "
+        "none before it"
+    ) in comparison.notes
+
+
+def test_a_run_that_was_not_measured_is_noted_and_left_out(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, "a", {4: 0.5}), run_of(tmp_path, "a", {}, seed=1), run_of(tmp_path, "b", {})]
+    comparison = compared(runs)
+    assert [row.final for row in comparison.rows] == [Measured(0.5, 0.4, 0.6), None]
+    notes = [note for note in comparison.notes if "left out there" in note]
+    assert [note.partition(" has ")[0] for note in notes] == ["a (run-a-1)", "b (run-b-0)"]
+
+
+def test_without_any_evaluation_the_rest_is_compared(tmp_path: Path) -> None:
+    comparison = compared([run_of(tmp_path, "a", {})])
+    assert (comparison.accuracy, comparison.rows[0].final) == (None, None)
+    (note,) = comparison.notes
+    assert note.startswith("no held-out accuracy: no evaluation of these runs was found; measure stored versions")
+
+
+def test_settings_that_differ_are_told_and_those_beyond_the_algorithm_noted(tmp_path: Path) -> None:
+    other = {"algorithm": {"clip": "fixed"}, "lag": {"max_lag": 0, "keep_versions": 50}}
+    training = {"learning_rate": 2e-6}
+    first = read_run("a", write_run(tmp_path / "a", [line(1)], checkpoint={"interval_steps": 2}))
+    second = read_run("b", write_run(tmp_path / "b", [line(1)], training=training, **other))
+    comparison = compared([first, second])
+    assert [row.settings for row in comparison.rows] == [
+        {"algorithm.clip": "dynamic", "lag.max_lag": "4"},
+        {"algorithm.clip": "fixed", "lag.max_lag": "0"},
+    ]
+    assert comparison.notes[0] == "configurations differ in training.learning_rate too: a 1e-06, b 2e-06"
+
+
+def test_runs_of_one_name_that_are_no_seeds_of_one_configuration_are_noted(tmp_path: Path) -> None:
+    first = read_run("a", write_run(tmp_path / "a", [line(1)]))
+    second = read_run("a", write_run(tmp_path / "b", [line(1)], algorithm={"epsilon_low": 0.2}))
+    assert compared([first, second]).notes[:2] == (
+        "runs of a are no mere seeds of one configuration, they differ in algorithm.epsilon_low: 0.16, 0.2",
+        "runs of a share a seed (0, 0): the interval takes them for independent",
+    )
+
+
+def test_runs_that_are_short_running_or_damaged_are_noted(tmp_path: Path) -> None:
+    older = {"step": 2, "seconds": 1.0, "total_responses": 16.0, "total_response_tokens": 80.0, "rur": 0.5}
+    path = write_run(tmp_path / "a", [line(1), older], is_finished=False)
+    write_evaluation(path / "evaluation", {"ahead": measured("run-a", 3, 0.5)})
+    longer = read_run("a", write_run(tmp_path / "b", [line(1), line(2), line(3)], seed=1))
+    taken = "is taken, which may leave out discarded groups and earlier starts of the learner"
+    notes = [note.partition("): ")[2] or note for note in compared([read_run("a", path), longer]).notes]
+    assert notes == [
+        "not finished: the figures are those of its first 2 steps",
+        "mean |Â| is missing in 1 of 2 steps",
+        "TCR is missing in 1 of 2 steps",
+        "entropy is missing in 1 of 2 steps",
+        "response length is missing in 1 of 2 steps",
+        "lag is missing in 1 of 2 steps",
+        f"1 of 2 steps lack generated_responses: total_responses {taken}",
+        f"1 of 2 steps lack generated_tokens: total_response_tokens {taken}",
+        "measured at steps that its metrics lack (3): their cost is unknown",
+        "seconds count from each start of the learner anew: its wall-clock time is too short",
+        "runs of a are of 2, 3 steps: its curves end where the shortest does",
+        "a (run-b) has no held-out accuracy on sums, sampled: it is left out there",
+    ]
+
+
+def test_measurements_that_are_not_alike_are_noted(tmp_path: Path) -> None:
+    runs = [read_run(name, write_run(tmp_path / name, [line(1)])) for name in "ab"]
+    hot = write_evaluation(tmp_path / "hot", {"a": measured("run-a", 1, 0.5)}, temperature=1.0)
+    cold = {"b": measured("run-b", 1, 0.5, problems=20)}
+    other = write_evaluation(tmp_path / "cold", cold, temperature=0.6, **{"set sums": "another"})
+    unused = write_evaluation(tmp_path / "unused", {"base": measured(None, None, 0.5)})
+    folders = [hot, other, unused]
+    runs = [read_run(run.name, run.folder, folders) for run in runs]
+    notes = compared(runs, evaluations=folders).notes
+    assert notes[-4:] == (
+        "versions were measured with different settings: temperature 1.0, 0.6",
+        "versions were measured with different settings: set sums digest, another",
+        "versions were measured with different settings: number of problems 10, 20",
+        f"{unused} measured no version of these runs",
+    )
+
+
+def test_of_several_sets_one_has_to_be_named(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a", [line(1)])
+    write_evaluation(path / "evaluation", {"one": measured("run-a", 1, 0.5, sets=("aime24", "math500", "average"))})
+    run = read_run("a", path)
+    with pytest.raises(
+        ConfigError, match="several sets were measured: aime24, average, math500; choose one with --set"
+    ):
+        compared([run])
+    assert compared([run], set_name="average").accuracy == Accuracy("average", "sampled", 1, 8.0)
+
+
+def test_what_was_not_measured_is_refused_with_what_was(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "a", {1: 0.5})
+    for words in ({"set_name": "aime24"}, {"mode": "greedy"}):
+        with pytest.raises(ConfigError, match="was measured so; there are --set sums --mode sampled"):
+            compared([run], **words)
+    with pytest.raises(ConfigError, match="there are no measurements"):
+        compared([run_of(tmp_path, "b", {})], set_name="sums")
