@@ -179,7 +179,8 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     )
     for note in comparison.notes:
         print(f"note: {note}")
-    print(f"{options.out}: {len(comparison.rows)} configurations, {sum(len(row.runs) for row in comparison.rows)} runs")
+    num_runs = sum(len(row.runs) for row in comparison.rows)
+    print(f"{options.out}: configurations {len(comparison.rows)}, runs {num_runs}")
     return 0
 
 

@@ -4,9 +4,11 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from bench.ablation.arms import SUITES
+from bench.ablation.arms import DEMO, SUITES, settings_of, words
 from bench.ablation.runs import Plan, run_all, settled
 from bench.ablation.table import table
+from dcpo_async.config import load_config
+from dcpo_async.errors import DcpoError
 
 
 def main() -> None:
@@ -22,25 +24,36 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=120, help="optimizer steps; 120 visit every prompt 6 times")
     parser.add_argument("--every", type=int, default=20, help="steps between two measurements (default 20)")
-    parser.add_argument("--samples", type=int, default=4, help="responses to each held-out problem (default 4)")
+    parser.add_argument("--samples", type=int, default=8, help="responses to each held-out problem (default 8)")
     parser.add_argument("--engine", choices=("vllm", "scripted"), default="vllm")
     parser.add_argument("--at-once", type=int, default=2, help="runs that share the machine (default 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    options, overrides = parser.parse_known_args()
-    arms = tuple(arm for arm in SUITES[options.suite] if options.only is None or arm.name in options.only)
+    options, rest = parser.parse_known_args()
+    overrides = {name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2], strict=False)}
+    if words(overrides) != rest:
+        parser.error(f"unknown words: {' '.join(rest)}; give settings as --NAME VALUE")
+    suite = {arm.name: arm for arm in SUITES[options.suite]}
+    if unknown := set(options.only or ()) - suite.keys():
+        parser.error(f"no such arm: {', '.join(sorted(unknown))}; there are {', '.join(suite)}")
     plan = Plan(
-        options.out,
-        arms,
-        tuple(options.seeds),
-        options.steps,
-        options.every,
-        options.samples,
-        options.engine,
-        options.at_once,
-        tuple(overrides),
+        out=options.out,
+        arms=tuple(arm for name, arm in suite.items() if options.only is None or name in options.only),
+        seeds=tuple(options.seeds),
+        steps=options.steps,
+        every=options.every,
+        samples=options.samples,
+        engine=options.engine,
+        at_once=options.at_once,
+        overrides=overrides,
     )
-    settled(plan)
-    asyncio.run(run_all(plan))
+    try:
+        # Before anything slow begins.
+        for arm in plan.arms:
+            load_config(DEMO, words(settings_of(arm, plan.steps, plan.overrides)))
+        settled(plan)
+        asyncio.run(run_all(plan))
+    except* DcpoError as errors:
+        parser.exit(1, f"{parser.prog}: {errors.exceptions[0]}\n")
     print(table(plan))
 
 

@@ -1,14 +1,25 @@
 """What is compared: each arm is the demo's run with another algorithm, or another lag."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dcpo_async.config import AlgorithmSettings, RunConfig, load_config
+from dcpo_async.config import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = CONFIGS / "demo.toml"
+Settings = Mapping[str, object]
+
 UPDATES = 4
-"""U of all arms: without lag, only a batch of several updates gives the clip something to do."""
+COMMON: Settings = {
+    # The demo solves its task after two visits of each prompt; at this rate it takes all six.
+    "training.learning_rate": 2e-4,
+    "sampling.group_size": 8,
+    # Without lag, only a batch of several updates gives the clip something to do.
+    "algorithm.updates_per_batch": UPDATES,
+    "lag.publish_interval": UPDATES,
+    "lag.max_lag": 0,
+}
 OVERLONG_SHARE = 512 / 3072
 """DAPO's buffer as a share of the longest response, in configs/dapo.toml."""
 
@@ -19,19 +30,20 @@ class Arm:
 
     Attributes:
         preset: file in configs/ whose [algorithm] it takes.
-        overrides: what differs besides, as words of the command line.
+        overrides: settings that differ besides, by their dotted names.
     """
 
     name: str
-    preset: str
-    overrides: tuple[str, ...] = ()
+    preset: str = "dcpo-qwen2.5-math-7b"
+    overrides: Settings = field(default_factory=dict)
 
 
 ALGORITHMS = (
-    Arm("DCPO", "dcpo-qwen2.5-math-7b"),
+    Arm("DCPO"),
     Arm("GRPO", "grpo"),
     Arm("DAPO", "dapo"),
     Arm("GSPO", "gspo"),
+    Arm("GSPO wider", "gspo", {"algorithm.epsilon_low": 0.03, "algorithm.epsilon_high": 0.04}),
     Arm("DAC only", "dac-only"),
     Arm("SAS only", "sas-only"),
     Arm("OTM only", "otm-only"),
@@ -39,44 +51,44 @@ ALGORITHMS = (
 
 
 def _lagging(lag: int) -> tuple[Arm, ...]:
-    words = ("--lag.max_lag", str(lag))
-    single = (*words, "--algorithm.updates_per_batch", "1", "--lag.publish_interval", "1")
-    double = (*words, "--algorithm.updates_per_batch", "2", "--lag.publish_interval", "2")
-    proximal = (*double, "--algorithm.old", "proximal")
-    return (
-        Arm(f"lag {lag}, default", ALGORITHMS[0].preset, single),
-        Arm(f"lag {lag}, proximal, none", ALGORITHMS[0].preset, (*proximal, "--algorithm.correction", "none")),
-        Arm(f"lag {lag}, proximal, truncated", ALGORITHMS[0].preset, proximal),
-        Arm(f"lag {lag}, proximal, masked", ALGORITHMS[0].preset, (*proximal, "--algorithm.correction", "masked")),
-    )
+    single = {"lag.max_lag": lag, "algorithm.updates_per_batch": 1, "lag.publish_interval": 1}
+    double = {"lag.max_lag": lag, "algorithm.updates_per_batch": 2, "lag.publish_interval": 2}
+    corrected = [
+        Arm(
+            f"lag {lag} proximal {name}",
+            overrides={**double, "algorithm.old": "proximal", "algorithm.correction": name},
+        )
+        for name in ("none", "truncated", "masked")
+    ]
+    return (Arm(f"lag {lag}", overrides=single), *corrected)
 
 
 SUITES = {"algorithms": ALGORITHMS, "lag": tuple(arm for lag in (0, 1, 4, 8) for arm in _lagging(lag))}
 
 
-def settings_of(arm: Arm, folder: Path, start: Path, seed: int, steps: int, address: str) -> list[str]:
-    """Overrides of the demo's configuration for one run of an arm.
+def settings_of(arm: Arm, steps: int, others: Settings) -> dict[str, object]:
+    """What an arm's runs set over configs/demo.toml, by dotted name; seed and places apart.
 
     Args:
-        folder: of the run.
-        start: of the warm model and its problems.
-        steps: optimizer steps of the run.
-        address: where its learner listens.
+        steps: optimizer steps of a run; every version that it publishes is kept.
+        others: settings of all arms, which come last.
     """
-    words = ["--folder", str(folder), "--seed", str(seed), "--network.listen", address]
-    words += ["--model.path", str(start / "model"), "--data.source", str(start / "train.jsonl")]
-    words += ["--training.max_steps", str(steps), "--checkpoint.interval_steps", str(steps)]
-    words += ["--sampling.group_size", "8", "--lag.keep_versions", str(steps + 2)]
-    words += ["--algorithm.updates_per_batch", str(UPDATES), "--lag.publish_interval", str(UPDATES)]
-    words += ["--lag.max_lag", "0"]
-    return [*words, *_algorithm_words(arm.preset), *arm.overrides]
+    demo, preset = load_config(DEMO), load_config(CONFIGS / f"{arm.preset}.toml")
+    algorithm = preset.algorithm.model_dump(exclude_defaults=True)
+    if "overlong_buffer_tokens" in algorithm:
+        # In proportion to the demo's short responses.
+        algorithm["overlong_buffer_tokens"] = int(OVERLONG_SHARE * demo.sampling.max_response_tokens)
+    length = {"training.max_steps": steps, "checkpoint.interval_steps": steps, "lag.keep_versions": steps + 2}
+    return {
+        **COMMON,
+        **length,
+        **{f"algorithm.{name}": value for name, value in algorithm.items()},
+        **arm.overrides,
+        **others,
+    }
 
 
-def _algorithm_words(preset: str) -> list[str]:
-    """What a preset's [algorithm] says, with lengths in proportion to the demo's short responses."""
-    demo: RunConfig = load_config(DEMO)
-    values = load_config(CONFIGS / f"{preset}.toml").algorithm.model_dump(exclude_defaults=True)
-    if "overlong_buffer_tokens" in values:
-        values["overlong_buffer_tokens"] = int(OVERLONG_SHARE * demo.sampling.max_response_tokens)
-    assert values.keys() <= AlgorithmSettings.model_fields.keys()
-    return [word for name, value in values.items() for word in (f"--algorithm.{name}", str(value).lower())]
+def words(settings: Settings) -> list[str]:
+    """Settings as words of the command line."""
+    plain = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()}
+    return [word for name, value in plain.items() for word in (f"--{name}", value)]

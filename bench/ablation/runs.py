@@ -6,9 +6,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.ablation.arms import DEMO, Arm, settings_of
-from dcpo_async.config import RunConfig, load_config
+from bench.ablation.arms import DEMO, Arm, Settings, settings_of, words
+from dcpo_async.config import load_config
 from dcpo_async.demo.services import free_address, run_to_end, train
+from dcpo_async.errors import ConfigError
 from dcpo_async.processes import module_argv
 from dcpo_async.weights.manifest import Manifest
 
@@ -26,7 +27,7 @@ class Plan:
         samples: responses to each held-out problem.
         engine: "vllm", or "scripted" for a look at the plumbing.
         at_once: runs that share the machine.
-        overrides: settings of all runs, as words of the command line.
+        overrides: settings of all runs, by their dotted names.
     """
 
     out: Path
@@ -37,11 +38,11 @@ class Plan:
     samples: int
     engine: str
     at_once: int
-    overrides: tuple[str, ...]
+    overrides: Settings
 
     def folder(self, arm: Arm, seed: int) -> Path:
         """Run folder of an arm under a seed."""
-        return self.out / f"{arm.name.replace(', ', '-').replace(' ', '-').lower()}-seed{seed}"
+        return self.out / f"{arm.name.replace(' ', '-').lower()}-seed{seed}"
 
     def start(self, seed: int) -> Path:
         """Folder of the warm start that all arms share under a seed."""
@@ -73,23 +74,28 @@ async def _warm_up(plan: Plan, seed: int) -> None:
 
 
 async def _train(plan: Plan, arm: Arm, seed: int, places: asyncio.Semaphore) -> None:
-    folder = plan.folder(arm, seed)
-    if (folder / "export").is_dir():
-        return
-    async with places:
-        print(f"seed {seed}: {arm.name} …", flush=True)
-        words = settings_of(arm, folder, plan.start(seed), seed, plan.steps, free_address())
-        words += plan.overrides
-        actor_words = ("--engine", plan.engine, "--kv-cache-gib", "0.5")
-        config = await train(DEMO, words, plan.out / "logs", actor_words)
-    for version, step in _versions(config).items():
+    """Train an arm to its end, and keep the versions that are measured."""
+    folder, start = plan.folder(arm, seed), plan.start(seed)
+    if not (folder / "export").is_dir():
+        async with places:
+            print(f"seed {seed}: {arm.name} …", flush=True)
+            settings = settings_of(arm, plan.steps, plan.overrides) | {
+                "folder": folder,
+                "seed": seed,
+                "model.path": start / "model",
+                "data.source": start / "train.jsonl",
+                "network.listen": free_address(),
+            }
+            actor_words = ("--engine", plan.engine, "--kv-cache-gib", "0.5")
+            await train(DEMO, words(settings), plan.out / "logs", actor_words)
+    for version, step in _versions(folder).items():
         if step % plan.every:
             shutil.rmtree(version)
 
 
-def _versions(config: RunConfig) -> dict[Path, int]:
-    """Optimizer step by the folder of each stored version."""
-    manifests = sorted((config.folder / "weights").glob("v*/manifest.json"))
+def _versions(folder: Path) -> dict[Path, int]:
+    """Optimizer step by the folder of each version that a run has stored."""
+    manifests = sorted((folder / "weights").glob("v*/manifest.json"))
     return {path.parent: Manifest.model_validate_json(path.read_bytes()).step for path in manifests}
 
 
@@ -99,7 +105,7 @@ async def _measure(plan: Plan, seed: int) -> None:
     models = [
         f"{plan.folder(arm, seed).name}-step{step:04d}={version}"
         for arm in plan.arms
-        for version, step in _versions(config.model_copy(update={"folder": plan.folder(arm, seed)})).items()
+        for version, step in _versions(plan.folder(arm, seed)).items()
     ]
     argv = module_argv("actor.evaluate", *models, "--data", str(plan.start(seed) / "held_out.jsonl"))
     argv += ["--out", str(plan.evaluation(seed)), "--engine", plan.engine, "--kv-cache-gib", "0.5"]
@@ -112,10 +118,10 @@ async def _measure(plan: Plan, seed: int) -> None:
 
 
 def settled(plan: Plan) -> None:
-    """Note what shapes the runs, or hold a later call to it; raises ValueError where the two differ."""
+    """Note what shapes the runs, or hold a later call to it; raises ConfigError where the two differ."""
     path, wanted = plan.out / "plan.json", {"steps": plan.steps, "every": plan.every, "samples": plan.samples}
-    wanted |= {"engine": plan.engine, "overrides": list(plan.overrides)}
+    wanted |= {"engine": plan.engine, "overrides": dict(plan.overrides)}
     if path.exists() and (found := json.loads(path.read_text())) != wanted:
-        raise ValueError(f"{plan.out} holds runs of {found}, now it is {wanted}: choose another --out")
+        raise ConfigError(f"{plan.out} holds runs of {found}, now it is {wanted}: choose another --out")
     plan.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(wanted))

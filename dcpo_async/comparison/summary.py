@@ -138,7 +138,7 @@ def _accuracy(runs: Sequence[ComparedRun], set_name: str | None, mode: Mode | No
     modes = {point.mode for point in points if point.set == name}
     chosen: Mode = mode or ("sampled" if "sampled" in modes else "greedy")
     if chosen not in modes:
-        found = sorted({f"--set {point.set} --mode {point.mode}" for point in points})
+        found = ", ".join(sorted({f"--set {point.set} --mode {point.mode}" for point in points}))
         asked = f"--set {name}" + (f" --mode {mode}" if mode else "")
         raise ConfigError(f"{asked}: no version of these runs was measured so; there are {found or 'no measurements'}")
     ends = [
