@@ -50,20 +50,29 @@ ALGORITHMS = (
 )
 
 
-def _lagging(lag: int) -> tuple[Arm, ...]:
-    single = {"lag.max_lag": lag, "algorithm.updates_per_batch": 1, "lag.publish_interval": 1}
-    double = {"lag.max_lag": lag, "algorithm.updates_per_batch": 2, "lag.publish_interval": 2}
-    corrected = [
-        Arm(
-            f"lag {lag} proximal {name}",
-            overrides={**double, "algorithm.old": "proximal", "algorithm.correction": name},
-        )
-        for name in ("none", "truncated", "masked")
-    ]
-    return (Arm(f"lag {lag}", overrides=single), *corrected)
+def _proximal(lag: int, correction: str) -> Arm:
+    """Anchored on the learner's own log-probs at the start of a batch of two updates; needs an even lag."""
+    overrides: Settings = {
+        "lag.max_lag": lag,
+        "algorithm.updates_per_batch": 2,
+        "lag.publish_interval": 2,
+        "algorithm.old": "proximal",
+        "algorithm.correction": correction,
+    }
+    return Arm(f"lag {lag} proximal {correction}", overrides=overrides)
 
 
-SUITES = {"algorithms": ALGORITHMS, "lag": tuple(arm for lag in (0, 1, 4, 8) for arm in _lagging(lag))}
+LAGS = (
+    *(
+        Arm(f"lag {lag}", overrides={"lag.max_lag": lag, "algorithm.updates_per_batch": 1, "lag.publish_interval": 1})
+        for lag in (0, 1, 4, 8)
+    ),
+    *(_proximal(lag, correction) for correction in ("none", "truncated") for lag in (0, 2, 4, 8)),
+    _proximal(8, "masked"),
+)
+"""The default, which anchors on the engine's log-probs, and the corrections of the other anchor."""
+
+SUITES = {"algorithms": ALGORITHMS, "lag": LAGS}
 
 
 def settings_of(arm: Arm, steps: int, others: Settings) -> dict[str, object]:
