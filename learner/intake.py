@@ -172,10 +172,10 @@ class Intake:
         return next((version for version in self.published if version.step >= oldest_step), None)
 
     def answer_at(self, position: int) -> str:
-        """Reference answer of the prompt at an open position."""
-        slot = self.table.get(position)
-        assert slot is not None
-        return self.prompts[slot.prompt_index].answer
+        """Reference answer of the prompt at a position that was leased, its group discarded or not."""
+        visit = self.store.visit(position)
+        assert visit is not None
+        return self.prompts[self._index_of[visit.prompt_id]].answer
 
     def _open_next_visit(self) -> Slot | None:
         """Open the next visit that may go out; None while the next prompt's last visit is still open."""

@@ -91,8 +91,8 @@ class Peer:
         await self.say(Hello(session_id=self.name, host="here", engine="scripted", held=held))
         return await self.hear(Welcome)
 
-    async def send_group(self, lease: Lease, version: int = 1) -> None:
-        group = answer(lease, version)
+    async def send_group(self, lease: Lease, version: int = 1, rewards: tuple[float, ...] = (1.0, 0.0)) -> None:
+        group = answer(lease, version, rewards)
         await self.channel.send(Envelope(group.message, group.arrays, self.run_id, 0))
 
 
@@ -209,6 +209,18 @@ async def test_a_group_is_acknowledged_and_its_repetition_too(tmp_path: Path, op
             await actor.send_group(lease)
             assert (await actor.hear(Ack)).outcome == outcome
         assert learner.intake.store.num_groups() == 1
+
+
+async def test_a_group_that_dynamic_sampling_discards_is_acknowledged_and_its_repetition_too(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    config = make_config(tmp_path, algorithm={"dynamic_sampling": True}, actor={"regrade_share": 1.0})
+    async with learning(config, open_intake) as learner:
+        actor, lease = await holding_one_lease(learner)
+        for outcome in ("accepted", "duplicate"):
+            await actor.send_group(lease, rewards=(1.0, 1.0))
+            assert (await actor.hear(Ack)).outcome == outcome
+        assert learner.intake.counts["groups_discarded"] == 1
 
 
 async def holding_one_lease(learner: Learner, name: str = "a") -> tuple[Peer, Lease]:
