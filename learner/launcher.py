@@ -151,12 +151,13 @@ def described(config: RunConfig) -> str:
     }
     return "; ".join(
         (
-            f"{algorithm.advantage} advantages",
+            f"{algorithm.advantage} advantages"
+            + ("" if algorithm.half_life_visits is None else f", half-life {algorithm.half_life_visits:g} visits"),
             f"{algorithm.clip} clip of {algorithm.ratio} ratios, ε {algorithm.epsilon_low:g} and "
             f"{algorithm.epsilon_high:g}, r_max {algorithm.max_ratio:g}",
             f"{algorithm.loss_mean} mean",
             *(["dynamic sampling"] if algorithm.dynamic_sampling else []),
-            f"{algorithm.updates_per_batch} updates a batch, max_lag {lag.max_lag}",
+            f"U {algorithm.updates_per_batch}, max_lag {lag.max_lag}",
             anchors[algorithm.old],
         )
     )

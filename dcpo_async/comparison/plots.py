@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from dcpo_async.comparison.figures import Curve, Measured, mean_curve
-from dcpo_async.comparison.runs import ComparedRun, Cost
-from dcpo_async.comparison.summary import Comparison, Row, accuracy_curves
+from dcpo_async.comparison.runs import Cost
+from dcpo_async.comparison.summary import Accuracy, Comparison, Row, accuracy_curves, mean_accuracy
 from dcpo_async.demo.plot import running_mean
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -24,23 +24,60 @@ SMOOTHED_SHARE = 20
 """A running mean goes over the steps of the longest run, divided by this."""
 MINUTES_FROM, HOURS_FROM = 600.0, 7200.0
 SHARE_MARGIN = 0.02
-LEGEND_CHARACTERS = 110
+LEGEND_CHARACTERS = 140
 """In one row of a legend, about."""
+TOKENS = "generated tokens"
 BAND = "Thin lines are single runs; the band is Student's 95 % interval over a configuration's runs"
 ACCURACY = (
     "Held-out accuracy",
-    f"After optimizer steps, generated tokens and wall-clock time. {BAND}; a configuration of one run shows the "
-    "evaluation's own interval, over problems.",
+    f"At each measured step, over what the runs had spent by then, on average. {BAND}; a configuration of one run "
+    "shows the evaluation's own interval, over problems.",
 )
 """Title and caption."""
 
 
 @dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric of training and how it is shown."""
+
+    key: str
+    title: str
+    y_label: str
+    is_share: bool = False
+
+
+TRAINING = {
+    "Response utilization ratio (RUR)": (
+        Metric("rur", "all visits", "RUR", is_share=True),
+        Metric("rur_later", "second and later visits", "RUR", is_share=True),
+    ),
+    "Token clipping ratio (TCR) and entropy": (
+        Metric("tcr", "token clipping ratio", "TCR", is_share=True),
+        Metric("entropy", "entropy", "nats per token"),
+    ),
+    "Response length and lag": (
+        Metric("response_length", "response length", "tokens of a response"),
+        Metric("lag_mean", "lag", "optimizer steps"),
+    ),
+}
+"""Figures by their titles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """A configuration in a panel: the curve of each run that has a value, and the one that stands for them all."""
+
+    runs: list[Curve]
+    mean: Curve
+
+
+@dataclass(frozen=True, slots=True)
 class Panel:
-    """One pair of axes: the curve of every run, by configuration.
+    """One pair of axes.
 
     Attributes:
-        curves: of one configuration's runs, those without a value left out.
+        is_share: the values are shown in percent.
+        lines: of each configuration.
         is_measured: each point is a measurement, and marked; else it is a running mean.
     """
 
@@ -48,8 +85,8 @@ class Panel:
     x_label: str
     y_label: str
     is_share: bool
-    is_measured: bool
-    curves: Callable[[Row], list[Curve]]
+    lines: list[Lines]
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,32 +104,11 @@ def plots(comparison: Comparison) -> Iterator[Plot]:
     rows = comparison.rows
     window = max(1, round(max(max(row.steps) for row in rows) / SMOOTHED_SHARE))
     if comparison.accuracy is not None:
-        panels = [_accuracy_panel(comparison, cost) for cost in ("steps", "tokens", "seconds")]
+        panels = [_accuracy_panel(rows, comparison.accuracy, cost) for cost in ("steps", "tokens", "seconds")]
         yield _drawn(*ACCURACY, panels, rows)
-    for title, panels in (
-        (
-            "Response utilization ratio (RUR)",
-            [
-                _metric_panel("rur", "all visits", "RUR", window, is_share=True),
-                _metric_panel("rur_later", "second and later visits", "RUR", window, is_share=True),
-            ],
-        ),
-        (
-            "Token clipping ratio (TCR) and entropy",
-            [
-                _metric_panel("tcr", "token clipping ratio", "TCR", window, is_share=True),
-                _metric_panel("entropy", "entropy", "nats per token", window),
-            ],
-        ),
-        (
-            "Response length and lag",
-            [
-                _metric_panel("response_length", "response length", "tokens of a response", window),
-                _metric_panel("lag_mean", "lag", "optimizer steps", window),
-            ],
-        ),
-    ):
-        yield _drawn(title, f"Running mean over {window} steps. {BAND}, cut where it leaves the axes.", panels, rows)
+    for title, metrics in TRAINING.items():
+        caption = f"Running mean over {window} steps. {BAND}, cut where it leaves the axes."
+        yield _drawn(title, caption, [_metric_panel(rows, metric, window) for metric in metrics], rows)
 
 
 def color(place: int) -> str:
@@ -100,30 +116,28 @@ def color(place: int) -> str:
     return COLORS[place % len(COLORS)]
 
 
-def _accuracy_panel(comparison: Comparison, cost: Cost) -> Panel:
-    accuracy = comparison.accuracy
-    labels, scale = {"steps": "optimizer steps", "tokens": "generated tokens"}, 1.0
-    if cost == "seconds":
-        ends = [curve.x[-1] for row in comparison.rows for curve in accuracy_curves(row.runs, accuracy, cost)]
-        labels["seconds"], scale = _time_unit(max(ends, default=0.0))
-
-    def curves(row: Row) -> list[Curve]:
-        found = accuracy_curves(row.runs, accuracy, cost)
-        return [Curve(tuple(x / scale for x in curve.x), curve.values) for curve in found]
-
-    return Panel(f"against {labels[cost].partition(',')[0]}", labels[cost], "held-out accuracy", True, True, curves)
+def _accuracy_panel(rows: Sequence[Row], accuracy: Accuracy, cost: Cost) -> Panel:
+    lines = [Lines(accuracy_curves(row.runs, accuracy, cost), mean_accuracy(row.runs, accuracy, cost)) for row in rows]
+    longest = max((curve.x[-1] for one in lines for curve in one.runs), default=0.0)
+    label, unit = {"steps": ("optimizer steps", 1.0), "tokens": (TOKENS, 1.0)}.get(cost, _time_unit(longest))
+    scaled = [Lines([_over(curve, unit) for curve in one.runs], _over(one.mean, unit)) for one in lines]
+    return Panel(f"against {label.partition(',')[0]}", label, "held-out accuracy", True, scaled, is_measured=True)
 
 
-def _metric_panel(key: str, title: str, y_label: str, window: int, *, is_share: bool = False) -> Panel:
-    def curve(run: ComparedRun) -> Curve:
-        found = run.metric(key)
-        means = running_mean([value.mean for value in found.values], window)
-        return Curve(found.x, tuple(map(Measured, means)))
+def _over(curve: Curve, unit: float) -> Curve:
+    return Curve(tuple(x / unit for x in curve.x), curve.values)
 
-    def curves(row: Row) -> list[Curve]:
-        return [found for run in row.runs if (found := curve(run)).x]
 
-    return Panel(title, "optimizer steps", y_label, is_share, False, curves)
+def _metric_panel(rows: Sequence[Row], metric: Metric, window: int) -> Panel:
+    lines = []
+    for row in rows:
+        runs = [_smoothed(found, window) for run in row.runs if (found := run.metric(metric.key)).x]
+        lines.append(Lines(runs, mean_curve(runs)))
+    return Panel(metric.title, "optimizer steps", metric.y_label, metric.is_share, lines)
+
+
+def _smoothed(curve: Curve, window: int) -> Curve:
+    return Curve(curve.x, tuple(map(Measured, running_mean(_means(curve), window))))
 
 
 def _time_unit(longest: float) -> tuple[str, float]:
@@ -139,7 +153,7 @@ def _drawn(title: str, caption: str, panels: Sequence[Panel], rows: Sequence[Row
     is_measured = panels[0].is_measured
     grid = figure.subplots(1, len(panels), squeeze=False, sharex=not is_measured, sharey=is_measured)
     for axes, panel in zip(grid.flat, panels, strict=True):
-        _draw(axes, panel, rows)
+        _draw(axes, panel)
     handles = [_line(place, [], [], is_measured=is_measured) for place in range(len(rows))]
     legend = figure.legend(handles, [row.name for row in rows], loc="outside lower center", ncols=columns, fontsize=9)
     for text in legend.get_texts():
@@ -154,33 +168,28 @@ def _drawn(title: str, caption: str, panels: Sequence[Panel], rows: Sequence[Row
     return Plot(title, caption, alternative, png.getvalue())
 
 
-def _draw(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
-    for place, row in enumerate(rows):
-        _draw_lines(axes, panel.curves(row), place, is_measured=panel.is_measured)
+def _draw(axes: Axes, panel: Panel) -> None:
+    for place, lines in enumerate(panel.lines):
+        for curve in lines.runs if len(lines.runs) > 1 else ():
+            axes.plot(curve.x, _means(curve), color=color(place), linewidth=0.7, alpha=0.35)
+        if lines.mean.x:
+            axes.add_line(_line(place, lines.mean.x, _means(lines.mean), is_measured=panel.is_measured))
+    axes.autoscale_view()
     if not axes.lines:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center")
     limits = axes.get_ylim()
-    for place, row in enumerate(rows):
-        _shade(axes, mean_curve(panel.curves(row)), color(place))
+    for place, lines in enumerate(panel.lines):
+        _shade(axes, lines.mean, color(place))
     low, high = axes.get_ylim()
     axes.set_ylim((max(low, -SHARE_MARGIN), min(high, 1 + SHARE_MARGIN)) if panel.is_measured else limits)
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     axes.grid(alpha=0.3)
-    if panel.x_label == "generated tokens":
+    if panel.x_label == TOKENS:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if panel.is_share:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-
-
-def _draw_lines(axes: Axes, curves: Sequence[Curve], place: int, *, is_measured: bool) -> None:
-    for curve in curves if len(curves) > 1 else ():
-        axes.plot(curve.x, _means(curve), color=color(place), linewidth=0.7, alpha=0.35)
-    if curves:
-        curve = mean_curve(curves)
-        axes.add_line(_line(place, curve.x, _means(curve), is_measured=is_measured))
-        axes.autoscale_view()
 
 
 def _line(place: int, xs: Sequence[float], ys: Sequence[float], *, is_measured: bool) -> Line2D:

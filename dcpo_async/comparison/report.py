@@ -104,17 +104,11 @@ def tables(comparison: Comparison) -> list[Table]:
     settings = list(rows[0].settings)
     found = [
         Table(
-            "Configurations",
-            [
-                "runs",
-                *(name.partition(".")[2] for name in settings),
-                "steps",
-                "responses per step",
-                "tokens",
-                "seconds",
-            ],
-            [[str(len(row.runs)), *row.settings.values(), *_costs(row)] for row in rows],
-        )
+            "Configurations, and the settings in which they differ",
+            ["runs", *(name.partition(".")[2] for name in settings)],
+            [[str(len(row.runs)), *row.settings.values()] for row in rows],
+        ),
+        Table("Cost", ["steps", "responses per step", "tokens", "seconds"], [_costs(row) for row in rows]),
     ]
     if (accuracy := comparison.accuracy) is not None:
         responses = NOTHING if accuracy.responses is None else f"{accuracy.responses:,.0f}"

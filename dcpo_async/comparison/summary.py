@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dcpo_async.comparison.figures import Curve, Measured, across_runs, value_at
+from dcpo_async.comparison.figures import Curve, Measured, across_runs, mean_curve, value_at
 from dcpo_async.comparison.runs import COST_METRICS, ComparedRun, Cost, HeldOut
 from dcpo_async.errors import ConfigError
 from dcpo_async.evaluation.results import Mode
@@ -118,10 +118,23 @@ def compared(
     return Comparison(tuple(rows), accuracy, last_step, tuple(notes))
 
 
-def accuracy_curves(runs: Sequence[ComparedRun], accuracy: Accuracy | None, cost: Cost) -> list[Curve]:
+def accuracy_curves(runs: Sequence[ComparedRun], accuracy: Accuracy, cost: Cost) -> list[Curve]:
     """Held-out accuracy of each run over what it had spent; runs without it are left out."""
-    curves = [run.accuracy(accuracy.set, accuracy.mode, cost) for run in runs] if accuracy else []
+    curves = [run.accuracy(accuracy.set, accuracy.mode, cost) for run in runs]
     return [curve for curve in curves if curve.x]
+
+
+def mean_accuracy(runs: Sequence[ComparedRun], accuracy: Accuracy, cost: Cost) -> Curve:
+    """Held-out accuracy of a configuration: at each step at which a run was measured and all have a value, the mean of
+    the values over the mean of what the runs had spent by then; steps whose cost is unknown are left out."""
+    measured = [run for run in runs if run.accuracy(accuracy.set, accuracy.mode).x]
+    by_steps = mean_curve(accuracy_curves(runs, accuracy, "steps"))
+    points = []
+    for step, value in zip(by_steps.x, by_steps.values, strict=True):
+        costs = [spent for run in measured if (spent := run.cost(int(step), cost)) is not None]
+        if len(costs) == len(measured):
+            points.append((fmean(costs), value))
+    return Curve(tuple(x for x, _ in points), tuple(value for _, value in points))
 
 
 # ---- figures
@@ -151,7 +164,7 @@ def _accuracy(runs: Sequence[ComparedRun], set_name: str | None, mode: Mode | No
 def _row(
     runs: tuple[ComparedRun, ...], settings: dict[str, str], accuracy: Accuracy | None, last_common_step: int
 ) -> Row:
-    by_steps = accuracy_curves(runs, accuracy, "steps")
+    by_steps = accuracy_curves(runs, accuracy, "steps") if accuracy else []
     curves = [curve.values for curve in by_steps]
     responses = _costs(runs, "responses")
     return Row(
@@ -205,8 +218,8 @@ def _differing(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
     flat = [dict(_flat(run.config.model_dump(mode="json"))) for run in runs]
     return {
         key: [str(values.get(key)) for values in flat]
-        for key in flat[0]
-        if not key.startswith(WITHOUT_EFFECT) and any(values.get(key) != flat[0][key] for values in flat)
+        for key in dict.fromkeys(key for values in flat for key in values)
+        if not key.startswith(WITHOUT_EFFECT) and any(values.get(key) != flat[0].get(key) for values in flat)
     }
 
 

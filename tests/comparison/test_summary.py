@@ -6,7 +6,7 @@ import pytest
 
 from dcpo_async.comparison.figures import Measured
 from dcpo_async.comparison.runs import ComparedRun, read_run
-from dcpo_async.comparison.summary import Accuracy, compared
+from dcpo_async.comparison.summary import Accuracy, compared, mean_accuracy
 from dcpo_async.errors import ConfigError
 from tests.comparison.made_runs import line, measured, write_evaluation, write_run
 
@@ -75,6 +75,14 @@ def test_configurations_are_compared_at_equal_steps_and_at_equal_responses(tmp_p
     )
 
 
+def test_the_accuracy_of_a_configuration_stands_over_the_mean_cost_of_its_runs(tmp_path: Path) -> None:
+    slow = run_of(tmp_path, "a", {0: 0.0, 2: 0.25, 4: 0.5}, responses=8.0)
+    fast = run_of(tmp_path, "a", {0: 0.0, 4: 1.0}, responses=24.0, seed=1)
+    found = mean_accuracy([slow, fast], Accuracy("sums", "sampled", 4, None), "responses")
+    assert found.x == (0, 32, 64)
+    assert [value.mean for value in found.values] == [0.0, 0.375, 0.75]
+
+
 def test_a_run_that_was_not_measured_is_noted_and_left_out(tmp_path: Path) -> None:
     runs = [run_of(tmp_path, "a", {4: 0.5}), run_of(tmp_path, "a", {}, seed=1), run_of(tmp_path, "b", {})]
     comparison = compared(runs)
@@ -92,7 +100,7 @@ def test_without_any_evaluation_the_rest_is_compared(tmp_path: Path) -> None:
 
 def test_settings_that_differ_are_told_and_those_beyond_the_algorithm_noted(tmp_path: Path) -> None:
     other = {"algorithm": {"clip": "fixed"}, "lag": {"max_lag": 0, "keep_versions": 50}}
-    training = {"learning_rate": 2e-6}
+    training = {"learning_rate": 2e-6, "deepspeed": {"steps_per_print": 9}}
     first = read_run("a", write_run(tmp_path / "a", [line(1)], checkpoint={"interval_steps": 2}))
     second = read_run("b", write_run(tmp_path / "b", [line(1)], training=training, **other))
     comparison = compared([first, second])
@@ -100,7 +108,8 @@ def test_settings_that_differ_are_told_and_those_beyond_the_algorithm_noted(tmp_
         {"algorithm.clip": "dynamic", "lag.max_lag": "4"},
         {"algorithm.clip": "fixed", "lag.max_lag": "0"},
     ]
-    assert comparison.notes[0] == "configurations differ in training.learning_rate too: a 1e-06, b 2e-06"
+    assert "configurations differ in training.learning_rate too: a 1e-06, b 2e-06" in comparison.notes
+    assert "configurations differ in training.deepspeed.steps_per_print too: a None, b 9" in comparison.notes
 
 
 def test_runs_of_one_name_that_are_no_seeds_of_one_configuration_are_noted(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dcpo_async.errors import ConfigError
-from learner.launcher import Devices, parsed
+from learner.launcher import Devices, described, parsed
 
 
 def test_a_setting_can_be_given_without_a_configuration_file() -> None:
@@ -34,3 +34,17 @@ def test_a_trainer_on_the_cpu_sees_no_gpu() -> None:
 def test_a_trainer_on_gpus_sees_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert Devices((4, 5, 6, 7), 4).environment()["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+
+
+def test_the_line_about_the_algorithm_names_the_correction_and_its_thresholds() -> None:
+    words = ["--algorithm.updates_per_batch", "2", "--lag.publish_interval", "2", "--algorithm.old", "proximal"]
+    truncated, _, _ = parsed([*words, "--algorithm.half_life_visits", "8"])
+    assert described(truncated) == (
+        "smooth advantages, half-life 8 visits; dynamic clip of token ratios, ε 0.16 and 0.2, r_max 10; response mean; "
+        "U 2, max_lag 4; old = proximal with truncated correction min(π_old/π_behavior, 2)"
+    )
+    masked, _, _ = parsed([*words, "--algorithm.correction", "masked"])
+    assert described(masked).endswith("masked correction, π_old/π_behavior within 0.5 to 5")
+    assert described(parsed([])[0]).endswith(
+        "U 1, max_lag 4; old = behavior: the ratio to the engine's log-probs corrects, and the clip bounds it"
+    )

@@ -76,6 +76,8 @@ def test_an_evaluator_beside_a_run_measures_whole_versions_and_changes_nothing(
         (stamp,) = {(line["weights_version"], line["step"]) for line in lines}
         assert name == f"step-{stamp[1]:08d}-v{stamp[0]}"
         assert len(lines) == 60
+    summary = json.loads((out / "summary.json").read_text())
+    assert {entry["run"] for entry in summary.values()} == {services.status()["run_id"]}
     steps = [line["step"] for line in read_metrics(out)]
     assert steps == sorted({lines[0]["step"] for lines in measured.values()})
     assert "held_out/avg@2" in read_metrics(out)[0]
