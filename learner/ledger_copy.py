@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dcpo_async.errors import StoreError
-from learner.store import LEDGER_NAME, SCHEMA
+from learner.store import LEDGER_NAME, prepare_tables
 from learner.store_reader import StoreReader
 
 MAX_COPIES = 20
@@ -37,8 +37,8 @@ def open_copy(folder: Path) -> Iterator[StoreReader]:
             raise StoreError(f"{path}: cannot be copied to {copy}: {error}") from error
         try:
             with contextlib.closing(sqlite3.connect(copy)) as connection:
-                # A learner that is just starting, or an older one, has not made every table.
-                connection.executescript(SCHEMA)
+                # A learner that is just starting has not made every table, and one of an earlier release made others.
+                prepare_tables(connection)
                 yield StoreReader(folder, connection)
         except sqlite3.Error as error:
             raise StoreError(f"{path}: {error}") from error

@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS groups (
 CREATE INDEX IF NOT EXISTS groups_by_segment ON groups (segment);
 CREATE TABLE IF NOT EXISTS prompt_stats (
     prompt_id TEXT PRIMARY KEY, visits INTEGER NOT NULL, count INTEGER NOT NULL,
-    sum_micro INTEGER NOT NULL, sum_sq_micro TEXT NOT NULL
+    sum_nano INTEGER NOT NULL, sum_sq_nano TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS steps (
     step INTEGER NOT NULL, place INTEGER NOT NULL, position INTEGER NOT NULL UNIQUE REFERENCES groups(position),
@@ -55,6 +55,12 @@ CREATE TABLE IF NOT EXISTS old_logprobs (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS old_logprobs_by_segment ON old_logprobs (segment);
 """
+COUNTED_IN_BILLIONTHS = (
+    "UPDATE prompt_stats SET sum_micro = sum_micro * 1000, sum_sq_micro = sum_sq_micro || '000000'",
+    "ALTER TABLE prompt_stats RENAME COLUMN sum_micro TO sum_nano",
+    "ALTER TABLE prompt_stats RENAME COLUMN sum_sq_micro TO sum_sq_nano",
+)
+"""What makes statistics of a ledger from before billionths, counted in millionths, those of this release."""
 LEDGER_NAME = "ledger.sqlite"
 SEGMENT_BYTES = 256 << 20
 LOCK_SECONDS = 1.0
@@ -84,8 +90,7 @@ class Store(StoreReader):
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._begin()
-            for statement in SCHEMA.split(";"):
-                self._db.execute(statement)
+            prepare_tables(self._db)
             self.incarnation = int(self.meta("incarnation") or 0) + 1
             self.set_meta("incarnation", str(self.incarnation))
             self._segment_number, self._tail = self._cut_tails()
@@ -128,7 +133,7 @@ class Store(StoreReader):
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, OverflowError) as error:
             is_locked = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
             problem = "another learner is running on this folder; stop it or choose another --folder"
             raise StoreError(f"{self._path}: {problem if is_locked else error}") from error
@@ -185,7 +190,10 @@ class Store(StoreReader):
             )
 
     def accept(self, group: StoredGroup, prompt_id: str, stats: RewardStats, weights_step: int) -> None:
-        """Add a group, its advantages and the prompt's new statistics in the running transaction."""
+        """Add a group, its advantages and the prompt's new statistics in the running transaction.
+
+        Raises StoreError where their sum exceeds 64 bits, at 9.2 billion rewards of 1.
+        """
         segment, offset, num_bytes, digest = self._append(group.frames)
         self._db.execute(
             "INSERT INTO groups VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -203,10 +211,11 @@ class Store(StoreReader):
             "UPDATE visits SET state = 'accepted', weights_step = ? WHERE position = ?",
             (weights_step, group.position),
         )
-        self._db.execute(
-            "INSERT OR REPLACE INTO prompt_stats VALUES (?, ?, ?, ?, ?)",
-            (prompt_id, stats.visits, stats.count, stats.sum_micro, str(stats.sum_sq_micro)),
-        )
+        with self._translated():
+            self._db.execute(
+                "INSERT OR REPLACE INTO prompt_stats VALUES (?, ?, ?, ?, ?)",
+                (prompt_id, stats.visits, stats.count, stats.sum_nano, str(stats.sum_sq_nano)),
+            )
         self._num_groups += 1
 
     def num_groups(self) -> int:
@@ -317,6 +326,16 @@ class Store(StoreReader):
     def _read(self, segment: int, offset: int, num_bytes: int, digest: str) -> tuple[bytes, ...]:
         self._file.flush()
         return super()._read(segment, offset, num_bytes, digest)
+
+
+def prepare_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables that a new ledger, or one of an earlier release, has not; the running transaction goes on."""
+    for statement in SCHEMA.split(";"):
+        connection.execute(statement)
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(prompt_stats)")]
+    if "sum_micro" in columns:
+        for statement in COUNTED_IN_BILLIONTHS:
+            connection.execute(statement)
 
 
 def _floats(values: Sequence[float]) -> str:

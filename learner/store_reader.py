@@ -97,7 +97,7 @@ class StoreReader:
     def reward_stats(self, prompt_id: str) -> RewardStats:
         """The exact cumulative statistics of a prompt."""
         row = self._db.execute(
-            "SELECT visits, count, sum_micro, sum_sq_micro FROM prompt_stats WHERE prompt_id = ?", (prompt_id,)
+            "SELECT visits, count, sum_nano, sum_sq_nano FROM prompt_stats WHERE prompt_id = ?", (prompt_id,)
         ).fetchone()
         return RewardStats(row[0], row[1], row[2], int(row[3])) if row else RewardStats()
 

@@ -71,8 +71,8 @@ LAGS = (
     *(_proximal(lag, "truncated") for lag in (4, 8)),
     _proximal(8, "masked"),
 )
-"""The default, which anchors on the engine's log-probs, and the corrections of the other anchor. Without lag they are one;
-with two updates to a batch there is no lag of 1."""
+"""The default, which anchors on the engine's log-probs, and the corrections of the other anchor. Without lag these are
+one and the same; with two updates to a batch there is no lag of 1."""
 
 SUITES = {"algorithms": ALGORITHMS, "lag": LAGS}
 

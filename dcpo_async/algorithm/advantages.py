@@ -18,7 +18,7 @@ def smooth_advantages(rewards: Sequence[float], stats: RewardStats, ddof: int = 
     visit equals GRPO (arXiv 2402.03300), and a later visit with equal rewards still learns A_total / i.
 
     Args:
-        rewards: R, one for each of the G ≥ 1 responses; finite, counted in whole millionths.
+        rewards: R, one for each of the G ≥ 1 responses; finite, counted in whole billionths.
         stats: of the visits before this one; never changed.
         ddof: 1 divides the variances by n − 1, 0 by n.
 
@@ -60,13 +60,13 @@ def fading_advantages(groups: Sequence[Sequence[float]], half_life_visits: float
     visits = [RewardStats().with_rewards(group) for group in groups]
     ages = range(len(visits) - 1, -1, -1)
     weights = [Fraction(2.0 ** (-age / half_life_visits)) for age in ages]
-    count, sum_micro, sum_sq_micro = (
+    count, sum_nano, sum_sq_nano = (
         sum(weight * value for weight, value in zip(weights, column, strict=True))
-        for column in zip(*((visit.count, visit.sum_micro, visit.sum_sq_micro) for visit in visits), strict=True)
+        for column in zip(*((visit.count, visit.sum_nano, visit.sum_sq_nano) for visit in visits), strict=True)
     )
     num_visits, new = float(sum(weights)), visits[-1]
     return [
-        _smoothed(new.standardize(reward, ddof), standardized(reward, count, sum_micro, sum_sq_micro, ddof), num_visits)
+        _smoothed(new.standardize(reward, ddof), standardized(reward, count, sum_nano, sum_sq_nano, ddof), num_visits)
         for reward in groups[-1]
     ]
 

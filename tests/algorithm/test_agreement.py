@@ -52,9 +52,12 @@ def row(quantity: str, cases: int, difference: float) -> None:
 Kind = Callable[[random.Random, int], list[float]]
 KINDS: dict[str, Kind] = {
     "binary": lambda dice, G: [float(dice.random() < 0.3) for _ in range(G)],
-    "real": lambda dice, G: [dice.randint(-2_000_000, 2_000_000) / 1e6 for _ in range(G)],
+    "uniform(0, 1)": lambda dice, G: [dice.random() for _ in range(G)],
+    "uniform(-1, 1)": lambda dice, G: [dice.uniform(-1, 1) for _ in range(G)],
+    "thirds": lambda dice, G: [dice.randint(-3, 3) / 3 for _ in range(G)],
+    "gauss(0, 1)": lambda dice, G: [dice.gauss(0, 1) for _ in range(G)],
     "equal within a visit": lambda dice, G: [dice.choice([0.0, 1.0, -0.1])] * G,
-    "nearly identical": lambda dice, G: [dice.choice([0.7, 0.700001]) for _ in range(G)],
+    "nearly identical": lambda dice, G: [dice.choice([0.7, 0.70000001]) for _ in range(G)],
     "identical": lambda dice, G: [0.3] * G,
 }
 
@@ -97,19 +100,19 @@ def test_advantages_over_visits_1_to_20_and_groups_of_2_to_64(kind: str) -> None
     assert kind != "identical" or max(differences + group_differences) == 0
 
 
-def test_rewards_of_more_than_six_decimals_are_those_rounded_to_six() -> None:
-    dice, exact, rounded = random.Random(0), [], []
+@pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8])
+def test_rewards_close_together_differ_by_what_rounding_to_billionths_moves(spread: float) -> None:
+    dice, differences, shares = random.Random(spread), [], []
     for G in range(2, 65):
-        visits, stats = [[dice.random() for _ in range(G)] for _ in range(20)], RewardStats()
-        for i in range(1, 21):
-            found, stats = smooth_advantages(visits[i - 1], stats)
-            for R, differences in ((np.array(visits[:i]), exact), (np.array(visits[:i]).round(6), rounded)):
-                expected = smoothed(score(R[-1], R[-1], 1), score(R[-1], R, 1), i)
-                differences.append(np.abs(expected - found).max())
-    row("smooth_advantages, six decimals of rewards from 0 to 1", len(rounded), max(rounded))
-    row("smooth_advantages, all decimals", len(exact), max(exact))
-    assert max(rounded) < TOLERANCE
-    assert max(exact) < 1e-5
+        R = np.array([dice.random() + 0.5] * G) + [dice.uniform(0, spread) for _ in range(G)]
+        A = score(R, R, ddof=1)
+        difference = np.abs(A - group_advantages(R.tolist(), RewardStats())[0])
+        # Half a billionth moves R − μ by up to a whole one, and σ by up to 0.71 of one.
+        bound = (1 + np.abs(A)) * 1e-9 / R.std(ddof=1)
+        differences.append(difference.max())
+        shares.append((difference / bound).max())
+    row(f"group_advantages, rewards within {spread:.0e}", len(differences), max(differences))
+    assert max(shares) < 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

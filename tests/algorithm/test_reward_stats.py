@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.errors import AlgorithmError
 
-millionths = st.integers(-2_000_000, 2_000_000)
-groups = st.lists(st.lists(millionths, min_size=1, max_size=6), min_size=1, max_size=6)
+billionths = st.integers(-2_000_000_000, 2_000_000_000)
+groups = st.lists(st.lists(billionths, min_size=1, max_size=6), min_size=1, max_size=6)
 
 
-def counted(groups_of_millionths: list[list[int]]) -> RewardStats:
+def counted(groups_of_billionths: list[list[int]]) -> RewardStats:
     stats = RewardStats()
-    for group in groups_of_millionths:
-        stats = stats.with_rewards([micro / 1_000_000 for micro in group])
+    for group in groups_of_billionths:
+        stats = stats.with_rewards([nano / 1_000_000_000 for nano in group])
     return stats
 
 
 def test_worked_example_of_the_docstring() -> None:
     stats = RewardStats().with_rewards([1, 0, 0, 0])
-    assert stats == RewardStats(visits=1, count=4, sum_micro=1_000_000, sum_sq_micro=1_000_000_000_000)
+    assert stats == RewardStats(visits=1, count=4, sum_nano=10**9, sum_sq_nano=10**18)
     assert (stats.mean, stats.m2, stats.std(), stats.std(ddof=0)) == (0.25, 0.75, 0.5, math.sqrt(3) / 4)
 
 
@@ -36,9 +36,9 @@ def test_statistics_of_no_rewards_are_zero_and_constant() -> None:
 
 
 def test_counting_leaves_the_earlier_statistics_as_they_were() -> None:
-    before = RewardStats(1, 2, 1_000_000, 1_000_000_000_000)
+    before = RewardStats(1, 2, 10**9, 10**18)
     before.with_rewards([1.0])
-    assert before == RewardStats(1, 2, 1_000_000, 1_000_000_000_000)
+    assert before == RewardStats(1, 2, 10**9, 10**18)
 
 
 @given(groups, st.randoms(use_true_random=False))
@@ -53,16 +53,16 @@ def test_any_merge_of_groups_differs_in_visits_alone(all_groups: list[list[int]]
     merged = counted([list(itertools.chain.from_iterable(all_groups))])
     apart = counted(all_groups)
     assert apart.visits == len(all_groups)
-    assert (apart.count, apart.sum_micro, apart.sum_sq_micro) == (
+    assert (apart.count, apart.sum_nano, apart.sum_sq_nano) == (
         merged.count,
-        merged.sum_micro,
-        merged.sum_sq_micro,
+        merged.sum_nano,
+        merged.sum_sq_nano,
     )
 
 
 @given(groups)
 def test_mean_m2_and_std_are_the_exact_ones_rounded(all_groups: list[list[int]]) -> None:
-    rewards = [Fraction(micro, 1_000_000) for group in all_groups for micro in group]
+    rewards = [Fraction(nano, 1_000_000_000) for group in all_groups for nano in group]
     stats = counted(all_groups)
     mean = sum(rewards) / len(rewards)
     assert stats.mean == float(mean)
@@ -72,7 +72,7 @@ def test_mean_m2_and_std_are_the_exact_ones_rounded(all_groups: list[list[int]])
         assert stats.std(ddof=1) == pytest.approx(statistics.stdev(rewards), rel=1e-12)
 
 
-@given(st.lists(millionths, min_size=1, max_size=8))
+@given(st.lists(billionths, min_size=1, max_size=8))
 def test_constant_means_that_all_rewards_are_equal(group: list[int]) -> None:
     assert counted([group]).is_constant == (len(set(group)) == 1)
 
@@ -84,15 +84,21 @@ def test_rewards_that_floats_cannot_tell_from_their_mean_are_still_constant() ->
     assert stats.standardize(0.1) == 0.0
 
 
-def test_one_reward_that_differs_by_a_millionth_is_not_constant() -> None:
-    stats = RewardStats().with_rewards([1.0] * 100_000 + [0.999999])
+def test_one_reward_that_differs_by_a_billionth_is_not_constant() -> None:
+    stats = RewardStats().with_rewards([1.0] * 100_000 + [0.999999999])
     assert not stats.is_constant
     assert stats.std() > 0
 
 
-def test_rewards_are_rounded_to_the_nearest_millionth() -> None:
+def test_rewards_that_round_to_the_same_billionth_are_equal() -> None:
+    stats = RewardStats().with_rewards([0.7, 0.7 + 1e-10, 0.7 - 1e-10])
+    assert stats.is_constant
+    assert stats.standardize(0.7 + 1e-10) == 0.0
+
+
+def test_rewards_are_rounded_to_the_nearest_billionth() -> None:
     stats = RewardStats().with_rewards([0.1 + 0.2, 1 / 3, -2 / 3])
-    assert stats.sum_micro == 300_000 + 333_333 - 666_667
+    assert stats.sum_nano == 300_000_000 + 333_333_333 - 666_666_667
 
 
 def test_standardize_of_the_docstring_example() -> None:
@@ -120,7 +126,7 @@ def test_an_empty_group_is_refused() -> None:
 @pytest.mark.parametrize("ddof", [-1, 2])
 def test_a_ddof_other_than_0_and_1_is_refused(ddof: int) -> None:
     with pytest.raises(AlgorithmError, match=f"ddof {ddof}"):
-        RewardStats(1, 2, 1_000_000, 1_000_000_000_000).std(ddof)
+        RewardStats(1, 2, 10**9, 10**18).std(ddof)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +138,8 @@ def test_a_ddof_other_than_0_and_1_is_refused(ddof: int) -> None:
         (1, 0, 0, 0),
         (0, 0, 0, 5),
         (0, 0, 5, 0),
-        (1, 2, 1_000_000, 499_999_999_999),
-        (1, 2, 1.0, 1_000_000_000_000),
+        (1, 2, 10**9, 10**18 // 2 - 1),
+        (1, 2, 1.0, 10**18),
     ],
 )
 def test_a_row_that_no_rewards_can_give_is_refused(row: tuple[int, int, int, int]) -> None:

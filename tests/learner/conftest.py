@@ -1,6 +1,9 @@
-"""Ledgers that are closed when a test ends."""
+"""Ledgers that are closed when a test ends, and one of an earlier release."""
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +23,21 @@ def open_intake() -> Iterator[OpenIntake]:
     yield open_one
     for intake in opened:
         intake.store.abandon()
+
+
+@pytest.fixture
+def ledger_in_millionths(tmp_path: Path) -> Path:
+    """The folder of a ledger that counts rewards in millionths: p had (1, 0) and (−0.1, 0), q had (0, 0)."""
+    folder = tmp_path / "in_millionths"
+    folder.mkdir()
+    with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as connection:
+        connection.executescript(
+            """
+            CREATE TABLE prompt_stats (
+                prompt_id TEXT PRIMARY KEY, visits INTEGER NOT NULL, count INTEGER NOT NULL,
+                sum_micro INTEGER NOT NULL, sum_sq_micro TEXT NOT NULL
+            ) WITHOUT ROWID;
+            INSERT INTO prompt_stats VALUES ('p', 2, 4, 900000, '1010000000000'), ('q', 1, 2, 0, '0');
+            """
+        )
+    return folder

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dcpo_async.algorithm import RewardStats
 from dcpo_async.errors import StoreError
 from learner.ledger_copy import copy_consistently, open_copy
 from learner.store import SCHEMA, Store
@@ -138,6 +139,14 @@ def test_the_ledger_of_a_learner_that_was_killed_is_read_with_its_log(tmp_path: 
     assert (tmp_path / "b" / "ledger.sqlite-wal").stat().st_size > 0
     with open_copy(tmp_path / "b") as reader:
         assert reader.meta("run_id") == "run-1"
+
+
+def test_statistics_in_millionths_are_read_in_billionths(ledger_in_millionths: Path) -> None:
+    before = (ledger_in_millionths / "ledger.sqlite").read_bytes()
+    with open_copy(ledger_in_millionths) as reader:
+        assert reader.reward_stats("p") == RewardStats().with_rewards([1, 0]).with_rewards([-0.1, 0])
+        assert reader.reward_stats("q") == RewardStats().with_rewards([0, 0])
+    assert (ledger_in_millionths / "ledger.sqlite").read_bytes() == before
 
 
 def test_a_ledger_from_before_its_first_table_is_empty(tmp_path: Path) -> None:

@@ -276,8 +276,8 @@ class Ledger(RuleBasedStateMachine):
             rewards = [reward for position in positions for reward in self.sent[position].rewards]
             stats = self.intake.store.reward_stats(prompt_id)
             assert (stats.visits, stats.count) == (len(positions), len(rewards))
-            assert stats.sum_micro == 10**6 * sum(rewards)
-            assert Fraction(stats.sum_sq_micro, 10**12) == sum(Fraction(reward) ** 2 for reward in rewards)
+            assert stats.sum_nano == 10**9 * sum(rewards)
+            assert Fraction(stats.sum_sq_nano, 10**18) == sum(Fraction(reward) ** 2 for reward in rewards)
             assert [self.sent[position].lease.visit for position in positions] == list(range(1, len(positions) + 1))
 
     @invariant()

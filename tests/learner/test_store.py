@@ -1,6 +1,8 @@
 """The ledger on disk: what is committed survives a kill at any moment, and nothing else does."""
 
+import contextlib
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.errors import StoreError
 from dcpo_async.records import Prompt
-from learner.store import Store
+from learner.store import SCHEMA, Store
 from learner.store_reader import StoredGroup
 
 
@@ -48,7 +50,7 @@ def test_what_is_committed_survives_a_kill(tmp_path: Path) -> None:
         store.commit()
         with opened(killed(store, tmp_path / "b")) as survivor:
             assert survivor.read_group(0) == group
-            assert survivor.reward_stats("p0") == RewardStats(1, 2, 1_000_000, 10**12)
+            assert survivor.reward_stats("p0") == RewardStats(1, 2, 10**9, 10**18)
             assert survivor.num_groups() == 1
 
 
@@ -127,6 +129,42 @@ def test_rewards_and_advantages_come_back_bit_for_bit(tmp_path: Path) -> None:
         group = StoredGroup(0, (b"",), values, values)
         store.accept(group, "p", RewardStats().with_rewards([1.0]), weights_step=0)
         assert store.read_group(0) == group
+
+
+# ---- statistics
+
+
+def test_statistics_in_millionths_go_on_in_billionths(ledger_in_millionths: Path) -> None:
+    p, q = RewardStats().with_rewards([1, 0]).with_rewards([-0.1, 0]), RewardStats().with_rewards([0, 0])
+    with opened(ledger_in_millionths) as store:
+        assert (store.reward_stats("p"), store.reward_stats("q")) == (p, q)
+        p = p.with_rewards([1 / 3, 1])
+        store.write_lease(0, "p", visit=3, attempt=1, weights_step=0)
+        store.accept(StoredGroup(0, (b"",), (1 / 3, 1.0), (0.0, 0.0)), "p", p, weights_step=0)
+    with opened(ledger_in_millionths) as store:
+        assert (store.reward_stats("p"), store.reward_stats("q")) == (p, q)
+
+
+def test_an_opening_that_fails_leaves_statistics_in_millionths(ledger_in_millionths: Path, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(ledger_in_millionths / "ledger.sqlite")) as connection:
+        connection.executescript(SCHEMA + "INSERT INTO groups VALUES (0, 1, 0, 99, '', '', '')")
+    with pytest.raises(StoreError, match="0 bytes, but the ledger points to 99"):
+        Store(ledger_in_millionths)
+    survivor = shutil.copytree(ledger_in_millionths, tmp_path / "b")
+    with contextlib.closing(sqlite3.connect(survivor / "ledger.sqlite")) as connection:
+        assert connection.execute("SELECT sum_micro FROM prompt_stats").fetchall() == [(900_000,), (0,)]
+
+
+def test_a_sum_of_rewards_beyond_64_bits_is_refused(tmp_path: Path) -> None:
+    most = 2**63 - 1
+    with opened(tmp_path) as store:
+        for position, total in enumerate((most, -most - 1)):
+            store.write_lease(position, "p", visit=1, attempt=1, weights_step=0)
+            stats = RewardStats(1, 1, total, total**2)
+            store.accept(StoredGroup(position, (b"",), (1.0,), (0.0,)), "p", stats, weights_step=0)
+            assert store.reward_stats("p") == stats
+        with pytest.raises(StoreError, match="int too large"):
+            store.accept(StoredGroup(2, (b"",), (1.0,), (0.0,)), "p", RewardStats(1, 1, 2**63, 2**126), weights_step=0)
 
 
 # ---- who may open it

@@ -228,10 +228,10 @@ def assert_counted_once(services: Services) -> None:
         if rewards is None:
             continue
         sums = expected.setdefault(prompt, [0, 0, 0, 0])
-        micros = [round(float(reward) * 1_000_000) for reward in rewards.split()]
-        added = (1, len(micros), sum(micros), sum(micro * micro for micro in micros))
+        nanos = [round(float(reward) * 1_000_000_000) for reward in rewards.split()]
+        added = (1, len(nanos), sum(nanos), sum(nano * nano for nano in nanos))
         expected[prompt] = [have + more for have, more in zip(sums, added, strict=True)]
-    found = services.ledger("SELECT prompt_id, visits, count, sum_micro, sum_sq_micro FROM prompt_stats")
+    found = services.ledger("SELECT prompt_id, visits, count, sum_nano, sum_sq_nano FROM prompt_stats")
     assert {prompt: [*map(int, numbers)] for prompt, *numbers in found} == expected
     trained = [position for (position,) in services.ledger("SELECT position FROM steps")]
     assert len(set(trained)) == len(trained)
