@@ -1,12 +1,14 @@
 """The table of an ablation, as Markdown."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from bench.ablation.runs import Plan
 from dcpo_async.comparison.figures import Measured, across_runs
 from dcpo_async.comparison.runs import ComparedRun, Cost, read_run
 from dcpo_async.comparison.summary import Accuracy, Row, compared
+from learner.ledger_copy import open_copy
 
 HEADER = (
     "arm",
@@ -17,10 +19,11 @@ HEADER = (
     "RUR, %",
     "RUR of later visits, %",
     "mean \\|Â\\|, later",
+    "of it from equal rewards, %",
     "TCR, %",
     "responses a step",
     "lag",
-    "kl to behavior",
+    "effective sample size, %",
 )
 
 
@@ -46,6 +49,7 @@ def table(plan: Plan) -> str:
 
 def _cells(row: Row, first: Row, accuracy: Accuracy) -> list[str]:
     assert accuracy.responses is not None
+    later = [later_advantages(run) for run in row.runs]
     return [
         row.name,
         _percent(row.at_equal_steps),
@@ -54,21 +58,36 @@ def _cells(row: Row, first: Row, accuracy: Accuracy) -> list[str]:
         _against(row, first, accuracy, "responses", accuracy.responses),
         _percent(row.metrics["rur"]),
         _percent(row.metrics["rur_later"]),
-        _plain(_later_advantage(row.runs), ".3f"),
+        _plain(across_runs([advantages.mean for advantages in later]), ".3f"),
+        _percent(across_runs([advantages.share_of_equal for advantages in later])),
         _percent(row.metrics["tcr"], ".3f"),
         _plain(row.responses_per_step, ".0f"),
         _plain(row.metrics["lag_mean"], ".2f"),
-        _plain(across_runs([fmean(line["kl_behavior"] for line in run.metrics) for run in row.runs]), ".1e"),
+        _percent(across_runs([fmean(line["ess_fraction"] for line in run.metrics) for run in row.runs])),
     ]
 
 
-def _later_advantage(runs: Sequence[ComparedRun]) -> Measured:
-    """Mean |Â| over the steps in which every group is a second or later visit."""
-    later = [
-        [line["advantage_abs_mean"] for line in run.metrics if "rur_later" in line and line["rur_later"] == line["rur"]]
-        for run in runs
-    ]
-    return across_runs([fmean(values) for values in later])
+@dataclass(frozen=True, slots=True)
+class LaterAdvantages:
+    """Sizes of the advantages of a run's second and later visits.
+
+    Attributes:
+        mean: |Â|, over all their responses.
+        share_of_equal: what groups whose rewards are all equal have of Σ|Â|.
+    """
+
+    mean: float
+    share_of_equal: float
+
+
+def later_advantages(run: ComparedRun) -> LaterAdvantages:
+    """From the ledger of a run; groups that dynamic sampling discarded were never trained and do not count."""
+    with open_copy(run.folder / "ledger") as reader:
+        scores = [reader.read_scores(row.position) for row in reader.visits("state = 'accepted' AND visit > 1")]
+    groups = [(len(set(rewards)) == 1, [abs(value) for value in values]) for rewards, values in filter(None, scores)]
+    total = sum(sum(sizes) for _, sizes in groups)
+    of_equal = sum(sum(sizes) for is_equal, sizes in groups if is_equal)
+    return LaterAdvantages(fmean(size for _, sizes in groups for size in sizes), of_equal / total)
 
 
 def _against(row: Row, first: Row, accuracy: Accuracy, cost: Cost, x: float) -> str:
