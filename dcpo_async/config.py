@@ -130,7 +130,7 @@ class AlgorithmSettings(Section):
     importance_mask: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] = (0.5, 5.0)
     """Lowest and highest π_old/π_behavior of correction = masked (IcePop, arXiv 2510.18855: 0.5 and 5)."""
     dynamic_sampling: bool = False
-    """Groups whose responses are all right or all wrong are discarded; other visits take their place (DAPO)."""
+    """Groups whose responses all have the same reward are discarded; other visits take their place (DAPO)."""
     overlong_buffer_tokens: Annotated[int, Field(ge=0)] = 0
     """A response loses reward, up to 1, over the last so many tokens before max_response_tokens (DAPO); 0 for none."""
     mask_truncated: bool = False
@@ -182,7 +182,7 @@ class LagSettings(Section):
 
     max_lag: Annotated[int, Field(ge=0)] = 4
     """No token is trained in a batch that starts more than this many optimizer steps after the weights that sampled
-    it; 0 is synchronous, whatever updates_per_batch is."""
+    it, so that only multiples of updates_per_batch make a difference; 0 is synchronous."""
     publish_interval: Positive = 1
     """Steps between published weights versions."""
     keep_versions: Annotated[int, Field(ge=2)] = 3
@@ -291,11 +291,18 @@ class RunConfig(BaseSettings):
                 "algorithm.old = proximal needs algorithm.updates_per_batch > 1: "
                 "with 1 the ratio is 1 and nothing clips"
             )
-        if algorithm.correction == "masked" and algorithm.old == "behavior":
-            yield (
-                "algorithm.correction = masked needs algorithm.old = proximal: anchored on the behavior log-probs, "
-                "the ratio itself corrects, and the clip bounds it"
-            )
+        is_proximal = algorithm.old == "proximal"
+        for name, is_read, needed in (
+            (
+                "correction",
+                is_proximal,
+                "old = proximal: anchored on the engine's log-probs, the ratio itself corrects",
+            ),
+            ("importance_cap", is_proximal and algorithm.correction == "truncated", "correction = truncated"),
+            ("importance_mask", is_proximal and algorithm.correction == "masked", "correction = masked"),
+        ):
+            if not is_read and getattr(algorithm, name) != AlgorithmSettings.model_fields[name].default:
+                yield f"algorithm.{name} = {getattr(algorithm, name)} would not be read, it needs algorithm.{needed}"
         if mask[0] > mask[1]:
             yield f"algorithm.importance_mask {list(mask)}: the first must not be above the second"
         if algorithm.advantage == "group" and algorithm.half_life_visits is not None:

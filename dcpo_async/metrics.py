@@ -10,6 +10,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+SPENT = ("seconds", "generated_responses", "generated_tokens")
+"""What a run has spent when it ends a step; they only grow."""
+
 
 class MetricsWriter:
     """Appends to `metrics.jsonl` and `tensorboard/` in the run folder.
@@ -39,11 +42,14 @@ class MetricsWriter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The run's metrics in step order, each step once, as it was written last.
+    """The run's metrics in step order, each step once, as it was written last; a line cut by a crash is left out.
 
-    A last line that a crash cut short is left out.
+    What was spent until a step (SPENT) is that of its first line: trained again, it comes later and after more groups.
     """
-    by_step = {int(values["step"]): values for values in _lines(folder)}
+    by_step: dict[int, dict[str, float]] = {}
+    for values in _lines(folder):
+        first = by_step.get(int(values["step"]), {})
+        by_step[int(values["step"])] = values | {name: first[name] for name in SPENT if name in first}
     return [by_step[step] for step in sorted(by_step)]
 
 

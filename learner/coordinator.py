@@ -431,11 +431,11 @@ class Coordinator:
         }
 
     def _count_metrics(self) -> dict[str, float]:
-        table = self.intake.table
+        table, tokens = self.intake.table, self.intake.generated_tokens
         return {
             **{f"total_{name}": float(count) for name, count in self.intake.counts.items()},
             "generated_responses": float(self.intake.generated_responses),
-            "generated_tokens": float(self.intake.generated_tokens),
+            **({} if tokens is None else {"generated_tokens": float(tokens)}),
             "groups_waiting": float(table.count(lambda slot: slot.state is SlotState.ACCEPTED)),
             "groups_leased": float(table.count(lambda slot: slot.state is SlotState.LEASED)),
             "prompts_quarantined": float(len(self.intake.quarantined)),

@@ -49,7 +49,8 @@ class Intake:
     Attributes:
         counts: what happened since this start, by name.
         published: versions that leases may ask for, oldest first; their steps go up.
-        generated_responses, generated_tokens: counted in all starts of the run, discarded groups included.
+        generated_responses, generated_tokens: counted in all starts of the run, discarded groups included; tokens are
+            None where an earlier release, which did not count them, began the run.
         version_steps: optimizer step of every version that was ever granted.
         table: open visits.
         quarantined: indices of prompts that are not leased any more.
@@ -63,13 +64,15 @@ class Intake:
         if len(prompts) < config.admission_window:
             raise ConfigError(
                 f"data.source has {len(prompts)} usable prompts, fewer than the admission window of "
-                f"{config.admission_window} = (max_lag + 1)·groups_per_step: a prompt would be open twice; "
-                "lower lag.max_lag or training.groups_per_step, or add problems"
+                f"{config.admission_window} = (⌊max_lag / U⌋ + 1)·U·groups_per_step with U = "
+                f"{config.algorithm.updates_per_batch}: a prompt would be open twice; lower lag.max_lag, "
+                "algorithm.updates_per_batch or training.groups_per_step, or add problems"
             )
         self.config, self.prompts, self.store = config, prompts, store
         self.counts: Counter[str] = Counter()
         self.generated_responses = store.num_groups() * config.sampling.group_size
-        self.generated_tokens = int(store.meta("generated_tokens") or 0)
+        counted_tokens = store.meta("generated_tokens") or (None if store.num_groups() else "0")
+        self.generated_tokens = None if counted_tokens is None else int(counted_tokens)
         self._num_discarded_in_a_row = 0
         self.published: list[PublishedVersion] = []
         self.version_steps = store.version_steps()
@@ -301,8 +304,9 @@ class Intake:
         self.counts["responses"] += len(message.rewards)
         self.counts["response_tokens"] += sum(message.lengths)
         self.generated_responses += len(message.rewards)
-        self.generated_tokens += sum(message.lengths)
-        self.store.set_meta("generated_tokens", str(self.generated_tokens))
+        if self.generated_tokens is not None:
+            self.generated_tokens += sum(message.lengths)
+            self.store.set_meta("generated_tokens", str(self.generated_tokens))
         if algorithm.dynamic_sampling:
             self._discard_if_equal(message)
 

@@ -1,9 +1,16 @@
 """Log-probabilities of response tokens under the policy, in float32 and only where they are needed."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dcpo_async.algorithm import masked_weights, truncated_weights
+from dcpo_async.config import AlgorithmSettings
+
+Correction = Callable[[Tensor, Tensor], Tensor]
 
 # Bounds the float32 copies of logits: 2048 rows of a vocabulary of 152 000 are 1.2 GB.
 _CHUNK_TOKENS = 2048
@@ -56,6 +63,18 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float) -> tup
     """
     logprobs, entropy = _TokenLogprobs.apply(logits, token_ids, temperature)  # type: ignore[no-untyped-call]
     return logprobs, entropy
+
+
+def correction(settings: AlgorithmSettings) -> Correction | None:
+    """What multiplies each token's loss, given its old and its behavior log-prob; None where nothing does."""
+    if settings.old == "behavior":
+        return None
+    lowest, highest = settings.importance_mask
+    return {
+        "none": None,
+        "truncated": partial(truncated_weights, cap=settings.importance_cap),
+        "masked": partial(masked_weights, lowest=lowest, highest=highest),
+    }[settings.correction]
 
 
 class _TokenLogprobs(torch.autograd.Function):

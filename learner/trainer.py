@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dcpo_async.algorithm import BOUNDS, TokenDiagnostics, clipped_loss, masked_weights, truncated_weights
-from dcpo_async.config import AlgorithmSettings, RunConfig
+from dcpo_async.algorithm import BOUNDS, TokenDiagnostics, clipped_loss
+from dcpo_async.config import RunConfig
 from dcpo_async.errors import DcpoError, TrainerError
 from dcpo_async.metrics import write_json
 from dcpo_async.processes import die_with_parent
@@ -52,7 +52,7 @@ from learner.checkpoint import (
     verified_checkpoint,
 )
 from learner.coordinator_link import CoordinatorLink, samples_of
-from learner.logprobs import PolicyModel
+from learner.logprobs import PolicyModel, correction
 from learner.packing import MicroBatch, pack, plan_micro_batches
 from learner.publishing import export_weights, gather_weights, tied_names, write_skeleton
 from learner.schedule import learning_rate
@@ -64,7 +64,6 @@ BATCH_DEADLINE_SECONDS = 24 * 3600.0
 """Actors decide how long a batch takes, and all may be away for a night; the wait is logged meanwhile."""
 
 T = TypeVar("T")
-Correction = Callable[[Tensor, Tensor], Tensor]
 
 
 class Trainer:
@@ -431,18 +430,6 @@ def deepspeed_settings(config: RunConfig) -> dict[str, Any]:
             # Hundreds of small micro-batch gradients would drown in bfloat16's 8 bits.
             ours["data_types"] = {"grad_accum_dtype": "fp32"}
     return merged(ours, settings.deepspeed)
-
-
-def correction(settings: AlgorithmSettings) -> Correction | None:
-    """What multiplies each token's loss, given its old and its behavior log-prob; None where nothing does."""
-    if settings.old == "behavior":
-        return None
-    lowest, highest = settings.importance_mask
-    return {
-        "none": None,
-        "truncated": partial(truncated_weights, cap=settings.importance_cap),
-        "masked": partial(masked_weights, lowest=lowest, highest=highest),
-    }[settings.correction]
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

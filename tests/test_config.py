@@ -30,6 +30,9 @@ LEAVES = [
 ]
 
 
+PROXIMAL = ["--algorithm.old", "proximal", "--algorithm.updates_per_batch", "2", "--lag.publish_interval", "2"]
+
+
 def written(folder: Path, text: str) -> Path:
     path = folder / "run.toml"
     path.write_text(text)
@@ -110,8 +113,18 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
         (["--training.learning_rate", "nan"], "training.learning_rate: .*finite"),
         (["--sampling.group_size", "1"], "sampling.group_size: .*greater than or equal to 2"),
         (["--lag.publish_interval", "6"], "lag.max_lag 4 is less than"),
-        (["--algorithm.correction", "masked"], "masked needs algorithm.old = proximal"),
-        (["--algorithm.importance_mask", "[5, 0.5]"], "the first must not be above the second"),
+        (
+            ["--algorithm.correction", "masked"],
+            "correction = masked would not be read, it needs algorithm.old = proximal",
+        ),
+        (["--algorithm.correction", "none"], "correction = none would not be read"),
+        (["--algorithm.importance_cap", "7"], "importance_cap = 7.0 would not be read, it needs algorithm.correction"),
+        ([*PROXIMAL, "--algorithm.importance_mask", "[0.2, 4]"], "it needs algorithm.correction = masked"),
+        ([*PROXIMAL, "--algorithm.correction", "none", "--algorithm.importance_cap", "7"], "correction = truncated"),
+        (
+            [*PROXIMAL, "--algorithm.correction", "masked", "--algorithm.importance_mask", "[5, 0.5]"],
+            "the first must not be above the second",
+        ),
         (["--algorithm.old", "proximal"], "needs algorithm.updates_per_batch > 1"),
         (["--algorithm.updates_per_batch", "2"], "must be a multiple of algorithm.updates_per_batch 2"),
         (
@@ -152,6 +165,14 @@ def test_every_setting_is_read_by_somebody(leaf: tuple[str, ...]) -> None:
     sources = [path for part in ("dcpo_async", "actor", "learner") for path in (ROOT / part).rglob("*.py")]
     text = "\n".join(path.read_text() for path in sources if path.name != "config.py")
     assert re.search(rf"\.{leaf[-1]}\b", text), f"nobody reads {'.'.join(leaf)}"
+
+
+@pytest.mark.parametrize(("updates", "max_lag", "window"), [(1, 0, 2), (1, 4, 10), (4, 0, 8), (4, 3, 8), (4, 5, 16)])
+def test_the_admission_window_is_of_whole_batches(updates: int, max_lag: int, window: int) -> None:
+    words = ["--training.groups_per_step", "2", "--lag.max_lag", str(max_lag), "--checkpoint.interval_steps", "4"]
+    words += ["--algorithm.updates_per_batch", str(updates), "--lag.publish_interval", str(updates)]
+    config = load_config(overrides=words)
+    assert config.admission_window == window
 
 
 def test_every_setting_says_what_it_does() -> None:

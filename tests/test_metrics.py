@@ -15,6 +15,14 @@ def test_a_step_that_is_trained_again_counts_as_it_was_written_last(tmp_path: Pa
     assert [(step["step"], step["loss"]) for step in read_metrics(tmp_path)] == [(3, 0.5), (4, 0.5)]
 
 
+def test_what_was_spent_until_a_step_is_not_what_was_spent_when_it_was_trained_again(tmp_path: Path) -> None:
+    first = '{"step": 1, "seconds": 10.0, "generated_responses": 8.0, "loss": 2.0}'
+    again = '{"step": 1, "seconds": 60.0, "generated_responses": 40.0, "generated_tokens": 90.0, "loss": 2.5}'
+    (tmp_path / "metrics.jsonl").write_text(f"{first}\n{again}\n")
+    (line,) = read_metrics(tmp_path)
+    assert line == {"step": 1, "seconds": 10.0, "generated_responses": 8.0, "generated_tokens": 90.0, "loss": 2.5}
+
+
 def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert [step["step"] for step in read_metrics(tmp_path)] == [1]

@@ -2,13 +2,36 @@
 
 import argparse
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench.ablation.arms import DEMO, SUITES, settings_of, words
 from bench.ablation.runs import Plan, run_all, settled
 from bench.ablation.table import table
 from dcpo_async.config import load_config
-from dcpo_async.errors import DcpoError
+from dcpo_async.errors import ConfigError, DcpoError
+
+
+def check(plan: Plan) -> None:
+    """Refuse what could not be run to its end, or measured; raises ConfigError."""
+    for name, value in (("every", plan.every), ("samples", plan.samples), ("at-once", plan.at_once)):
+        if value < 1:
+            raise ConfigError(f"--{name} {value}: it must be at least 1")
+    if len(set(plan.seeds)) < len(plan.seeds):
+        raise ConfigError(f"--seeds {' '.join(map(str, plan.seeds))}: each run counts once; give distinct seeds")
+    for arm in plan.arms:
+        config = load_config(DEMO, words(settings_of(arm, plan.steps, plan.overrides)))
+        if plan.every % config.lag.publish_interval or plan.steps % plan.every:
+            raise ConfigError(
+                f"--every {plan.every}: it must divide --steps {plan.steps}, and be a multiple of the "
+                f"{config.lag.publish_interval} steps between the versions of {arm.name}"
+            )
+
+
+def leaves(errors: BaseExceptionGroup[DcpoError]) -> Iterator[DcpoError]:
+    """Every error of a group and of the groups in it."""
+    for error in errors.exceptions:
+        yield from leaves(error) if isinstance(error, BaseExceptionGroup) else (error,)
 
 
 def main() -> None:
@@ -48,12 +71,12 @@ def main() -> None:
     )
     try:
         # Before anything slow begins.
-        for arm in plan.arms:
-            load_config(DEMO, words(settings_of(arm, plan.steps, plan.overrides)))
+        check(plan)
         settled(plan)
         asyncio.run(run_all(plan))
     except* DcpoError as errors:
-        parser.exit(1, f"{parser.prog}: {errors.exceptions[0]}\n")
+        first = next(iter(leaves(errors)))
+        parser.exit(first.exit_code, f"{parser.prog}: {first}\n")
     print(table(plan))
 
 

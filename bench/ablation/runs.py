@@ -8,8 +8,9 @@ from pathlib import Path
 
 from bench.ablation.arms import DEMO, Arm, Settings, settings_of, words
 from dcpo_async.config import load_config
-from dcpo_async.demo.services import free_address, run_to_end, train
+from dcpo_async.demo.services import free_address, measure, run_to_end, train
 from dcpo_async.errors import ConfigError
+from dcpo_async.metrics import write_json
 from dcpo_async.processes import module_argv
 from dcpo_async.weights.manifest import Manifest
 
@@ -66,7 +67,8 @@ async def run_all(plan: Plan) -> None:
 
 async def _warm_up(plan: Plan, seed: int) -> None:
     start = plan.start(seed)
-    if (start / "model" / "config.json").exists():
+    # Written last.
+    if (start / "model" / "tokenizer_config.json").exists():
         return
     argv = module_argv("dcpo_async.demo.warmup", str(start), "--seed", str(seed), "--steps", str(WARM_UP_STEPS))
     start.mkdir(parents=True, exist_ok=True)
@@ -88,33 +90,37 @@ async def _train(plan: Plan, arm: Arm, seed: int, places: asyncio.Semaphore) -> 
             }
             actor_words = ("--engine", plan.engine, "--kv-cache-gib", "0.5")
             await train(DEMO, words(settings), plan.out / "logs", actor_words)
-    for version, step in _versions(folder).items():
-        if step % plan.every:
+    measured = set(_measured_versions(plan, folder).values())
+    for version in (folder / "weights").glob("v*"):
+        if version not in measured:
             shutil.rmtree(version)
 
 
-def _versions(folder: Path) -> dict[Path, int]:
-    """Optimizer step by the folder of each version that a run has stored."""
+def _measured_versions(plan: Plan, folder: Path) -> dict[int, Path]:
+    """Folder of the newest version of every step that is measured; one that was trained again has several."""
     manifests = sorted((folder / "weights").glob("v*/manifest.json"))
-    return {path.parent: Manifest.model_validate_json(path.read_bytes()).step for path in manifests}
+    newest = {Manifest.model_validate_json(path.read_bytes()).step: path.parent for path in manifests}
+    return {step: version for step, version in newest.items() if step % plan.every == 0}
 
 
 async def _measure(plan: Plan, seed: int) -> None:
-    """Held-out accuracy of every stored version of every arm, one engine for all."""
-    config = load_config(DEMO)
-    models = [
-        f"{plan.folder(arm, seed).name}-step{step:04d}={version}"
-        for arm in plan.arms
-        for version, step in _versions(plan.folder(arm, seed)).items()
-    ]
-    argv = module_argv("actor.evaluate", *models, "--data", str(plan.start(seed) / "held_out.jsonl"))
-    argv += ["--out", str(plan.evaluation(seed)), "--engine", plan.engine, "--kv-cache-gib", "0.5"]
-    argv += ["--no-greedy", "--samples", str(plan.samples), "--temperature", str(config.sampling.temperature)]
-    argv += ["--max-response-tokens", str(config.sampling.max_response_tokens), "--seed", str(seed)]
-    argv += ["--max-prompt-tokens", str(config.data.max_prompt_tokens), "--system-prompt", config.data.system_prompt]
-    argv += ["--extraction", config.grading.extraction, "--in-flight", "256"]
+    """Held-out accuracy of the kept versions of every arm, one engine for all."""
+    folders = [plan.folder(arm, seed) for arm in plan.arms]
+    models = {
+        f"{folder.name}-step{step:04d}": version
+        for folder in folders
+        for step, version in _measured_versions(plan, folder).items()
+    }
     print(f"seed {seed}: measuring {len(models)} versions on held-out problems …", flush=True)
-    await run_to_end("evaluation", argv, plan.out / "logs" / f"evaluation-seed{seed}.log")
+    await measure(
+        models,
+        plan.start(seed) / "held_out.jsonl",
+        plan.evaluation(seed),
+        load_config(DEMO, ["--seed", str(seed)]),
+        engine=plan.engine,
+        samples=plan.samples,
+        log=plan.out / "logs" / f"evaluation-seed{seed}.log",
+    )
 
 
 def settled(plan: Plan) -> None:
@@ -124,4 +130,4 @@ def settled(plan: Plan) -> None:
     if path.exists() and (found := json.loads(path.read_text())) != wanted:
         raise ConfigError(f"{plan.out} holds runs of {found}, now it is {wanted}: choose another --out")
     plan.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted))
+    write_json(path, wanted)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from bench.ablation.runs import Plan
-from dcpo_async.comparison.figures import Measured, across_runs
+from dcpo_async.comparison.figures import across_runs, written
 from dcpo_async.comparison.runs import ComparedRun, Cost, read_run
 from dcpo_async.comparison.summary import Accuracy, Row, compared
 from learner.ledger_copy import open_copy
@@ -49,21 +49,21 @@ def table(plan: Plan) -> str:
 
 def _cells(row: Row, first: Row, accuracy: Accuracy) -> list[str]:
     assert accuracy.responses is not None
-    later = [later_advantages(run) for run in row.runs]
+    later = [found for run in row.runs if (found := later_advantages(run))]
     return [
         row.name,
-        _percent(row.at_equal_steps),
+        written(row.at_equal_steps, scale=100),
         _against(row, first, accuracy, "steps", accuracy.step),
-        _percent(row.at_equal_responses),
+        written(row.at_equal_responses, scale=100),
         _against(row, first, accuracy, "responses", accuracy.responses),
-        _percent(row.metrics["rur"]),
-        _percent(row.metrics["rur_later"]),
-        _plain(across_runs([advantages.mean for advantages in later]), ".3f"),
-        _percent(across_runs([advantages.share_of_equal for advantages in later])),
-        _percent(row.metrics["tcr"], ".3f"),
-        _plain(row.responses_per_step, ".0f"),
-        _plain(row.metrics["lag_mean"], ".2f"),
-        _percent(across_runs([fmean(line["ess_fraction"] for line in run.metrics) for run in row.runs])),
+        written(row.metrics["rur"], scale=100),
+        written(row.metrics["rur_later"], scale=100),
+        written(across_runs([found.mean for found in later]) if later else None, ".3f"),
+        written(across_runs([found.share_of_equal for found in later]) if later else None, scale=100),
+        written(row.metrics["tcr"], ".3f", 100),
+        written(row.responses_per_step, ".0f"),
+        written(row.metrics["lag_mean"], ".2f"),
+        written(across_runs([fmean(line["ess_fraction"] for line in run.metrics) for run in row.runs]), scale=100),
     ]
 
 
@@ -80,12 +80,14 @@ class LaterAdvantages:
     share_of_equal: float
 
 
-def later_advantages(run: ComparedRun) -> LaterAdvantages:
-    """From the ledger of a run; groups that dynamic sampling discarded were never trained and do not count."""
+def later_advantages(run: ComparedRun) -> LaterAdvantages | None:
+    """From the ledger of a run, without what dynamic sampling discarded; None where no advantage is above 0."""
     with open_copy(run.folder / "ledger") as reader:
         scores = [reader.read_scores(row.position) for row in reader.visits("state = 'accepted' AND visit > 1")]
     groups = [(len(set(rewards)) == 1, [abs(value) for value in values]) for rewards, values in filter(None, scores)]
     total = sum(sum(sizes) for _, sizes in groups)
+    if total == 0:
+        return None
     of_equal = sum(sum(sizes) for is_equal, sizes in groups if is_equal)
     return LaterAdvantages(fmean(size for _, sizes in groups for size in sizes), of_equal / total)
 
@@ -94,24 +96,9 @@ def _against(row: Row, first: Row, accuracy: Accuracy, cost: Cost, x: float) -> 
     if row is first:
         return "–"
     own, other = (_by_seed(each.runs, accuracy, cost, x) for each in (row, first))
-    return _percent(across_runs([own[seed] - other[seed] for seed in own.keys() & other.keys()]), "+.1f")
+    return written(across_runs([own[seed] - other[seed] for seed in own.keys() & other.keys()]), "+.1f", 100)
 
 
 def _by_seed(runs: Sequence[ComparedRun], accuracy: Accuracy, cost: Cost, x: float) -> dict[int, float]:
     found = {run.config.seed: run.accuracy(accuracy.set, accuracy.mode, cost).at(x) for run in runs}
     return {seed: value.mean for seed, value in found.items() if value is not None}
-
-
-def _percent(value: Measured | None, form: str = ".1f") -> str:
-    if value is None:
-        return "–"
-    bounds = [None if bound is None else 100 * bound for bound in (value.low, value.high)]
-    return _plain(Measured(100 * value.mean, *bounds), form)
-
-
-def _plain(value: Measured | None, form: str) -> str:
-    if value is None:
-        return "–"
-    if value.low is None or value.high is None:
-        return format(value.mean, form)
-    return f"{value.mean:{form}} [{value.low:{form}}, {value.high:{form}}]"

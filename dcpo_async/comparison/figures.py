@@ -13,6 +13,7 @@ from mpmath import mp
 from dcpo_async.errors import AlgorithmError
 
 CONFIDENCE = 0.95
+NOTHING = "–"
 _QUANTILE_DIGITS = 20
 
 
@@ -23,6 +24,19 @@ class Measured:
     mean: float
     low: float | None = None
     high: float | None = None
+
+
+def written(value: Measured | None, form: str = ".1f", scale: float = 1.0, unit: str = "") -> str:
+    """A figure and its interval as text, each bound times `scale` and in the format `form`; – where there is none.
+
+    Example: 0.931 from 0.91 to 0.95 in percent, at scale 100, is '93.1 [91.0, 95.0]'.
+    """
+    if value is None:
+        return NOTHING
+    mean = f"{scale * value.mean:{form}}"
+    if value.low is None or value.high is None:
+        return mean + unit
+    return f"{mean} [{scale * value.low:{form}}, {scale * value.high:{form}}]{unit}"
 
 
 @dataclass(frozen=True, slots=True)

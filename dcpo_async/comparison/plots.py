@@ -117,7 +117,10 @@ def color(place: int) -> str:
 
 
 def _accuracy_panel(rows: Sequence[Row], accuracy: Accuracy, cost: Cost) -> Panel:
-    lines = [Lines(accuracy_curves(row.runs, accuracy, cost), mean_accuracy(row.runs, accuracy, cost)) for row in rows]
+    lines = []
+    for row in rows:
+        runs = [curve for curve in accuracy_curves(row.runs, accuracy, cost) if curve.x]
+        lines.append(Lines(runs, mean_accuracy(row.runs, accuracy, cost)))
     longest = max((curve.x[-1] for one in lines for curve in one.runs), default=0.0)
     label, unit = {"steps": ("optimizer steps", 1.0), "tokens": (TOKENS, 1.0)}.get(cost, _time_unit(longest))
     scaled = [Lines([_over(curve, unit) for curve in one.runs], _over(one.mean, unit)) for one in lines]

@@ -8,15 +8,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dcpo_async.comparison.figures import Measured
+from dcpo_async.comparison.figures import NOTHING, Measured, written
 from dcpo_async.comparison.plots import Plot, color, plots
-from dcpo_async.comparison.runs import read_runs
+from dcpo_async.comparison.runs import check_text, read_runs
 from dcpo_async.comparison.summary import Comparison, Row, compared
 from dcpo_async.errors import ConfigError
 from dcpo_async.evaluation.results import Mode
 from dcpo_async.metrics import write_json
-
-NOTHING = "–"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +45,7 @@ def compare(
 
     Raises ConfigError for what cannot be read, compared or written.
     """
+    check_text(str(out))
     comparison = compared(read_runs(words, evaluations), evaluations=evaluations, set_name=set_name, mode=mode)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +123,7 @@ def tables(comparison: Comparison) -> list[Table]:
                 [
                     percent(row.metrics["rur"]),
                     percent(row.metrics["rur_later"]),
-                    _written(row.metrics["advantage_abs_mean"], 1.0, 4, ""),
+                    written(row.metrics["advantage_abs_mean"], ".4f"),
                     percent(row.metrics["tcr"], digits=4),
                 ]
                 for row in rows
@@ -136,23 +135,14 @@ def tables(comparison: Comparison) -> list[Table]:
 
 def percent(value: Measured | None, digits: int = 1) -> str:
     """A share with its interval: 0.931 from 0.91 to 0.95 is '93.1 [91.0, 95.0] %'."""
-    return _written(value, 100.0, digits, " %")
+    return written(value, f".{digits}f", scale=100.0, unit=" %")
 
 
 def _costs(row: Row) -> list[str]:
     steps = ", ".join(str(step) for step in sorted(set(row.steps)))
     return [
         steps,
-        _written(row.responses_per_step, 1.0, 1, ""),
+        written(row.responses_per_step),
         NOTHING if row.tokens is None else f"{row.tokens.mean:,.0f}",
         NOTHING if row.seconds is None else f"{row.seconds.mean:,.0f}",
     ]
-
-
-def _written(value: Measured | None, scale: float, digits: int, unit: str) -> str:
-    if value is None:
-        return NOTHING
-    mean = f"{scale * value.mean:.{digits}f}"
-    if value.low is None or value.high is None:
-        return mean + unit
-    return f"{mean} [{scale * value.low:.{digits}f}, {scale * value.high:.{digits}f}]{unit}"

@@ -19,12 +19,8 @@ from dcpo_async.metrics import read_metrics
 Cost = Literal["steps", "responses", "tokens", "seconds"]
 T = TypeVar("T")
 
-COST_METRICS = {
-    "responses": ("generated_responses", "total_responses"),
-    "tokens": ("generated_tokens", "total_response_tokens"),
-    "seconds": ("seconds",),
-}
-"""Where a metrics line has a run's cost so far; the later names are those of runs that lack the first."""
+COST_METRICS = {"responses": "generated_responses", "tokens": "generated_tokens", "seconds": "seconds"}
+"""Where a metrics line has a run's cost so far."""
 EVALUATION_NAME = "evaluation"
 
 
@@ -86,12 +82,14 @@ class ComparedRun:
         """What the run had spent when it ended a step: steps, responses, tokens or seconds.
 
         Responses and tokens are those that actors generated, discarded ones included. None where the metrics have no
-        line of the step, or the line does not say.
+        line of the step, or the line does not say; step 0 has cost nothing, but in a run that never says.
         """
-        if cost == "steps" or step == 0:
+        if cost == "steps":
             return float(step)
-        line = next((line for line in self.metrics if line["step"] == step), {})
-        return next((float(line[key]) for key in COST_METRICS[cost] if key in line), None)
+        key = COST_METRICS[cost]
+        if step == 0 and any(key in line for line in self.metrics):
+            return 0.0
+        return next((float(line[key]) for line in self.metrics if line["step"] == step and key in line), None)
 
     def metric(self, key: str, last_step: int | None = None) -> Curve:
         """A metric over optimizer steps, up to a last one; steps without a finite value are left out."""
@@ -158,27 +156,53 @@ def read_run(name: str, folder: Path, evaluations: Sequence[Path] = ()) -> Compa
 def read_runs(words: Sequence[str], evaluations: Sequence[Path] = ()) -> list[ComparedRun]:
     """Read runs named [NAME=]FOLDER; without a name a run is called by its folder.
 
-    Raises ConfigError as `read_run` does, and where a run comes twice or a name comes twice that was not given.
+    Raises ConfigError as `read_run` does, for a name or folder that is not UTF-8, and where a run comes twice or a name
+    comes twice that was not given.
     """
+    for folder in evaluations:
+        check_text(str(folder))
     runs: list[ComparedRun] = []
     is_given: dict[str, bool] = {}
     for word in words:
-        given, equals, location = word.rpartition("=")
-        name = given if equals else Path(location).resolve().name
+        given, location = _name_and_folder(word)
+        name = Path(location).resolve().name if given is None else given
+        check_text(word)
+        check_text(name)
         if not name.strip():
             raise ConfigError(f"run {word!r} has an empty name; write NAME=FOLDER")
-        if name in is_given and not (equals and is_given[name]):
+        if name in is_given and (given is None or not is_given[name]):
             raise ConfigError(
                 f"two runs are called {name}; write NAME=FOLDER, with one NAME for the seeds of a configuration and "
                 "another for another configuration"
             )
-        is_given[name] = bool(equals)
+        is_given[name] = given is not None
         run = read_run(name, Path(location), evaluations)
         same = next((other for other in runs if other.run_id == run.run_id), None)
         if same is not None:
             raise ConfigError(f"{same.folder} and {run.folder} are the same run, {run.run_id}; name it once")
         runs.append(run)
     return runs
+
+
+def check_text(text: str) -> None:
+    """Raise ConfigError for a name that is not UTF-8, as a file's may be: no report and no terminal could show it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{text!r} is not UTF-8 and cannot be shown in a report; give it another name") from None
+
+
+def _name_and_folder(word: str) -> tuple[str | None, str]:
+    """What [NAME=]FOLDER says; names and folders may hold = too, so that FOLDER is the longest ending that is one."""
+    splits = [(None, word), *((word[:at], word[at + 1 :]) for at, sign in enumerate(word) if sign == "=")]
+    return next((split for split in splits if _is_folder(split[1])), splits[-1])
+
+
+def _is_folder(location: str) -> bool:
+    try:
+        return Path(location).is_dir()
+    except OSError:
+        return False
 
 
 def _held_out(folder: Path, run_id: str) -> list[HeldOut]:

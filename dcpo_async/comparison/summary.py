@@ -119,9 +119,9 @@ def compared(
 
 
 def accuracy_curves(runs: Sequence[ComparedRun], accuracy: Accuracy, cost: Cost) -> list[Curve]:
-    """Held-out accuracy of each run over what it had spent; runs without it are left out."""
-    curves = [run.accuracy(accuracy.set, accuracy.mode, cost) for run in runs]
-    return [curve for curve in curves if curve.x]
+    """Held-out accuracy over what a run had spent, of each run that was measured; empty where that is unknown."""
+    measured = [run for run in runs if run.accuracy(accuracy.set, accuracy.mode).x]
+    return [run.accuracy(accuracy.set, accuracy.mode, cost) for run in measured]
 
 
 def mean_accuracy(runs: Sequence[ComparedRun], accuracy: Accuracy, cost: Cost) -> Curve:
@@ -251,25 +251,23 @@ def _notes_on_run(run: ComparedRun) -> Iterator[str]:
     for key, title in METRICS.items():
         missing = len(run.metrics) - len(run.metric(key).x)
         if missing == len(run.metrics):
-            reason = "no prompt has been visited twice" if key in MAY_BEGIN_LATE else "the metrics lack it"
-            yield f"no {title}: {reason}"
+            is_early = key in MAY_BEGIN_LATE and all(line.get("visit_mean") == 1 for line in run.metrics)
+            yield f"no {title}: {'no prompt has been visited twice' if is_early else 'the metrics lack it'}"
         elif missing and key not in MAY_BEGIN_LATE:
             yield f"{title} is missing in {missing} of {len(run.metrics)} steps"
-    for newer, older in (keys for keys in COST_METRICS.values() if len(keys) > 1):
-        without = sum(newer not in line for line in run.metrics)
-        if without:
-            what = f"{older} is taken, which may leave out discarded groups and earlier starts of the learner"
-            yield f"{without} of {len(run.metrics)} steps lack {newer}: {what}"
-    yield from _notes_on_points(run)
+    yield from _notes_on_cost(run)
 
 
-def _notes_on_points(run: ComparedRun) -> Iterator[str]:
-    steps = sorted({point.step for point in run.held_out if run.cost(point.step, "seconds") is None})
+def _notes_on_cost(run: ComparedRun) -> Iterator[str]:
+    lacking = [key for key in COST_METRICS.values() if any(key not in line for line in run.metrics)]
+    if lacking:
+        yield (
+            f"steps lack {', '.join(lacking)}, as in runs that an earlier release began: that cost is unknown, and "
+            "seconds may leave out earlier starts of the learner"
+        )
+    steps = sorted({point.step for point in run.held_out} - {0} - {int(line["step"]) for line in run.metrics})
     if steps:
         yield f"measured at steps that its metrics lack ({', '.join(map(str, steps))}): their cost is unknown"
-    seconds = [line["seconds"] for line in run.metrics if "seconds" in line]
-    if seconds != sorted(seconds):
-        yield "seconds count from each start of the learner anew: its wall-clock time is too short"
 
 
 def _notes_on_length(by_name: dict[str, tuple[ComparedRun, ...]]) -> Iterator[str]:

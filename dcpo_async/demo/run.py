@@ -14,7 +14,7 @@ from rich.live import Live
 from dcpo_async.config import RunConfig, load_config
 from dcpo_async.demo.display import read_status, run_table
 from dcpo_async.demo.plot import plot_curves
-from dcpo_async.demo.services import free_address, run_to_end, train
+from dcpo_async.demo.services import free_address, measure, run_to_end, train
 from dcpo_async.errors import ConfigError
 from dcpo_async.metrics import read_metrics, write_json
 from dcpo_async.processes import module_argv
@@ -97,11 +97,9 @@ class Demo:
 
     async def _make_model(self) -> None:
         words = [str(self.out), "--seed", str(self.options.seed), "--steps", str(self.options.warm_up_steps)]
-        await self._run("warm-up", module_argv("dcpo_async.demo.warmup", *words))
-
-    async def _run(self, what: str, argv: list[str]) -> None:
-        with self.console.status(f"{what} …"):
-            await run_to_end(what, argv, self.out / "logs" / f"{what}.log")
+        with self.console.status("warm-up …"):
+            argv = module_argv("dcpo_async.demo.warmup", *words)
+            await run_to_end("warm-up", argv, self.out / "logs" / "warm-up.log")
 
     def _settings(self, name: str, zero_advantages: bool) -> list[str]:
         """Overrides of the demo's configuration for one run."""
@@ -127,14 +125,10 @@ class Demo:
             )
 
     async def _evaluate(self, models: dict[str, Path]) -> dict[str, float]:
-        out, sampling, data = self.out / "evaluation", self.config.sampling, self.config.data
-        argv = module_argv("actor.evaluate", *(f"{name}={path}" for name, path in models.items()))
-        argv += ["--data", str(self.out / "held_out.jsonl"), "--out", str(out), "--engine", self.options.engine]
-        argv += ["--no-greedy", "--samples", str(EVALUATION_SAMPLES), "--temperature", str(sampling.temperature)]
-        argv += ["--max-response-tokens", str(sampling.max_response_tokens), "--seed", str(self.options.seed)]
-        argv += ["--max-prompt-tokens", str(data.max_prompt_tokens), "--system-prompt", data.system_prompt]
-        argv += ["--extraction", self.config.grading.extraction, "--in-flight", "256"]
-        await self._run("evaluation", argv)
+        out, problems = self.out / "evaluation", self.out / "held_out.jsonl"
+        engine, log = self.options.engine, self.out / "logs" / "evaluation.log"
+        with self.console.status("evaluation …"):
+            await measure(models, problems, out, self.config, engine=engine, samples=EVALUATION_SAMPLES, log=log)
         summary = json.loads((out / "summary.json").read_text())
         return {name: summary[name]["sets"]["held_out"]["sampled"]["accuracy"]["mean"] for name in models}
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dcpo_async.config import RunConfig, load_config
@@ -66,6 +66,29 @@ async def run_to_end(what: str, argv: Sequence[str], log: Path) -> None:
         await stop(process, grace_seconds=1)
     if code:
         raise EngineError(ended_early(what, log))
+
+
+async def measure(
+    models: Mapping[str, Path], problems: Path, out: Path, config: RunConfig, *, engine: str, samples: int, log: Path
+) -> None:
+    """Measure models on held-out problems as a run samples: its temperature, lengths, prompts, extraction and seed.
+
+    Args:
+        models: folder by name.
+        problems, out: `--data` and `--out` of `dcpo eval`; what is measured there already is left as it is.
+        config: of the run.
+        samples: responses to each problem.
+
+    Raises EngineError with the end of the log when the evaluation fails.
+    """
+    sampling, data = config.sampling, config.data
+    argv = module_argv("actor.evaluate", *(f"{name}={folder}" for name, folder in models.items()))
+    argv += ["--data", str(problems), "--out", str(out), "--engine", engine, "--kv-cache-gib", "0.5"]
+    argv += ["--no-greedy", "--samples", str(samples), "--temperature", str(sampling.temperature)]
+    argv += ["--max-response-tokens", str(sampling.max_response_tokens), "--seed", str(config.seed)]
+    argv += ["--max-prompt-tokens", str(data.max_prompt_tokens), "--system-prompt", data.system_prompt]
+    argv += ["--extraction", config.grading.extraction, "--in-flight", "256"]
+    await run_to_end("evaluation", argv, log)
 
 
 def ended_early(what: str, log_file: Path) -> str:

@@ -17,6 +17,11 @@ def test_masked_weights_are_zero_outside_of_their_range_and_untouched_within() -
     assert masked_weights(OLD, BEHAVIOR, 0.45, 5.05).tolist() == pytest.approx([3.0, 0.5, 0.0, 1.0, 5.0, 0.0])
 
 
+def test_the_bounds_of_the_mask_are_inside() -> None:
+    same = torch.tensor([-1.0, -2.0])
+    assert masked_weights(same, same, 1.0, 1.0).tolist() == [1.0, 1.0]
+
+
 def test_a_log_ratio_beyond_float_range_stays_finite() -> None:
     old, behavior = torch.tensor([-2.0, -91.0]), torch.tensor([-91.0, -2.0])
     assert truncated_weights(old, behavior, cap=1e9)[0] == pytest.approx(4.85165e8, rel=1e-4)

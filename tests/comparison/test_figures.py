@@ -2,7 +2,7 @@
 
 import pytest
 
-from dcpo_async.comparison.figures import Curve, Measured, across_runs, mean_curve, t_quantile, value_at
+from dcpo_async.comparison.figures import Curve, Measured, across_runs, mean_curve, t_quantile, value_at, written
 from dcpo_async.errors import AlgorithmError
 
 
@@ -86,3 +86,10 @@ def test_the_mean_of_one_curve_is_that_curve() -> None:
     one = curve({0: 0.0, 10: 1.0}, bound=0.1)
     assert mean_curve([one]) == one
     assert mean_curve([]) == Curve((), ())
+
+
+def test_figures_are_written_with_their_interval_in_any_format_and_unit() -> None:
+    assert written(Measured(0.931, 0.91, 0.95), scale=100.0) == "93.1 [91.0, 95.0]"
+    assert written(Measured(0.05, -0.02, 0.12), "+.1f", 100.0, " %") == "+5.0 [-2.0, +12.0] %"
+    assert written(Measured(12.34), ".0f") == "12"
+    assert written(None, ".3f", unit=" %") == "–"

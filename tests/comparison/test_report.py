@@ -136,6 +136,9 @@ def test_notes_are_in_the_report_and_on_the_terminal(tmp_path: Path, capsys: pyt
     [
         (["--set", "aime24"], "dcpo: --set aime24: no version of these runs was measured so"),
         (["--out", "/proc/none/x.html"], "dcpo: the report cannot be written"),
+        (["--out", "caf\udce9.html"], r"dcpo: 'caf\udce9.html' is not UTF-8"),
+        (["--evaluation", "caf\udce9"], r"dcpo: 'caf\udce9' is not UTF-8"),
+        (["caf\udce9=runs/a"], r"dcpo: 'caf\udce9=runs/a' is not UTF-8"),
         (["--unknown"], "dcpo: unknown words: --unknown"),
     ],
 )

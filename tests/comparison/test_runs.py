@@ -28,10 +28,12 @@ def test_costs_are_those_at_the_end_of_a_step(tmp_path: Path) -> None:
     assert run.cost(3, "tokens") is None
 
 
-def test_runs_that_do_not_count_generated_responses_have_those_that_arrived(tmp_path: Path) -> None:
-    older = {"step": 1, "total_responses": 8.0, "total_response_tokens": 33.0}
+def test_a_run_that_does_not_count_a_cost_has_none_not_even_at_its_start(tmp_path: Path) -> None:
+    older = {"step": 1, "seconds": 2.0, "total_responses": 8.0, "total_response_tokens": 33.0}
     run = read_run("a", write_run(tmp_path / "a", [older]))
-    assert (run.cost(1, "responses"), run.cost(1, "tokens"), run.cost(1, "seconds")) == (8, 33, None)
+    assert [run.cost(step, "responses") for step in (0, 1)] == [None, None]
+    assert [run.cost(step, "tokens") for step in (0, 1)] == [None, None]
+    assert [run.cost(step, "seconds") for step in (0, 1)] == [0, 2]
 
 
 def test_a_metric_leaves_out_steps_without_a_finite_value(tmp_path: Path) -> None:
@@ -89,6 +91,22 @@ def test_runs_are_called_by_their_folder_or_by_the_name_they_are_given(tmp_path:
     assert [(run.name, run.run_id) for run in runs] == [("lr=1e-6", "run-a"), ("lr=1e-6", "run-b"), ("c", "run-c")]
 
 
+def test_folders_and_names_may_hold_equals_signs(tmp_path: Path) -> None:
+    for name in ("lr=1e-4", "lr=1e-5", "b"):
+        write_run(tmp_path / name, [line(1)])
+    runs = read_runs([f"{tmp_path}/lr=1e-4", f"x=y={tmp_path}/lr=1e-5", f"x=y={tmp_path}/b"])
+    assert [(run.name, run.folder.name) for run in runs] == [("lr=1e-4", "lr=1e-4"), ("x=y", "lr=1e-5"), ("x=y", "b")]
+
+
+def test_a_folder_that_is_not_utf8_is_refused_even_where_no_word_says_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write_run(tmp_path / "a", [line(1)]).rename(tmp_path / "caf\udce9"))
+    with pytest.raises(ConfigError, match=r"^'caf\\udce9' is not UTF-8"):
+        read_runs(["."])
+    assert read_runs(["DCPO=."])[0].name == "DCPO"
+
+
 def spoil_status(folder: Path) -> None:
     (folder / "a" / "status.json").write_text('{"step": 1}')
 
@@ -136,6 +154,9 @@ BAD_INPUTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a copy of a run": (copy_run, "{folder}/a {folder}/copy", "{folder}/a and {folder}/copy are the same run, run-a"),
     "two folders of one name": (make_namesake, "{folder}/a {folder}/other/a", "two runs are called a; write NAME=FOLD"),
     "a name that a folder has": (make_namesake, "{folder}/a a={folder}/other/a", "two runs are called a; write NAME="),
+    "a name that is not UTF-8": (nothing, "caf\udce9={folder}/a", "is not UTF-8 and cannot be shown in a report"),
+    "a folder that is not UTF-8": (nothing, "{folder}/caf\udce9", "is not UTF-8 and cannot be shown in a report"),
+    "a folder that cannot be": (nothing, "a={folder}/" + "x" * 300, "/status.json cannot be read (File name too long)"),
     "an empty name": (nothing, "={folder}/a", "has an empty name; write NAME=FOLDER"),
     "a damaged evaluation": (
         spoil_evaluation,

@@ -1,5 +1,6 @@
 """The numbers and notes of a comparison, from runs made by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,13 +49,21 @@ def test_metrics_are_means_over_the_steps_that_all_runs_have(tmp_path: Path) -> 
 def test_later_visits_are_averaged_over_the_steps_that_have_any(tmp_path: Path) -> None:
     lines = [line(1), line(2, rur_later=0.5), line(3, rur_later=1.0)]
     del lines[0]["rur_later"]
-    never = [{key: value for key, value in line(1).items() if key != "rur_later"}]
+    never = [{key: value for key, value in line(1, visit_mean=1.0).items() if key != "rur_later"}]
     late, once = (read_run(n, write_run(tmp_path / n, found)) for n, found in (("late", lines), ("once", never)))
     (row,) = compared([late]).rows
     assert row.metrics["rur_later"] == Measured(0.75)
     comparison = compared([once])
     assert comparison.rows[0].metrics["rur_later"] is None
     assert "once (run-once): no RUR of later visits: no prompt has been visited twice" in comparison.notes
+
+
+def test_later_visits_whose_rur_was_not_written_are_no_missing_visits(tmp_path: Path) -> None:
+    lines = [line(1, visit_mean=1.0), line(2, visit_mean=1.25)]
+    for one in lines:
+        del one["rur_later"]
+    notes = compared([read_run("old", write_run(tmp_path / "old", lines))]).notes
+    assert "old (run-old): no RUR of later visits: the metrics lack it" in notes
 
 
 def test_configurations_are_compared_at_equal_steps_and_at_equal_responses(tmp_path: Path) -> None:
@@ -73,6 +82,20 @@ def test_configurations_are_compared_at_equal_steps_and_at_equal_responses(tmp_p
     assert comparison.notes[-1].startswith(
         "at step 2 the accuracy of lean (run-lean-0) is interpolated between measured"
     )
+
+
+def test_runs_of_unknown_cost_are_compared_at_equal_steps_only(tmp_path: Path) -> None:
+    new = run_of(tmp_path, "new", {0: 0.0, 4: 0.8})
+    older = [{"step": step, "seconds": 1.0, "total_responses": 8.0} for step in range(1, 5)]
+    path = write_run(tmp_path / "old", older)
+    write_evaluation(path / "evaluation", {"0": measured("run-old", 0, 0.0), "4": measured("run-old", 4, 0.4)})
+    old = read_run("old", path)
+    comparison = compared([new, old])
+    assert comparison.accuracy == Accuracy("sums", "sampled", step=4, responses=32.0)
+    first, second = comparison.rows
+    assert (first.at_equal_responses, second.at_equal_responses) == (first.final, None)
+    assert (second.at_equal_steps, second.responses_per_step, second.tokens) == (second.final, None, None)
+    assert compared([replace(new, name="both"), replace(old, name="both")]).rows[0].at_equal_responses is None
 
 
 def test_the_accuracy_of_a_configuration_stands_over_the_mean_cost_of_its_runs(tmp_path: Path) -> None:
@@ -122,11 +145,11 @@ def test_runs_of_one_name_that_are_no_seeds_of_one_configuration_are_noted(tmp_p
 
 
 def test_runs_that_are_short_running_or_damaged_are_noted(tmp_path: Path) -> None:
-    older = {"step": 2, "seconds": 1.0, "total_responses": 16.0, "total_response_tokens": 80.0, "rur": 0.5}
+    older = {"step": 2, "seconds": 1.0, "rur": 0.5}
     path = write_run(tmp_path / "a", [line(1), older], is_finished=False)
     write_evaluation(path / "evaluation", {"ahead": measured("run-a", 3, 0.5)})
     longer = read_run("a", write_run(tmp_path / "b", [line(1), line(2), line(3)], seed=1))
-    taken = "is taken, which may leave out discarded groups and earlier starts of the learner"
+    unknown = "that cost is unknown, and seconds may leave out earlier starts of the learner"
     notes = [note.partition("): ")[2] or note for note in compared([read_run("a", path), longer]).notes]
     assert notes == [
         "not finished: the figures are those of its first 2 steps",
@@ -135,13 +158,20 @@ def test_runs_that_are_short_running_or_damaged_are_noted(tmp_path: Path) -> Non
         "entropy is missing in 1 of 2 steps",
         "response length is missing in 1 of 2 steps",
         "lag is missing in 1 of 2 steps",
-        f"1 of 2 steps lack generated_responses: total_responses {taken}",
-        f"1 of 2 steps lack generated_tokens: total_response_tokens {taken}",
+        f"steps lack generated_responses, generated_tokens, as in runs that an earlier release began: {unknown}",
         "measured at steps that its metrics lack (3): their cost is unknown",
-        "seconds count from each start of the learner anew: its wall-clock time is too short",
         "runs of a are of 2, 3 steps: its curves end where the shortest does",
         "a (run-b) has no held-out accuracy on sums, sampled: it is left out there",
     ]
+
+
+def test_a_step_that_only_lacks_seconds_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    one = line(1)
+    del one["seconds"]
+    path = write_run(tmp_path / "a", [one])
+    write_evaluation(path / "evaluation", {"one": measured("run-a", 1, 0.5)})
+    (note,) = compared([read_run("a", path)]).notes
+    assert note.startswith("a (run-a): steps lack seconds, as in runs that an earlier release began: that cost is")
 
 
 def test_measurements_that_are_not_alike_are_noted(tmp_path: Path) -> None:

@@ -175,6 +175,18 @@ def test_lags_are_between_the_weights_and_the_step_that_trains(config: RunConfig
     ]
 
 
+def test_lags_of_a_batch_of_two_updates_are_those_of_its_start(tmp_path: Path, open_intake: OpenIntake) -> None:
+    config = make_config(tmp_path, updates=2)
+    intake = open_intake(config)
+    version = publish(intake, 0)
+    for _ in range(4):
+        lease = intake.grant(b"a", now=0.0)
+        assert lease is not None
+        intake.accept(b"a", answer(lease, version, SOME))
+    assert intake.commit_batch(0)
+    assert [group.lags for group in shown_groups(intake.store, config, Selection(count=4))] == [(0, 0)] * 4
+
+
 def test_of_a_deleted_group_rewards_and_advantages_stay(config: RunConfig) -> None:
     intake = make_intake(config, segment_bytes=1)
     train(intake, [SOME, SOME], [SOME, SOME])

@@ -115,6 +115,18 @@ def test_what_was_generated_is_counted_over_restarts(tmp_path: Path, open_intake
         intake.store.close()
 
 
+def test_tokens_of_a_run_that_began_without_counting_them_stay_unknown(tmp_path: Path, open_intake: OpenIntake) -> None:
+    config = make_config(tmp_path)
+    intake = open_intake(config)
+    version = publish(intake, step=0)
+    for lease in leases_of(intake)[:1]:
+        intake.accept(b"a", answer(lease, version))
+    intake.store._db.execute("DELETE FROM meta WHERE key = 'generated_tokens'")
+    intake.store.close()
+    intake = open_intake(config)
+    assert (intake.generated_responses, intake.generated_tokens) == (2, None)
+
+
 def test_versions_that_the_trainer_repeats_after_a_crash_are_not_offered_before_it_has_caught_up(
     tmp_path: Path, open_intake: OpenIntake
 ) -> None:

@@ -7,6 +7,8 @@ import pytest
 from dcpo_async.errors import ConfigError
 from learner.launcher import Devices, described, parsed
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+
 
 def test_a_setting_can_be_given_without_a_configuration_file() -> None:
     config, devices, options = parsed(["--training.learning_rate", "2e-6", "--folder", "elsewhere", "--keys", "keys"])
@@ -45,6 +47,9 @@ def test_the_line_about_the_algorithm_names_the_correction_and_its_thresholds() 
     )
     masked, _, _ = parsed([*words, "--algorithm.correction", "masked"])
     assert described(masked).endswith("masked correction, π_old/π_behavior within 0.5 to 5")
+    dapo, _, _ = parsed([str(CONFIGS / "dapo.toml"), "--algorithm.zero_advantages", "true"])
+    assert "token mean; dynamic sampling; 512 tokens of overlong shaping; CONTROL: every advantage" in described(dapo)
+    assert "; response sum; " in described(parsed([str(CONFIGS / "otm-only.toml")])[0])
     assert described(parsed([])[0]).endswith(
         "U 1, max_lag 4; old = behavior: the ratio to the engine's log-probs corrects, and the clip bounds it"
     )

@@ -1,10 +1,12 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learner.logprobs import PolicyModel, token_logprobs
+from dcpo_async.config import AlgorithmSettings
+from learner.logprobs import PolicyModel, correction, token_logprobs
 
 
 def llama(tied: bool = False) -> LlamaForCausalLM:
@@ -80,3 +82,20 @@ def test_policy_logprobs_of_a_padded_batch_are_those_of_plain_transformers(tied:
     )
     torch.testing.assert_close(logprobs.double(), torch.cat(expected), atol=1e-5, rtol=0)
     assert entropy.min() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({"old": "behavior"}, None),
+        ({"old": "proximal", "correction": "none"}, None),
+        ({"old": "proximal", "importance_cap": 1.5}, [1.5, 0.25]),
+        ({"old": "proximal", "correction": "masked", "importance_mask": (0.5, 3.0)}, [3.0, 0.0]),
+    ],
+)
+def test_the_correction_is_the_one_that_the_settings_name(
+    settings: dict[str, Any], weights: list[float] | None
+) -> None:
+    old, behavior = torch.tensor([0.6, 0.05]).log(), torch.tensor([0.2, 0.2]).log()
+    found = correction(AlgorithmSettings(**settings))
+    assert weights == (found if found is None else pytest.approx(found(old, behavior).tolist()))

@@ -89,6 +89,13 @@ def test_old_logprobs_that_were_not_computed_yet_are_nan_and_stored_ones_are_use
     assert found.old_logprobs.tolist() == [-1.0, -2.0]
 
 
+@pytest.mark.parametrize(("updates", "lag"), [(1, 2), (2, 1)])
+def test_the_lag_of_a_step_is_that_of_the_start_of_its_batch(tmp_path: Path, updates: int, lag: int) -> None:
+    config = make_config(tmp_path, updates=updates)
+    (sample, _) = step_samples([step_group(0, response(2), response(2))], 7, config, {3: 5})
+    assert sample.token_lags.tolist() == [lag, lag]
+
+
 def test_metrics_of_a_step_by_hand() -> None:
     mixed = Response(
         np.arange(2, dtype=np.int32),
