@@ -27,6 +27,9 @@ SHARE_MARGIN = 0.02
 LEGEND_CHARACTERS = 140
 """In one row of a legend, about."""
 TOKENS = "generated tokens"
+TCR = "TCR, logarithmic above 0.01 %"
+LINEAR_TCR = 1e-4
+"""Algorithms clip shares of tokens that lie orders of magnitude apart, and none at all in some steps."""
 BAND = "Thin lines are single runs; the band is Student's 95 % interval over a configuration's runs"
 ACCURACY = (
     "Held-out accuracy",
@@ -52,7 +55,7 @@ TRAINING = {
         Metric("rur_later", "second and later visits", "RUR", is_share=True),
     ),
     "Token clipping ratio (TCR) and entropy": (
-        Metric("tcr", "token clipping ratio", "TCR", is_share=True),
+        Metric("tcr", "token clipping ratio", TCR, is_share=True),
         Metric("entropy", "entropy", "nats per token"),
     ),
     "Response length and lag": (
@@ -172,6 +175,8 @@ def _drawn(title: str, caption: str, panels: Sequence[Panel], rows: Sequence[Row
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
+    if panel.y_label == TCR:
+        axes.set_yscale("symlog", linthresh=LINEAR_TCR)
     for place, lines in enumerate(panel.lines):
         for curve in lines.runs if len(lines.runs) > 1 else ():
             axes.plot(curve.x, _means(curve), color=color(place), linewidth=0.7, alpha=0.35)
@@ -192,7 +197,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
     if panel.x_label == TOKENS:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if panel.is_share:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        is_small = panel.y_label == TCR
+        axes.yaxis.set_major_formatter((lambda share, _: f"{100 * share:g}%") if is_small else PercentFormatter(1.0))
 
 
 def _line(place: int, xs: Sequence[float], ys: Sequence[float], *, is_measured: bool) -> Line2D:
