@@ -235,10 +235,13 @@ def _notes_on_settings(by_name: dict[str, tuple[ComparedRun, ...]], settings: di
     for key, values in settings.items():
         if not key.startswith(SHOWN_SECTIONS):
             yield f"configurations differ in {key} too: {_by_name(list(by_name), values)}"
+    beside_the_seed: dict[tuple[str, str], list[str]] = {}
     for name, members in by_name.items():
         for key, values in _differing(members).items():
-            found = ", ".join(values)
-            yield f"runs of {name} are no mere seeds of one configuration, they differ in {key}: {found}"
+            beside_the_seed.setdefault((key, ", ".join(values)), []).append(name)
+    for (key, found), names in beside_the_seed.items():
+        yield f"runs of {', '.join(names)} are no mere seeds of one configuration, they differ in {key}: {found}"
+    for name, members in by_name.items():
         seeds = [run.config.seed for run in members]
         if len(set(seeds)) < len(seeds):
             yield f"runs of {name} share a seed ({', '.join(map(str, seeds))}): the interval takes them for independent"

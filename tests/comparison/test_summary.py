@@ -135,6 +135,20 @@ def test_settings_that_differ_are_told_and_those_beyond_the_algorithm_noted(tmp_
     assert "configurations differ in training.deepspeed.steps_per_print too: a None, b 9" in comparison.notes
 
 
+def test_what_differs_beside_the_seed_in_several_configurations_is_one_note(tmp_path: Path) -> None:
+    runs = []
+    for name in ("a", "b"):
+        for seed in (0, 1):
+            data = {"source": f"problems-{seed}.jsonl"}
+            folder = write_run(tmp_path / f"{name}{seed}", [line(1)], run_id=f"{name}{seed}", seed=seed, data=data)
+            runs.append(read_run(name, folder))
+    found = [note for note in compared(runs).notes if "no mere seeds" in note]
+    assert found == [
+        "runs of a, b are no mere seeds of one configuration, they differ in data.source: problems-0.jsonl, "
+        "problems-1.jsonl"
+    ]
+
+
 def test_runs_of_one_name_that_are_no_seeds_of_one_configuration_are_noted(tmp_path: Path) -> None:
     first = read_run("a", write_run(tmp_path / "a", [line(1)]))
     second = read_run("a", write_run(tmp_path / "b", [line(1)], algorithm={"epsilon_low": 0.2}))
