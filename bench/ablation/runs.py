@@ -8,10 +8,9 @@ from pathlib import Path
 
 from bench.ablation.arms import DEMO, Arm, Settings, settings_of, words
 from dcpo_async.config import load_config
-from dcpo_async.demo.services import free_address, measure, run_to_end, train
+from dcpo_async.demo.services import free_address, measure, train, warm_up
 from dcpo_async.errors import ConfigError
 from dcpo_async.metrics import write_json
-from dcpo_async.processes import module_argv
 from dcpo_async.weights.manifest import Manifest
 
 WARM_UP_STEPS = 250
@@ -70,9 +69,8 @@ async def _warm_up(plan: Plan, seed: int) -> None:
     # Written last.
     if (start / "model" / "tokenizer_config.json").exists():
         return
-    argv = module_argv("dcpo_async.demo.warmup", str(start), "--seed", str(seed), "--steps", str(WARM_UP_STEPS))
     start.mkdir(parents=True, exist_ok=True)
-    await run_to_end("warm-up", argv, plan.out / "logs" / f"start-seed{seed}.log")
+    await warm_up(start, seed, WARM_UP_STEPS, plan.out / "logs" / f"start-seed{seed}.log")
 
 
 async def _train(plan: Plan, arm: Arm, seed: int, places: asyncio.Semaphore) -> None:

@@ -14,10 +14,9 @@ from rich.live import Live
 from dcpo_async.config import RunConfig, load_config
 from dcpo_async.demo.display import read_status, run_table
 from dcpo_async.demo.plot import plot_curves
-from dcpo_async.demo.services import free_address, measure, run_to_end, train
+from dcpo_async.demo.services import free_address, measure, train, warm_up
 from dcpo_async.errors import ConfigError
 from dcpo_async.metrics import read_metrics, write_json
-from dcpo_async.processes import module_argv
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.toml"
 EVALUATION_SAMPLES = 8
@@ -96,10 +95,9 @@ class Demo:
         self.console.print(f"[bold]{stage}[/bold] [{time.monotonic() - self.started:5.0f} s] {text}", highlight=False)
 
     async def _make_model(self) -> None:
-        words = [str(self.out), "--seed", str(self.options.seed), "--steps", str(self.options.warm_up_steps)]
         with self.console.status("warm-up …"):
-            argv = module_argv("dcpo_async.demo.warmup", *words)
-            await run_to_end("warm-up", argv, self.out / "logs" / "warm-up.log")
+            options, log = self.options, self.out / "logs" / "warm-up.log"
+            await warm_up(self.out, options.seed, options.warm_up_steps, log)
 
     def _settings(self, name: str, zero_advantages: bool) -> list[str]:
         """Overrides of the demo's configuration for one run."""

@@ -57,9 +57,16 @@ async def train(
     return config
 
 
-async def run_to_end(what: str, argv: Sequence[str], log: Path) -> None:
+async def warm_up(out: Path, seed: int, steps: int, log: Path) -> None:
+    """Write the demo's problems and its warm model into a folder; raises EngineError when that fails."""
+    argv = module_argv("dcpo_async.demo.warmup", str(out), "--seed", str(seed), "--steps", str(steps))
+    # Threads that spin while they wait for each other are many times slower where others use the cores too.
+    await run_to_end("warm-up", argv, log, {"OMP_WAIT_POLICY": "PASSIVE"})
+
+
+async def run_to_end(what: str, argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
     """Run one stage to its end; raises EngineError with the end of its log when it fails."""
-    process = await spawn(argv, log)
+    process = await spawn(argv, log, environment)
     try:
         code = await process.wait()
     finally:

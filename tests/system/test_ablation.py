@@ -19,6 +19,10 @@ def ablation(out: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "bench.ablation", "--out", str(out), "--seeds", "0", *words]
 
 
+def finished(words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+
+
 def cells(table: str) -> dict[str, list[str]]:
     """Cells of each row by its arm, the header's by "arm"."""
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
@@ -27,7 +31,7 @@ def cells(table: str) -> dict[str, list[str]]:
 
 def test_dcpo_learns_from_more_responses_clips_less_and_generates_less_than_its_rivals(tmp_path: Path) -> None:
     words = ablation(tmp_path / "out", "--only", "DCPO", "GRPO", "DAPO", "--steps", "40", "--every", "20")
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=380)
+    done = finished(words, seconds=380)
     assert done.returncode == 0, done.stdout + done.stderr
     table = cells(done.stdout)
     assert table.keys() == {"arm", "DCPO", "GRPO", "DAPO"}
@@ -64,7 +68,7 @@ def test_a_killed_ablation_goes_on_and_a_finished_one_prints_its_table_again(tmp
     words = ablation(tmp_path / "out", "--engine", "scripted", "--only", "DCPO", "GRPO", "--at-once", "1")
     words += ["--steps", "24", "--every", "8", "--samples", "1"]
     kill_after_a_batch(words, tmp_path / "out" / "dcpo-seed0")
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = finished(words, seconds=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert cells(done.stdout).keys() == {"arm", "DCPO", "GRPO"}
     killed, undisturbed = (read_metrics(tmp_path / "out" / f"{name}-seed0") for name in ("dcpo", "grpo"))
@@ -73,9 +77,9 @@ def test_a_killed_ablation_goes_on_and_a_finished_one_prints_its_table_again(tmp
     spent = [line["generated_responses"] for line in killed]
     assert spent == sorted(spent)
     began = time.monotonic()
-    again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    again = finished(words, seconds=100)
     assert cells(again.stdout) == cells(done.stdout)
     assert time.monotonic() - began < 60
-    other = subprocess.run([*words, "--every", "12"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    other = finished([*words, "--every", "12"], seconds=60)
     assert other.returncode != 0
     assert "choose another --out" in other.stderr
