@@ -39,12 +39,19 @@ def table(plan: Plan) -> str:
     accuracy = comparison.accuracy
     assert accuracy is not None
     assert accuracy.responses is not None
-    names = [name.format(step=accuracy.step, responses=accuracy.responses) for name in HEADER]
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     first = comparison.rows[0]
-    for row in comparison.rows:
-        lines.append("| " + " | ".join(_cells(row, first, accuracy)) + " |")
-    return "\n".join(lines)
+    names = [name.format(step=accuracy.step, responses=accuracy.responses) for name in HEADER]
+    summary = _markdown(names, [_cells(row, first, accuracy) for row in comparison.rows])
+    steps = range(plan.every, plan.steps + 1, plan.every)
+    by_step = _markdown(
+        ["accuracy, %; below the first arm, against it", *(f"step {step}" for step in steps)],
+        [[row.name, *(_against(row, first, accuracy, "steps", step) for step in steps)] for row in comparison.rows],
+    )
+    return f"{summary}\n\n{by_step}"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def _cells(row: Row, first: Row, accuracy: Accuracy) -> list[str]:
@@ -53,9 +60,9 @@ def _cells(row: Row, first: Row, accuracy: Accuracy) -> list[str]:
     return [
         row.name,
         written(row.at_equal_steps, scale=100),
-        _against(row, first, accuracy, "steps", accuracy.step),
+        "–" if row is first else _against(row, first, accuracy, "steps", accuracy.step),
         written(row.at_equal_responses, scale=100),
-        _against(row, first, accuracy, "responses", accuracy.responses),
+        "–" if row is first else _against(row, first, accuracy, "responses", accuracy.responses),
         written(row.metrics["rur"], scale=100),
         written(row.metrics["rur_later"], scale=100),
         written(across_runs([found.mean for found in later]) if later else None, ".3f"),
@@ -93,8 +100,9 @@ def later_advantages(run: ComparedRun) -> LaterAdvantages | None:
 
 
 def _against(row: Row, first: Row, accuracy: Accuracy, cost: Cost, x: float) -> str:
+    """The accuracy of the first arm, and what another one has more or less, paired by seed."""
     if row is first:
-        return "–"
+        return written(across_runs(list(_by_seed(row.runs, accuracy, cost, x).values())), scale=100)
     own, other = (_by_seed(each.runs, accuracy, cost, x) for each in (row, first))
     return written(across_runs([own[seed] - other[seed] for seed in own.keys() & other.keys()]), "+.1f", 100)
 

@@ -24,8 +24,9 @@ def finished(words: list[str], seconds: float) -> subprocess.CompletedProcess[st
 
 
 def cells(table: str) -> dict[str, list[str]]:
-    """Cells of each row by its arm, the header's by "arm"."""
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    """Cells of each row of the first table by its arm, the header's by "arm"."""
+    lines = [line for line in table.partition("\n\n")[0].splitlines() if line.startswith("| ") and "---" not in line]
+    rows = [line.strip("| ").split(" | ") for line in lines]
     return {name: values for name, *values in rows}
 
 
