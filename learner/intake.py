@@ -49,8 +49,8 @@ class Intake:
     Attributes:
         counts: what happened since this start, by name.
         published: versions that leases may ask for, oldest first; their steps go up.
-        generated_responses, generated_tokens: counted in all starts of the run, discarded groups included; tokens are
-            None where an earlier release, which did not count them, began the run.
+        generated_tokens: counted in all starts of the run, discarded groups included; None where an earlier release,
+            which did not count them, began it.
         version_steps: optimizer step of every version that was ever granted.
         table: open visits.
         quarantined: indices of prompts that are not leased any more.
@@ -70,7 +70,6 @@ class Intake:
             )
         self.config, self.prompts, self.store = config, prompts, store
         self.counts: Counter[str] = Counter()
-        self.generated_responses = store.num_groups() * config.sampling.group_size
         counted_tokens = store.meta("generated_tokens") or (None if store.num_groups() else "0")
         self.generated_tokens = None if counted_tokens is None else int(counted_tokens)
         self._num_discarded_in_a_row = 0
@@ -104,6 +103,11 @@ class Intake:
             state=SlotState(row.state),
             weights_step=row.weights_step,
         )
+
+    @property
+    def generated_responses(self) -> int:
+        """Counted in all starts of the run, discarded groups included."""
+        return self.store.num_groups() * self.config.sampling.group_size
 
     # ---- leases
 
@@ -291,10 +295,12 @@ class Intake:
         stats = self.store.reward_stats(prompt_id)
         algorithm = self.config.algorithm
         rewards = self._shaped_rewards(message)
-        advantages, stats = ADVANTAGES[algorithm.advantage](rewards, stats, algorithm.ddof)
-        if algorithm.half_life_visits is not None:
-            earlier = self.store.rewards_until(prompt_id, slot.visit - 1)
-            advantages = fading_advantages([*earlier, rewards], algorithm.half_life_visits, algorithm.ddof)
+        if algorithm.half_life_visits is None:
+            advantages, stats = ADVANTAGES[algorithm.advantage](rewards, stats, algorithm.ddof)
+        else:
+            groups = [*self.store.rewards_until(prompt_id, slot.visit - 1), rewards]
+            advantages = fading_advantages(groups, algorithm.half_life_visits, algorithm.ddof)
+            stats = stats.with_rewards(rewards)
         steps = [self.version_steps[version] for spans in message.segments for version, _ in spans]
         weights_step = min(steps, default=slot.weights_step)
         frames = tuple(bytes(frame) for frame in encode(envelope))
@@ -303,7 +309,6 @@ class Intake:
         self.table.accept(message.position, weights_step)
         self.counts["responses"] += len(message.rewards)
         self.counts["response_tokens"] += sum(message.lengths)
-        self.generated_responses += len(message.rewards)
         if self.generated_tokens is not None:
             self.generated_tokens += sum(message.lengths)
             self.store.set_meta("generated_tokens", str(self.generated_tokens))

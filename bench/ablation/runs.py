@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from dcpo_async.config import load_config
 from dcpo_async.demo.services import free_address, measure, train, warm_up
 from dcpo_async.errors import ConfigError
 from dcpo_async.metrics import write_json
-from dcpo_async.weights.manifest import Manifest
+from dcpo_async.weights.snapshot import prune, read_manifest, version_folder, versions
 
 WARM_UP_STEPS = 250
 
@@ -88,16 +87,13 @@ async def _train(plan: Plan, arm: Arm, seed: int, places: asyncio.Semaphore) -> 
             }
             actor_words = ("--engine", plan.engine, "--kv-cache-gib", "0.5")
             await train(DEMO, words(settings), plan.out / "logs", actor_words)
-    measured = set(_measured_versions(plan, folder).values())
-    for version in (folder / "weights").glob("v*"):
-        if version not in measured:
-            shutil.rmtree(version)
+    prune(folder / "weights", keep=1, protect=set(_measured_versions(plan, folder).values()))
 
 
-def _measured_versions(plan: Plan, folder: Path) -> dict[int, Path]:
-    """Folder of the newest version of every step that is measured; one that was trained again has several."""
-    manifests = sorted((folder / "weights").glob("v*/manifest.json"))
-    newest = {Manifest.model_validate_json(path.read_bytes()).step: path.parent for path in manifests}
+def _measured_versions(plan: Plan, folder: Path) -> dict[int, int]:
+    """The newest version of every step that is measured; a step that was trained again has several."""
+    store = folder / "weights"
+    newest = {read_manifest(version_folder(store, version)).step: version for version in versions(store)}
     return {step: version for step, version in newest.items() if step % plan.every == 0}
 
 
@@ -105,7 +101,7 @@ async def _measure(plan: Plan, seed: int) -> None:
     """Held-out accuracy of the kept versions of every arm, one engine for all."""
     folders = [plan.folder(arm, seed) for arm in plan.arms]
     models = {
-        f"{folder.name}-step{step:04d}": version
+        f"{folder.name}-step{step:04d}": version_folder(folder / "weights", version)
         for folder in folders
         for step, version in _measured_versions(plan, folder).items()
     }

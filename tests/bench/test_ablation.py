@@ -8,7 +8,7 @@ from bench.ablation.arms import ALGORITHMS, DEMO, LAGS, SUITES, Arm, settings_of
 from bench.ablation.table import later_advantages
 from dcpo_async.comparison.runs import ComparedRun
 from dcpo_async.config import RunConfig, load_config
-from tests.learner.small_run import answer, make_config, make_intake, publish
+from tests.learner.small_run import make_config, make_intake, train
 
 
 def config_of(arm: Arm) -> RunConfig:
@@ -42,15 +42,7 @@ def test_arms_of_lag_have_the_lag_and_the_correction_of_their_names() -> None:
 def test_later_advantages_are_those_of_second_and_later_visits(tmp_path: Path) -> None:
     config = make_config(tmp_path, groups_per_step=2, max_lag=0)
     intake = make_intake(config, num_prompts=2)
-    rewards = {(0, 1): (1.0, 0.0), (1, 1): (1.0, 0.0), (0, 2): (1.0, 1.0), (1, 2): (1.0, 0.0)}
-    for step in range(2):
-        version = publish(intake, step)
-        for _ in range(2):
-            lease = intake.grant(b"a", 0.0)
-            assert lease is not None
-            index = int(lease.prompt_id.removeprefix("prompt-"))
-            intake.accept(b"a", answer(lease, version, rewards[index, lease.visit]))
-        assert intake.commit_batch(step)
+    train(intake, [(1.0, 0.0), (1.0, 0.0)], [(1.0, 1.0), (1.0, 0.0)])
     intake.store.close()
     run = ComparedRun("DCPO", tmp_path, "run", True, config, (), (), ())
     found = later_advantages(run)

@@ -1,6 +1,5 @@
 """Which groups of a ledger are chosen, and what is said of each."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,22 +9,9 @@ from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError
 from learner.inspection import Outcome, Selection, shown_groups
 from learner.intake import Intake
-from tests.learner.small_run import OpenIntake, answer, make_config, make_intake, publish
+from tests.learner.small_run import OpenIntake, answer, make_config, make_intake, publish, train
 
-TEXT = r"It is \boxed{{index}}"
 ALL, NONE, SOME = (1.0, 1.0), (0.0, 0.0), (1.0, 0.0)
-
-
-def train(intake: Intake, *steps: Sequence[Sequence[float]]) -> None:
-    """Go on by these steps, each with the rewards of its groups; weights are published after every step."""
-    for groups in steps:
-        step = intake.store.next_batch_step()
-        version = publish(intake, step)
-        for rewards in groups:
-            lease = intake.grant(b"a", now=0.0)
-            assert lease is not None
-            assert intake.accept(b"a", answer(lease, version, rewards, text=TEXT)).outcome == "accepted"
-        assert intake.commit_batch(step)
 
 
 @pytest.fixture
@@ -136,7 +122,7 @@ def test_a_group_has_its_texts_answers_reasons_rewards_and_advantages(
     config: RunConfig, open_intake: OpenIntake
 ) -> None:
     intake = open_intake(config)
-    train(intake, [SOME, ALL])
+    train(intake, [SOME, ALL], text=r"It is \boxed{{index}}")
     first, second = shown_groups(intake.store, config, Selection(step=1))
     assert (first.problem, first.reference) == (f"problem {first.reference}", first.visit.prompt_id.split("-")[1])
     right, wrong = first.responses

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from learner.show import main, readable
-from tests.learner.small_run import answer, make_config, make_intake, publish
+from tests.learner.small_run import answer, make_config, make_intake, publish, train
 
 
 @pytest.fixture
@@ -14,12 +14,7 @@ def run(tmp_path: Path) -> Path:
     """A run of two steps over two prompts: each is visited twice, first with one right response and then with two."""
     config = make_config(tmp_path, groups_per_step=1, max_lag=1)
     intake = make_intake(config, num_prompts=2)
-    for step, rewards in enumerate([(1.0, 0.0), (1.0, 0.0), (1.0, 1.0), (1.0, 1.0)]):
-        version = publish(intake, step)
-        lease = intake.grant(b"a", now=0.0)
-        assert lease is not None
-        intake.accept(b"a", answer(lease, version, rewards))
-        assert intake.commit_batch(step)
+    train(intake, [(1.0, 0.0)], [(1.0, 0.0)], [(1.0, 1.0)], [(1.0, 1.0)])
     intake.store.close()
     (tmp_path / "config.json").write_text(config.model_dump_json())
     return tmp_path

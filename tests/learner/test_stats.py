@@ -8,7 +8,7 @@ from pyarrow import csv, parquet
 
 from dcpo_async.config import RunConfig
 from learner.stats import main, pass_rate_shares
-from tests.learner.small_run import answer, make_config, make_intake, publish
+from tests.learner.small_run import make_config, make_intake, train
 
 
 @pytest.fixture
@@ -20,12 +20,7 @@ def config(tmp_path: Path) -> RunConfig:
 def run(config: RunConfig) -> Path:
     """A run of one prompt with three visits; its learner has gone."""
     intake = make_intake(config, num_prompts=1)
-    for step, rewards in enumerate(((1.0, 0.0), (1.0, 1.0), (0.0, 0.0))):
-        version = publish(intake, step)
-        lease = intake.grant(b"a", now=0.0)
-        assert lease is not None
-        intake.accept(b"a", answer(lease, version, rewards))
-        assert intake.commit_batch(step)
+    train(intake, [(1.0, 0.0)], [(1.0, 1.0)], [(0.0, 0.0)])
     intake.store.close()
     return config.folder
 
