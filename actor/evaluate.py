@@ -22,8 +22,8 @@ from dcpo_async.evaluation.results import ResultsFolder
 from dcpo_async.metrics import MetricsWriter
 from dcpo_async.model_folder import model_folder
 from dcpo_async.prompts import PRESETS, LoadedProblems, load, problem_source
-from dcpo_async.protocol.security import check_address, load_client_keys
 from dcpo_async.records import Sampling
+from dcpo_async.transport.security import check_address, load_client_keys
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
 from dcpo_async.weights.snapshot import model_digest, verify
 

@@ -15,7 +15,7 @@ from actor.engines import add_engine_arguments, engine_words
 from dcpo_async.devices import checked_gpus, cuda_environment
 from dcpo_async.errors import ConfigError, DcpoError, EngineError
 from dcpo_async.processes import kill_group, last_lines, module_argv, spawn, stop
-from dcpo_async.protocol.security import check_address, load_client_keys
+from dcpo_async.transport.security import check_address, load_client_keys
 
 log = logging.getLogger("actor")
 

@@ -13,10 +13,10 @@ from typing import Self
 
 from actor.weight_puller import WeightPuller, default_cache_folder
 from dcpo_async.errors import PeerLostError, ProtocolError, RefusedError, VersionMismatchError, WeightsError
-from dcpo_async.protocol.channel import DealerChannel
 from dcpo_async.protocol.messages import Envelope, Hello, Welcome
-from dcpo_async.protocol.security import CurveClient
 from dcpo_async.protocol.session import ActorSession, Dismissed, Event, Joined, NewVersion, Refused
+from dcpo_async.transport.security import CurveClient
+from dcpo_async.transport.zmq_channel import DealerChannel
 from dcpo_async.weights.manifest import Manifest
 
 log = logging.getLogger(__name__)

@@ -28,9 +28,7 @@ from dcpo_async.errors import (
     WeightsError,
 )
 from dcpo_async.grading import MAX_RESPONSE_CHARS, GradingPool, Verdict, reward_of
-from dcpo_async.protocol.channel import DealerChannel
 from dcpo_async.protocol.messages import Envelope, Hello, Welcome
-from dcpo_async.protocol.security import CurveClient, load_client_keys
 from dcpo_async.protocol.session import (
     ActorSession,
     Dismissed,
@@ -42,6 +40,8 @@ from dcpo_async.protocol.session import (
     Refused,
 )
 from dcpo_async.records import Group, Lease, Response, Sampling
+from dcpo_async.transport.security import CurveClient, load_client_keys
+from dcpo_async.transport.zmq_channel import DealerChannel
 
 log = logging.getLogger("actor")
 

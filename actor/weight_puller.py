@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcpo_async.errors import PeerLostError, ProtocolError, RefusedError, WeightsError
-from dcpo_async.protocol.interfaces import Dealer
 from dcpo_async.protocol.messages import (
     ChunkMessage,
     ChunkWant,
@@ -25,6 +24,7 @@ from dcpo_async.protocol.messages import (
     Message,
     Reject,
 )
+from dcpo_async.transport.interfaces import Dealer
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
 from dcpo_async.weights.snapshot import (
     discard,

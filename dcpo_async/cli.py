@@ -140,7 +140,7 @@ def _data_check(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _keygen(options: argparse.Namespace, rest: list[str]) -> int:
-    from dcpo_async.protocol.channel import generate_keys
+    from dcpo_async.transport.zmq_channel import generate_keys
 
     _refuse(rest)
     generate_keys(options.folder)

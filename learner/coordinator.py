@@ -13,7 +13,6 @@ from dcpo_async.config import RunConfig
 from dcpo_async.errors import PeerLostError, ProtocolError, TrainerError, VersionMismatchError
 from dcpo_async.metrics import MetricsWriter, write_json
 from dcpo_async.protocol.conversion import lease_to_message
-from dcpo_async.protocol.interfaces import Received, Router
 from dcpo_async.protocol.messages import (
     Array,
     Bye,
@@ -39,6 +38,7 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.protocol.session import CoordinatorSession
 from dcpo_async.records import TrainingSample
+from dcpo_async.transport.interfaces import Received, Router
 from learner.batches import split_by_tokens
 from learner.intake import Intake
 from learner.leases import SlotState

@@ -9,7 +9,6 @@ from itertools import accumulate
 import numpy as np
 
 from dcpo_async.errors import PeerLostError, ProtocolError, TrainerError
-from dcpo_async.protocol.interfaces import Dealer
 from dcpo_async.protocol.messages import (
     Array,
     Envelope,
@@ -23,6 +22,7 @@ from dcpo_async.protocol.messages import (
     VersionWant,
 )
 from dcpo_async.records import TrainingSample
+from dcpo_async.transport.interfaces import Dealer
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from dcpo_async.metrics import write_json
 from dcpo_async.model_folder import load_tokenizer, model_folder
 from dcpo_async.processes import kill_group, last_lines, module_argv, spawn, stop
 from dcpo_async.prompts import LoadedProblems, encode_prompts
-from dcpo_async.protocol.channel import RouterChannel
-from dcpo_async.protocol.security import load_server_keys
+from dcpo_async.transport.security import load_server_keys
+from dcpo_async.transport.zmq_channel import RouterChannel
 from learner.problems import training_problems
 
 if TYPE_CHECKING:

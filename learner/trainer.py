@@ -32,7 +32,6 @@ from dcpo_async.config import RunConfig
 from dcpo_async.errors import DcpoError, TrainerError
 from dcpo_async.metrics import write_json
 from dcpo_async.processes import die_with_parent
-from dcpo_async.protocol.channel import DealerChannel
 from dcpo_async.protocol.messages import (
     Checkpointed,
     OldLogprobs,
@@ -42,6 +41,7 @@ from dcpo_async.protocol.messages import (
     concatenated,
 )
 from dcpo_async.records import TrainingSample
+from dcpo_async.transport.zmq_channel import DealerChannel
 from dcpo_async.weights.snapshot import prune, remove_unfinished, write_snapshot
 from learner.checkpoint import (
     CheckpointLayout,

@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcpo_async.errors import DcpoError, PeerLostError, ProtocolError, WeightsError
-from dcpo_async.protocol.channel import RouterChannel
-from dcpo_async.protocol.interfaces import Received, Router
 from dcpo_async.protocol.messages import (
     ChunkMessage,
     ChunkWant,
@@ -24,7 +22,9 @@ from dcpo_async.protocol.messages import (
     Message,
     Reject,
 )
-from dcpo_async.protocol.security import load_server_keys
+from dcpo_async.transport.interfaces import Received, Router
+from dcpo_async.transport.security import load_server_keys
+from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.manifest import Manifest
 from dcpo_async.weights.snapshot import newest_version, read_manifest, version_folder
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for part in ("dcpo_async", "actor", "learner") for path in (ROOT / part).rglob("*.py"))
 OWNERS = {
-    "zmq": ("dcpo_async/protocol/channel.py",),
+    "zmq": ("dcpo_async/transport/zmq_channel.py",),
     "msgpack": ("dcpo_async/protocol/codec.py",),
     "vllm": ("actor/vllm_engine.py",),
     "deepspeed": ("learner/trainer.py",),

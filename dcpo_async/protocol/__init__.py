@@ -1,1 +1,1 @@
-"""How actors and learner talk: messages, codec, session state machines, and the channels that carry them."""
+"""How actors and learner talk: messages, codec, session state machines; without I/O."""

@@ -12,7 +12,6 @@ import torch
 from actor.run_follower import RunFollower
 from actor.weight_puller import default_cache_folder
 from dcpo_async.errors import RefusedError
-from dcpo_async.protocol.channel import RouterChannel
 from dcpo_async.protocol.messages import (
     Bye,
     Envelope,
@@ -22,6 +21,7 @@ from dcpo_async.protocol.messages import (
     Reject,
     VersionMessage,
 )
+from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.manifest import Manifest
 from dcpo_async.weights.snapshot import versions, write_snapshot
 from learner.weight_server import serve

@@ -15,10 +15,10 @@ import torch
 
 from actor.weight_puller import WeightPuller, default_cache_folder
 from dcpo_async.errors import RefusedError, WeightsError
-from dcpo_async.protocol.channel import DealerChannel, RouterChannel
-from dcpo_async.protocol.interfaces import Dealer, Router
-from dcpo_async.protocol.memory_channel import Faults, MemoryNetwork
 from dcpo_async.protocol.messages import ChunkMessage, ChunkWant, Envelope, ManifestWant
+from dcpo_async.transport.interfaces import Dealer, Router
+from dcpo_async.transport.memory_channel import Faults, MemoryNetwork
+from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel
 from dcpo_async.weights.manifest import Manifest
 from dcpo_async.weights.snapshot import write_snapshot
 from learner.weight_server import serve

@@ -18,8 +18,6 @@ from dcpo_async.config import RunConfig
 from dcpo_async.errors import PeerLostError, ProtocolError, StoreError, VersionMismatchError
 from dcpo_async.metrics import read_metrics
 from dcpo_async.protocol.conversion import group_from_message, lease_from_message
-from dcpo_async.protocol.interfaces import Received
-from dcpo_async.protocol.memory_channel import Faults, MemoryDealer, MemoryNetwork, MemoryRouter
 from dcpo_async.protocol.messages import (
     Ack,
     Array,
@@ -49,6 +47,8 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.protocol.session import ActorSession, LeaseGranted
 from dcpo_async.records import Lease
+from dcpo_async.transport.interfaces import Received
+from dcpo_async.transport.memory_channel import Faults, MemoryDealer, MemoryNetwork, MemoryRouter
 from learner.coordinator import Coordinator, TokenRate
 from learner.coordinator_link import samples_of
 from learner.intake import Intake

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 
 from dcpo_async.errors import ProtocolError, TrainerError
-from dcpo_async.protocol.interfaces import Router
-from dcpo_async.protocol.memory_channel import MemoryNetwork
 from dcpo_async.protocol.messages import (
     Envelope,
     Message,
@@ -20,6 +18,8 @@ from dcpo_async.protocol.messages import (
     VersionWant,
 )
 from dcpo_async.records import TrainingSample
+from dcpo_async.transport.interfaces import Router
+from dcpo_async.transport.memory_channel import MemoryNetwork
 from learner.coordinator_link import CoordinatorLink, samples_of
 from learner.samples import shard_message
 

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 from dcpo_async.config import RunConfig
 from dcpo_async.processes import kill_group, last_lines, module_argv, spawn
-from dcpo_async.protocol.channel import RouterChannel
 from dcpo_async.protocol.messages import (
     Array,
     Checkpointed,
@@ -32,6 +31,7 @@ from dcpo_async.protocol.messages import (
     VersionWant,
 )
 from dcpo_async.records import TrainingSample
+from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.snapshot import version_folder, versions
 from learner.batches import split_by_tokens
 from learner.samples import shard_message

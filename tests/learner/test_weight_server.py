@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcpo_async.protocol.channel import DealerChannel
-from dcpo_async.protocol.memory_channel import MemoryDealer, MemoryNetwork
 from dcpo_async.protocol.messages import (
     Bye,
     ChunkMessage,
@@ -22,6 +20,8 @@ from dcpo_async.protocol.messages import (
     Message,
     Reject,
 )
+from dcpo_async.transport.memory_channel import MemoryDealer, MemoryNetwork
+from dcpo_async.transport.zmq_channel import DealerChannel
 from dcpo_async.weights.manifest import Manifest
 from dcpo_async.weights.snapshot import write_snapshot
 from learner.weight_server import main, serve

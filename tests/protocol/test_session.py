@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from dcpo_async.errors import ProtocolError, UnreachableError
 from dcpo_async.protocol.codec import decode, encode
 from dcpo_async.protocol.conversion import lease_to_message
-from dcpo_async.protocol.memory_channel import Faults
 from dcpo_async.protocol.messages import (
     Ack,
     Bye,
@@ -37,6 +36,7 @@ from dcpo_async.protocol.session import (
 )
 from dcpo_async.protocol.transitions import ActorState, CoordinatorState
 from dcpo_async.records import Group, Lease, Response, VersionSegment
+from dcpo_async.transport.memory_channel import Faults
 
 HELLO = Hello(session_id="s", host="h", engine="scripted")
 WELCOME = Welcome(

@@ -11,9 +11,9 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 
 from dcpo_async.errors import ConfigError, PeerLostError, ProtocolError
 from dcpo_async.protocol.codec import Frame, decode, encode
-from dcpo_async.protocol.interfaces import Received
 from dcpo_async.protocol.messages import Envelope
-from dcpo_async.protocol.security import CurveClient, CurveServer, check_address, write_keys
+from dcpo_async.transport.interfaces import Received
+from dcpo_async.transport.security import CurveClient, CurveServer, check_address, write_keys
 
 MAX_RECEIVED = 256
 """Messages handed over at once; the caller's other duties wait no longer than these take."""

@@ -6,8 +6,8 @@ from collections import deque
 
 from dcpo_async.errors import PeerLostError, ProtocolError
 from dcpo_async.protocol.codec import Frame, decode, encode
-from dcpo_async.protocol.interfaces import Received
 from dcpo_async.protocol.messages import Envelope
+from dcpo_async.transport.interfaces import Received
 
 QUEUED_MESSAGES = 256
 """Messages that wait at one end before a sender counts it as lost."""

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from dcpo_async.errors import ConfigError
-from dcpo_async.protocol.channel import generate_keys
-from dcpo_async.protocol.security import check_address, load_client_keys, load_server_keys
+from dcpo_async.transport.security import check_address, load_client_keys, load_server_keys
+from dcpo_async.transport.zmq_channel import generate_keys
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from dcpo_async.errors import ConfigError, PeerLostError, ProtocolError
-from dcpo_async.protocol.channel import DealerChannel, RouterChannel, generate_keys
-from dcpo_async.protocol.interfaces import Received
 from dcpo_async.protocol.messages import Bye, ChunkMessage, Envelope, Want
-from dcpo_async.protocol.security import load_client_keys, load_server_keys
+from dcpo_async.transport.interfaces import Received
+from dcpo_async.transport.security import load_client_keys, load_server_keys
+from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel, generate_keys
 
 LIMIT = 1 << 20
 WANT = Envelope(Want(num_leases=3), run_id="run", incarnation=1)

@@ -1,9 +1,9 @@
 import pytest
 
 from dcpo_async.errors import PeerLostError, ProtocolError
-from dcpo_async.protocol.interfaces import Received
-from dcpo_async.protocol.memory_channel import Faults, MemoryNetwork
 from dcpo_async.protocol.messages import Bye, Envelope, Want
+from dcpo_async.transport.interfaces import Received
+from dcpo_async.transport.memory_channel import Faults, MemoryNetwork
 
 
 def want(number: int) -> Envelope:

@@ -1,0 +1,1 @@
+"""Envelopes over sockets, or in memory: what carries the protocol."""
