@@ -67,10 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(command=_status)
 
     show = commands.add_parser("show", help="read what a run's model writes, and what it got for it", add_help=False)
-    show.set_defaults(command=_become("learner.show"))
+    show.set_defaults(command=_become("learner.reports.show"))
 
     stats = commands.add_parser("stats", help="statistics of every prompt of a run, as tables and plot", add_help=False)
-    stats.set_defaults(command=_become("learner.stats"))
+    stats.set_defaults(command=_become("learner.reports.stats"))
 
     compare = commands.add_parser("compare", help="put runs side by side: one HTML file of tables and curves")
     compare.add_argument(

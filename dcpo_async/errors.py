@@ -41,11 +41,11 @@ class EngineError(DcpoError):
     """The generation engine failed or died."""
 
 
-class StoreError(ConfigError):
+class LedgerError(ConfigError):
     """The ledger on disk is in use, of another run, damaged, or cannot be written; starting again does not help."""
 
 
-class ReleasedError(StoreError):
+class ReleasedError(LedgerError):
     """The arrays of a group were deleted, since every retained checkpoint contains it; its rows stand."""
 
 

@@ -39,11 +39,11 @@ from dcpo_async.protocol.messages import (
 from dcpo_async.protocol.session import CoordinatorSession
 from dcpo_async.records import TrainingSample
 from dcpo_async.transport.interfaces import Received, Router
-from learner.batches import split_by_tokens
 from learner.intake import Intake
-from learner.leases import SlotState
 from learner.regrading import Regrader
 from learner.samples import shard_message, step_metrics, step_samples
+from learner.scheduling.batches import split_by_tokens
+from learner.scheduling.leases import SlotState
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Coordinator:
         try:
             await part
         except Exception:
-            self.intake.store.abandon()
+            self.intake.ledger.abandon()
             raise
 
     async def _serve(self, router: Router, answer: Callable[[bytes, Envelope], None]) -> None:
@@ -185,7 +185,7 @@ class Coordinator:
 
     async def _flush(self) -> None:
         """Commit, then send: what a peer hears of is durable."""
-        self.intake.store.commit()
+        self.intake.ledger.commit()
         outbox, self._outbox = self._outbox, []
         for router, peer, envelope in outbox:
             try:
@@ -194,7 +194,7 @@ class Coordinator:
                 self._lose(peer, str(error))
 
     def _send(self, router: Router, peer: bytes, message: Message, arrays: dict[str, Array] | None = None) -> None:
-        envelope = Envelope(message, arrays or {}, self.run_id, self.intake.store.incarnation)
+        envelope = Envelope(message, arrays or {}, self.run_id, self.intake.ledger.incarnation)
         self._outbox.append((router, peer, envelope))
 
     def _dispatch(self, router: Router, received: Received, answer: Callable[[bytes, Envelope], None]) -> None:
@@ -340,7 +340,7 @@ class Coordinator:
                 training.waiting[peer] = message
             case VersionWant():
                 version = self.intake.grant_version(message.step)
-                incarnation = self.intake.store.incarnation
+                incarnation = self.intake.ledger.incarnation
                 grant = VersionGrant(weights_version=version, step=message.step, incarnation=incarnation)
                 self._send(self._trainer, peer, grant)
             case Published():
@@ -388,7 +388,7 @@ class Coordinator:
         ends = np.cumsum(message.lengths)
         for position, index, length, end in zip(message.positions, message.indices, message.lengths, ends, strict=True):
             data = np.ascontiguousarray(values[end - length : end], dtype="<f4").tobytes()
-            self.intake.store.write_old_logprobs(position, index, data)
+            self.intake.ledger.write_old_logprobs(position, index, data)
 
     def _finish_step(self, message: StepDone) -> None:
         training = self.training
@@ -448,11 +448,11 @@ class Coordinator:
             self.config.folder / "status.json",
             {
                 "run_id": self.run_id,
-                "incarnation": self.intake.store.incarnation,
+                "incarnation": self.intake.ledger.incarnation,
                 "step": self.training.step,
                 "max_steps": self.config.training.max_steps,
                 "weights_version": self._newest.weights_version,
-                "groups_counted": self.intake.store.num_groups(),
+                "groups_counted": self.intake.ledger.num_groups(),
                 "is_finished": self.training.is_finished,
                 "trainer_restarts": self.training.restarts,
                 **self.actor_metrics(),

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from dcpo_async.algorithm import ADVANTAGES, fading_advantages, overlong_penalty
 from dcpo_async.config import RunConfig
-from dcpo_async.errors import ConfigError, StoreError
+from dcpo_async.errors import ConfigError, LedgerError
 from dcpo_async.prompts.order import PromptOrder
 from dcpo_async.protocol.codec import encode
 from dcpo_async.protocol.conversion import check_group
 from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage, LeaseName
 from dcpo_async.records import Lease, Prompt
-from learner.batches import next_batch, too_old
-from learner.leases import LeaseTable, Slot, SlotState
+from learner.ledger.ledger import Ledger
+from learner.ledger.reader import StoredGroup, VisitRow
 from learner.samples import StepGroup, group_of
-from learner.staleness import StalenessGate
-from learner.store import Store
-from learner.store_reader import StoredGroup, VisitRow
+from learner.scheduling.batches import next_batch, too_old
+from learner.scheduling.leases import LeaseTable, Slot, SlotState
+from learner.scheduling.staleness import StalenessGate
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class PublishedVersion:
 class Intake:
     """Hands out prompt visits within the staleness bound and takes each group's rewards exactly once.
 
-    Every method runs inside the store's open transaction; the caller commits before anything is sent.
+    Every method runs inside the ledger's open transaction; the caller commits before anything is sent.
 
     Attributes:
         counts: what happened since this start, by name.
@@ -57,10 +57,10 @@ class Intake:
 
     Raises:
         ConfigError: the data set is smaller than the admission window.
-        StoreError: the ledger was filled with another number of updates for each batch.
+        LedgerError: the ledger was filled with another number of updates for each batch.
     """
 
-    def __init__(self, config: RunConfig, prompts: Sequence[Prompt], vocab_size: int, store: Store) -> None:
+    def __init__(self, config: RunConfig, prompts: Sequence[Prompt], vocab_size: int, ledger: Ledger) -> None:
         if len(prompts) < config.admission_window:
             raise ConfigError(
                 f"data.source has {len(prompts)} usable prompts, fewer than the admission window of "
@@ -68,29 +68,29 @@ class Intake:
                 f"{config.algorithm.updates_per_batch}: a prompt would be open twice; lower lag.max_lag, "
                 "algorithm.updates_per_batch or training.groups_per_step, or add problems"
             )
-        self.config, self.prompts, self.store = config, prompts, store
+        self.config, self.prompts, self.ledger = config, prompts, ledger
         self.counts: Counter[str] = Counter()
-        counted_tokens = store.meta("generated_tokens") or (None if store.num_groups() else "0")
+        counted_tokens = ledger.meta("generated_tokens") or (None if ledger.num_groups() else "0")
         self.generated_tokens = None if counted_tokens is None else int(counted_tokens)
         self._num_discarded_in_a_row = 0
         self.published: list[PublishedVersion] = []
-        self.version_steps = store.version_steps()
+        self.version_steps = ledger.version_steps()
         updates = config.algorithm.updates_per_batch
-        store.expect_meta(
+        ledger.expect_meta(
             "updates_per_batch", str(updates), "its batches begin at other steps; choose another --folder"
         )
-        store.write_prompts(prompts)
+        ledger.write_prompts(prompts)
         self.gate = StalenessGate(config.lag.max_lag, config.training.groups_per_step, updates)
         self._vocab_size = vocab_size
         self._index_of = {prompt.id: index for index, prompt in enumerate(prompts)}
         # The window may change from start to start, the order of the prompts must not.
-        min_gap = int(store.meta("min_gap") or config.admission_window)
-        store.set_meta("min_gap", str(min_gap))
+        min_gap = int(ledger.meta("min_gap") or config.admission_window)
+        ledger.set_meta("min_gap", str(min_gap))
         self._order = PromptOrder(len(prompts), config.seed, min_gap)
-        rows = store.visits("s.step IS NULL AND state IN ('leased', 'accepted')")
-        self.table = LeaseTable(map(self._slot, rows), store.next_position())
-        self.quarantined = {self._index_of[row.prompt_id] for row in store.visits("state = 'quarantined'")}
-        self._next_step = store.next_batch_step()
+        rows = ledger.visits("s.step IS NULL AND state IN ('leased', 'accepted')")
+        self.table = LeaseTable(map(self._slot, rows), ledger.next_position())
+        self.quarantined = {self._index_of[row.prompt_id] for row in ledger.visits("state = 'quarantined'")}
+        self._next_step = ledger.next_batch_step()
 
     def _slot(self, row: VisitRow) -> Slot:
         """A visit from the ledger; its holder is unknown until a session claims it."""
@@ -107,13 +107,13 @@ class Intake:
     @property
     def generated_responses(self) -> int:
         """Counted in all starts of the run, discarded groups included."""
-        return self.store.num_groups() * self.config.sampling.group_size
+        return self.ledger.num_groups() * self.config.sampling.group_size
 
     # ---- leases
 
     def grant_version(self, step: int) -> int:
         """A weights version number that was never used, for the state after `step` optimizer steps."""
-        version = self.store.grant_version(step)
+        version = self.ledger.grant_version(step)
         self.version_steps[version] = step
         return version
 
@@ -123,7 +123,7 @@ class Intake:
         While the trainer repeats committed batches, it publishes weights that lag behind those which actors have.
         Adopted, they would only make groups too old; the version that stands when it needs new groups is offered.
         """
-        self.store.write_published(weights_version)
+        self.ledger.write_published(weights_version)
         interval = self.config.lag.publish_interval
         if (step // interval + 1) * interval <= self._next_step:
             return False
@@ -157,7 +157,7 @@ class Intake:
             return None
         self.table.lease(slot, session, version.step, now)
         prompt = self.prompts[slot.prompt_index]
-        self.store.write_lease(slot.position, prompt.id, slot.visit, slot.attempt, version.step)
+        self.ledger.write_lease(slot.position, prompt.id, slot.visit, slot.attempt, version.step)
         self.counts["leases"] += 1
         self.counts["leases_again"] += slot.attempt > 1
         return Lease(
@@ -180,7 +180,7 @@ class Intake:
 
     def answer_at(self, position: int) -> str:
         """Reference answer of the prompt at a position that was leased, its group discarded or not."""
-        visit = self.store.visit(position)
+        visit = self.ledger.visit(position)
         assert visit is not None
         return self.prompts[self._index_of[visit.prompt_id]].answer
 
@@ -195,7 +195,7 @@ class Intake:
             position = self.table.next_position
             prompt_index, visit = self._order.index(position), self._order.epoch(position) + 1
             if prompt_index in self.quarantined:
-                self.store.write_quarantine(position, self.prompts[prompt_index].id, visit)
+                self.ledger.write_quarantine(position, self.prompts[prompt_index].id, visit)
                 self.table.skip_position()
             elif self.table.is_prompt_open(prompt_index):
                 return None
@@ -208,14 +208,14 @@ class Intake:
         if slot is None:
             return
         self.counts["lease_failures"] += is_prompts_fault
-        self.store.write_failure(position, slot.failures)
+        self.ledger.write_failure(position, slot.failures)
         prompt = self.prompts[slot.prompt_index]
         if slot.failures < self.config.actor.max_failures:
             log.warning("lease %d of prompt %s came back and goes out again first: %s", position, prompt.id, reason)
             return
         self.table.remove([position])
         self.quarantined.add(slot.prompt_index)
-        self.store.write_quarantine(position, prompt.id, slot.visit)
+        self.ledger.write_quarantine(position, prompt.id, slot.visit)
         log.error("prompt %s failed %d times and is quarantined, at last: %s", prompt.id, slot.failures, reason)
 
     def release_session(self, session: bytes) -> int:
@@ -268,7 +268,7 @@ class Intake:
         return "accepted" if slot.holder in (None, session) else "invalid"
 
     def _judge_closed(self, message: GroupMessage) -> Outcome:
-        visit = self.store.visit(message.position)
+        visit = self.ledger.visit(message.position)
         if visit is None:
             return "invalid"
         is_counted = visit.state in ("accepted", "too_old", "discarded") and visit.attempt == message.attempt
@@ -292,26 +292,26 @@ class Intake:
         slot = self.table.get(message.position)
         assert slot is not None
         prompt_id = self.prompts[slot.prompt_index].id
-        stats = self.store.reward_stats(prompt_id)
+        stats = self.ledger.reward_stats(prompt_id)
         algorithm = self.config.algorithm
         rewards = self._shaped_rewards(message)
         if algorithm.half_life_visits is None:
             advantages, stats = ADVANTAGES[algorithm.advantage](rewards, stats, algorithm.ddof)
         else:
-            groups = [*self.store.rewards_until(prompt_id, slot.visit - 1), rewards]
+            groups = [*self.ledger.rewards_until(prompt_id, slot.visit - 1), rewards]
             advantages = fading_advantages(groups, algorithm.half_life_visits, algorithm.ddof)
             stats = stats.with_rewards(rewards)
         steps = [self.version_steps[version] for spans in message.segments for version, _ in spans]
         weights_step = min(steps, default=slot.weights_step)
         frames = tuple(bytes(frame) for frame in encode(envelope))
         group = StoredGroup(message.position, frames, tuple(rewards), tuple(advantages))
-        self.store.accept(group, prompt_id, stats, weights_step)
+        self.ledger.accept(group, prompt_id, stats, weights_step)
         self.table.accept(message.position, weights_step)
         self.counts["responses"] += len(message.rewards)
         self.counts["response_tokens"] += sum(message.lengths)
         if self.generated_tokens is not None:
             self.generated_tokens += sum(message.lengths)
-            self.store.set_meta("generated_tokens", str(self.generated_tokens))
+            self.ledger.set_meta("generated_tokens", str(self.generated_tokens))
         if algorithm.dynamic_sampling:
             self._discard_if_equal(message)
 
@@ -320,7 +320,7 @@ class Intake:
         if len(set(message.rewards)) > 1:
             self._num_discarded_in_a_row = 0
             return
-        self.store.write_untrained([message.position], "discarded")
+        self.ledger.write_untrained([message.position], "discarded")
         self.table.remove([message.position])
         self.counts["groups_discarded"] += 1
         self._num_discarded_in_a_row += 1
@@ -345,20 +345,20 @@ class Intake:
         if step < self._next_step:
             return True
         if step > self._next_step:
-            raise StoreError(
-                f"{self.store.folder}: the trainer asks for step {step}, the ledger ends before step "
+            raise LedgerError(
+                f"{self.ledger.folder}: the trainer asks for step {step}, the ledger ends before step "
                 f"{self._next_step}: its checkpoint belongs to another ledger; move one of the two away"
             )
         stale = too_old(self.table.open_slots, step, self.gate)
         if stale:
-            self.store.write_untrained(stale, "too_old")
+            self.ledger.write_untrained(stale, "too_old")
             self.table.remove(stale)
             self.counts["groups_too_old"] += len(stale)
             log.warning("%d groups lag too far behind and will not train; their statistics stand", len(stale))
         positions = next_batch(self.table.open_slots, step, self.gate)
         if positions is None:
             return False
-        self.store.write_batch(step, positions, self.config.training.groups_per_step)
+        self.ledger.write_batch(step, positions, self.config.training.groups_per_step)
         self.table.remove(positions)
         self._next_step = step + self.gate.updates_per_batch
         self._forget_old_versions()
@@ -366,10 +366,10 @@ class Intake:
 
     def step_groups(self, step: int) -> list[StepGroup]:
         """The groups of a committed step as the ledger has them, in lease order."""
-        return [self._step_group(position) for position in self.store.step_positions(step)]
+        return [self._step_group(position) for position in self.ledger.step_positions(step)]
 
     def _step_group(self, position: int) -> StepGroup:
-        stored, visit = self.store.read_group(position), self.store.visit(position)
+        stored, visit = self.ledger.read_group(position), self.ledger.visit(position)
         assert visit is not None
         group = group_of(stored)
         prompt = self.prompts[self._index_of[visit.prompt_id]]
@@ -384,12 +384,12 @@ class Intake:
     def _old_logprobs(self, position: int, response: int) -> NDArray[np.float32] | None:
         if self.config.algorithm.old == "behavior":
             return None
-        data = self.store.read_old_logprobs(position, response)
+        data = self.ledger.read_old_logprobs(position, response)
         return None if data is None else np.frombuffer(data, dtype="<f4")
 
     def release_arrays(self, retained_steps: Sequence[int]) -> None:
         """Delete arrays that every retained checkpoint already contains."""
         if retained_steps:
-            released = self.store.release_segments(min(retained_steps))
+            released = self.ledger.release_segments(min(retained_steps))
             if released:
                 log.info("segments %s are in every retained checkpoint and were deleted", json.dumps(released))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from learner.coordinator import Coordinator
-    from learner.store import Store
+    from learner.ledger.ledger import Ledger
 
 log = logging.getLogger("learner")
 
@@ -126,11 +126,11 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         coordinator = _make_coordinator(config, problems, actors, trainer)
         log.info("run %s in %s; actors reach it at %s", coordinator.run_id, config.folder, config.network.listen)
         log.info("algorithm: %s", described(config))
-        if _is_finished(coordinator.intake.store, config):
+        if _is_finished(coordinator.intake.ledger, config):
             log.info("the run was finished before; raise training.max_steps to go on")
         else:
             await Launcher(config, devices, coordinator, trainer_address, options).run()
-        coordinator.intake.store.close()
+        coordinator.intake.ledger.close()
     finally:
         actors.close()
         trainer.close()
@@ -171,7 +171,7 @@ def _make_coordinator(
 ) -> "Coordinator":
     from learner.coordinator import Coordinator
     from learner.intake import Intake
-    from learner.store import Store
+    from learner.ledger.ledger import Ledger
 
     tokenizer = load_tokenizer(Path(config.model.path), "model.path")
     encoded = encode_prompts(
@@ -185,9 +185,9 @@ def _make_coordinator(
     reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items() if count)
     log.info("%d prompts from %d rows; left out: %s", len(encoded.prompts), problems.num_rows, reasons or "none")
     config.folder.mkdir(parents=True, exist_ok=True)
-    store = Store(config.folder / "ledger")
-    run_id = _identify(store, config, encoded.digest)
-    intake = Intake(config, encoded.prompts, _vocab_size(config.model.path, tokenizer), store)
+    ledger = Ledger(config.folder / "ledger")
+    run_id = _identify(ledger, config, encoded.digest)
+    intake = Intake(config, encoded.prompts, _vocab_size(config.model.path, tokenizer), ledger)
     coordinator = Coordinator(
         config, run_id, intake, actors, trainer, weights_port=actors.port + 1, dtype=config.model.dtype
     )
@@ -197,20 +197,20 @@ def _make_coordinator(
     return coordinator
 
 
-def _identify(store: "Store", config: RunConfig, data_digest: str) -> str:
+def _identify(ledger: "Ledger", config: RunConfig, data_digest: str) -> str:
     """The run's id; a folder that holds another run's ledger is refused."""
-    store.expect_meta("data", data_digest, "train on the same problems, or choose another --folder")
-    store.expect_meta("seed", str(config.seed), "the prompt order depends on it; choose another --folder")
-    store.expect_meta("group_size", str(config.sampling.group_size), "choose another --folder")
-    run_id = store.meta("run_id") or f"{config.folder.name}-{secrets.token_hex(4)}"
-    store.set_meta("run_id", run_id)
-    store.commit()
+    ledger.expect_meta("data", data_digest, "train on the same problems, or choose another --folder")
+    ledger.expect_meta("seed", str(config.seed), "the prompt order depends on it; choose another --folder")
+    ledger.expect_meta("group_size", str(config.sampling.group_size), "choose another --folder")
+    run_id = ledger.meta("run_id") or f"{config.folder.name}-{secrets.token_hex(4)}"
+    ledger.set_meta("run_id", run_id)
+    ledger.commit()
     return run_id
 
 
-def _is_finished(store: "Store", config: RunConfig) -> bool:
+def _is_finished(ledger: "Ledger", config: RunConfig) -> bool:
     """Whether the trainer has been to the end of the run, and its export is still there."""
-    max_steps, trained = config.training.max_steps, int(store.meta("finished_step") or 0)
+    max_steps, trained = config.training.max_steps, int(ledger.meta("finished_step") or 0)
     return max_steps is not None and trained >= max_steps and (config.folder / "export").is_dir()
 
 
@@ -278,7 +278,7 @@ class Launcher:
             "--store",
             str(self._config.folder / "weights"),
         ]
-        argv += ["--run-id", coordinator.run_id, "--incarnation", str(coordinator.intake.store.incarnation)]
+        argv += ["--run-id", coordinator.run_id, "--incarnation", str(coordinator.intake.ledger.incarnation)]
         argv += ["--keys", str(self._options.keys)] if self._options.keys else []
         argv += ["--insecure"] if self._options.insecure else []
         log_file, failures = self._logs / "weight_server.log", 0
@@ -304,7 +304,7 @@ class Launcher:
             )
             if code == 0:
                 training.is_finished = True
-                self._coordinator.intake.store.set_meta("finished_step", str(training.step))
+                self._coordinator.intake.ledger.set_meta("finished_step", str(training.step))
                 return
             reason = self._trainer_error()
             failures = 1 if training.step > best_step else failures + 1

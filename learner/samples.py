@@ -13,7 +13,7 @@ from dcpo_async.protocol.codec import decode
 from dcpo_async.protocol.conversion import group_from_message
 from dcpo_async.protocol.messages import GroupMessage, ShardMessage, concatenated
 from dcpo_async.records import Group, Response, TrainingSample, VersionSegment
-from learner.store_reader import StoredGroup
+from learner.ledger.reader import StoredGroup
 
 
 @dataclass(frozen=True, slots=True)

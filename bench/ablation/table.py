@@ -8,7 +8,7 @@ from bench.ablation.runs import Plan
 from dcpo_async.comparison.figures import across_runs, written
 from dcpo_async.comparison.runs import ComparedRun, Cost, read_run
 from dcpo_async.comparison.summary import Accuracy, Row, compared
-from learner.ledger_copy import open_copy
+from learner.ledger.copy import open_copy
 
 HEADER = (
     "arm",

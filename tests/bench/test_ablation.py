@@ -43,7 +43,7 @@ def test_later_advantages_are_those_of_second_and_later_visits(tmp_path: Path) -
     config = make_config(tmp_path, groups_per_step=2, max_lag=0)
     intake = make_intake(config, num_prompts=2)
     train(intake, [(1.0, 0.0), (1.0, 0.0)], [(1.0, 1.0), (1.0, 0.0)])
-    intake.store.close()
+    intake.ledger.close()
     run = ComparedRun("DCPO", tmp_path, "run", True, config, (), (), ())
     found = later_advantages(run)
     # Equal rewards after (1, 0): (1 - 3/4) / (1/2), and half of it; mixed ones keep sqrt(1/2) of the group.

@@ -22,7 +22,7 @@ def open_intake() -> Iterator[OpenIntake]:
 
     yield open_one
     for intake in opened:
-        intake.store.abandon()
+        intake.ledger.abandon()
 
 
 @pytest.fixture

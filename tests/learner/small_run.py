@@ -12,7 +12,7 @@ from dcpo_async.protocol.conversion import group_to_message
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.records import Group, Lease, Prompt, Response, VersionSegment
 from learner.intake import Intake
-from learner.store import Store
+from learner.ledger.ledger import Ledger
 
 VOCAB_SIZE = 50
 
@@ -45,12 +45,12 @@ class OpenIntake(Protocol):
 
 
 def make_intake(config: RunConfig, num_prompts: int = 16, segment_bytes: int = 1 << 20) -> Intake:
-    """The intake of the ledger in the config's folder, as a new incarnation; the caller closes its store."""
-    store = Store(config.folder / "ledger", segment_bytes)
+    """The intake of the ledger in the config's folder, as a new incarnation; the caller closes its ledger."""
+    ledger = Ledger(config.folder / "ledger", segment_bytes)
     try:
-        return Intake(config, make_prompts(num_prompts), VOCAB_SIZE, store)
+        return Intake(config, make_prompts(num_prompts), VOCAB_SIZE, ledger)
     except DcpoError:
-        store.abandon()
+        ledger.abandon()
         raise
 
 
@@ -90,7 +90,7 @@ def answer(
 def train(intake: Intake, *steps: Sequence[Sequence[float]], text: str = "response {index}") -> None:
     """Go on by these steps, each with the rewards of its groups; weights are published before every step."""
     for groups in steps:
-        step = intake.store.next_batch_step()
+        step = intake.ledger.next_batch_step()
         version = publish(intake, step)
         for rewards in groups:
             lease = intake.grant(b"a", now=0.0)

@@ -15,7 +15,7 @@ import pytest
 
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.config import RunConfig
-from dcpo_async.errors import PeerLostError, ProtocolError, StoreError, VersionMismatchError
+from dcpo_async.errors import LedgerError, PeerLostError, ProtocolError, VersionMismatchError
 from dcpo_async.metrics import read_metrics
 from dcpo_async.protocol.conversion import group_from_message, lease_from_message
 from dcpo_async.protocol.messages import (
@@ -52,8 +52,8 @@ from dcpo_async.transport.memory_channel import Faults, MemoryDealer, MemoryNetw
 from learner.coordinator import Coordinator, TokenRate
 from learner.coordinator_link import samples_of
 from learner.intake import Intake
-from learner.store import Store
-from learner.store_reader import StoredGroup
+from learner.ledger.ledger import Ledger
+from learner.ledger.reader import StoredGroup
 from tests.learner.small_run import VOCAB_SIZE, OpenIntake, answer, make_config, make_intake, make_prompts
 
 M = TypeVar("M", bound=Message)
@@ -112,7 +112,7 @@ class Learner:
             config,
             "run",
             self.intake,
-            router(self.actors, self.intake.store) if router else self.actors.router(),
+            router(self.actors, self.intake.ledger) if router else self.actors.router(),
             self.ranks.router(),
             weights_port=5558,
             dtype="float32",
@@ -208,7 +208,7 @@ async def test_a_group_is_acknowledged_and_its_repetition_too(tmp_path: Path, op
         for outcome in ("accepted", "duplicate", "duplicate"):
             await actor.send_group(lease)
             assert (await actor.hear(Ack)).outcome == outcome
-        assert learner.intake.store.num_groups() == 1
+        assert learner.intake.ledger.num_groups() == 1
 
 
 async def test_a_group_that_dynamic_sampling_discards_is_acknowledged_and_its_repetition_too(
@@ -319,7 +319,7 @@ async def test_after_a_restart_an_actor_joins_again_with_its_leases_and_nothing_
 ) -> None:
     async with learning(make_config(tmp_path), open_intake) as learner:
         _, lease = await holding_one_lease(learner)
-    learner.intake.store.close()
+    learner.intake.ledger.close()
     async with learning(make_config(tmp_path), open_intake) as learner:
         actor = learner.actor()
         await actor.send_group(lease)
@@ -394,15 +394,15 @@ async def test_no_lease_and_no_acknowledgement_leaves_before_it_is_durable(
     class Witness(MemoryRouter):
         """Before it sends, opens a copy of the ledger as kill -9 would leave it, and looks the message up."""
 
-        def __init__(self, network: MemoryNetwork, store: Store) -> None:
+        def __init__(self, network: MemoryNetwork, ledger: Ledger) -> None:
             super().__init__(network)
-            self.store = store
+            self.ledger = ledger
 
         async def send(self, peer: bytes, envelope: Envelope) -> None:
             message, copy = envelope.message, tmp_path / f"copy-{len(witnessed)}"
             if isinstance(message, Ack | LeaseMessage):
-                shutil.copytree(self.store.folder, copy)
-                survivor = Store(copy)
+                shutil.copytree(self.ledger.folder, copy)
+                survivor = Ledger(copy)
                 visit = survivor.visit(message.position)
                 assert visit is not None
                 assert visit.attempt == message.attempt
@@ -423,7 +423,7 @@ async def test_no_lease_and_no_acknowledgement_leaves_before_it_is_durable(
 
 
 async def test_a_failure_within_a_change_commits_nothing_of_it(tmp_path: Path, open_intake: OpenIntake) -> None:
-    class Broken(Store):
+    class Broken(Ledger):
         def accept(self, group: StoredGroup, prompt_id: str, stats: RewardStats, weights_step: int) -> None:
             super().accept(group, prompt_id, stats, weights_step)
             raise ArithmeticError("after the rows, before the end")
@@ -436,11 +436,11 @@ async def test_a_failure_within_a_change_commits_nothing_of_it(tmp_path: Path, o
     await actor.send_group(lease)
     with pytest.raises(ArithmeticError):
         await run
-    with pytest.raises(StoreError):
-        broken.store.commit()
+    with pytest.raises(LedgerError):
+        broken.ledger.commit()
     again = open_intake(config)
-    assert again.store.num_groups() == 0
-    assert again.store.reward_stats(lease.prompt_id).visits == 0
+    assert again.ledger.num_groups() == 0
+    assert again.ledger.reward_stats(lease.prompt_id).visits == 0
 
 
 async def test_an_actor_that_cannot_be_reached_loses_its_leases(tmp_path: Path, open_intake: OpenIntake) -> None:
@@ -584,7 +584,7 @@ async def test_a_committed_batch_is_served_after_a_restart_before_anything_else(
         rank = await trained_once(learner, 1)
         await rank.say(ShardWant(rank=0, num_ranks=1, step=0))
         before = await rank.hear(ShardMessage)
-    learner.intake.store.close()
+    learner.intake.ledger.close()
     async with learning(config, open_intake) as learner:
         rank = learner.rank()
         await rank.say(TrainerHello(rank=0, num_ranks=1, step=0))
@@ -603,7 +603,7 @@ async def test_version_numbers_are_never_granted_twice_and_name_the_incarnation(
                 await rank.say(VersionWant(step=5))
                 grant = await rank.hear(VersionGrant)
                 granted.append((grant.weights_version, grant.step, grant.incarnation))
-        learner.intake.store.close()
+        learner.intake.ledger.close()
     assert granted == [(1, 5, 1), (2, 5, 1), (3, 5, 2), (4, 5, 2)]
 
 
@@ -655,7 +655,7 @@ async def test_a_checkpoint_lets_go_of_the_arrays_that_it_contains(tmp_path: Pat
         await rank.say(Checkpointed(step=1, retained=(1,)))
         await until(lambda: not segments[0].exists())
         assert segments[1].exists()
-    intake.store.close()
+    intake.ledger.close()
 
 
 # ---- real sessions over a network that loses, doubles and reorders
@@ -708,12 +708,12 @@ async def test_a_faulty_network_loses_no_group_and_counts_none_twice(
                 actor.cancel()
             outcomes = await asyncio.gather(*actors, return_exceptions=True)
         assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
-        store = learner.intake.store
-        trained = [position for step in range(8) for position in store.step_positions(step)]
+        ledger = learner.intake.ledger
+        trained = [position for step in range(8) for position in ledger.step_positions(step)]
         assert len(trained) == len(set(trained)) == 16
         assert learner.intake.counts["groups_duplicate"] + learner.intake.counts["groups_superseded"] > 0
-        counted = [row.prompt_id for row in store.visits("state = 'accepted'")]
-        assert {id: store.reward_stats(id).visits for id in counted} == Counter(counted)
+        counted = [row.prompt_id for row in ledger.visits("state = 'accepted'")]
+        assert {id: ledger.reward_stats(id).visits for id in counted} == Counter(counted)
 
 
 # ---- reports

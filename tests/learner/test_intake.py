@@ -1,4 +1,4 @@
-"""Leases out and groups in, by hand; tests/learner/test_ledger_properties.py drives the same at random."""
+"""Leases out and groups in, by hand; tests/learner/ledger/test_properties.py drives the same at random."""
 
 import math
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 
 from dcpo_async.algorithm import fading_advantages, smooth_advantages
 from dcpo_async.algorithm.reward_stats import RewardStats
-from dcpo_async.errors import ConfigError, StoreError
+from dcpo_async.errors import ConfigError, LedgerError
 from dcpo_async.protocol.messages import Envelope, LeaseName
 from dcpo_async.records import Lease
 from learner.intake import Intake
-from learner.leases import SlotState
+from learner.scheduling.leases import SlotState
 from tests.learner.small_run import OpenIntake, answer, make_config, publish
 
 
@@ -84,7 +84,7 @@ def test_the_last_batch_of_two_updates_can_be_filled(tmp_path: Path, open_intake
     for lease in leases_of(intake):
         intake.accept(b"a", answer(lease, version))
     assert intake.commit_batch(0)
-    assert intake.store.step_positions(1) == [2, 3]
+    assert intake.ledger.step_positions(1) == [2, 3]
 
 
 def test_without_lag_a_batch_of_two_updates_is_generated_by_the_weights_of_its_start(
@@ -112,7 +112,7 @@ def test_what_was_generated_is_counted_over_restarts(tmp_path: Path, open_intake
             assert lease is not None
             intake.accept(b"a", answer(lease, version, num_tokens=3))
         assert (intake.generated_responses, intake.generated_tokens) == (number * 4, number * 12)
-        intake.store.close()
+        intake.ledger.close()
 
 
 def test_tokens_of_a_run_that_began_without_counting_them_stay_unknown(tmp_path: Path, open_intake: OpenIntake) -> None:
@@ -121,8 +121,8 @@ def test_tokens_of_a_run_that_began_without_counting_them_stay_unknown(tmp_path:
     version = publish(intake, step=0)
     for lease in leases_of(intake)[:1]:
         intake.accept(b"a", answer(lease, version))
-    intake.store._db.execute("DELETE FROM meta WHERE key = 'generated_tokens'")
-    intake.store.close()
+    intake.ledger._db.execute("DELETE FROM meta WHERE key = 'generated_tokens'")
+    intake.ledger.close()
     intake = open_intake(config)
     assert (intake.generated_responses, intake.generated_tokens) == (2, None)
 
@@ -213,7 +213,7 @@ def test_a_prompt_is_quarantined_after_max_failures_of_its_own_fault_and_stays_s
         again = leases_of(intake, at_most=1)[0]
         assert (again.position, again.attempt) == (lease.position, attempt)
         intake.fail(b"a", again.position, again.attempt, "no tokens", is_prompts_fault=True)
-    intake.store.close()
+    intake.ledger.close()
     intake = open_intake(config, num_prompts=3)
     assert len(intake.quarantined) == 1
     publish(intake, step=0)
@@ -223,7 +223,7 @@ def test_a_prompt_is_quarantined_after_max_failures_of_its_own_fault_and_stays_s
         for other in leases:
             intake.accept(b"a", answer(other, 1))
     # Positions 3 and 6 are later visits of the same prompt, or two others of its epoch.
-    assert {row.prompt_id for row in intake.store.visits("state = 'quarantined'")} == {lease.prompt_id}
+    assert {row.prompt_id for row in intake.ledger.visits("state = 'quarantined'")} == {lease.prompt_id}
 
 
 def test_failures_are_remembered_over_a_restart(tmp_path: Path, open_intake: OpenIntake) -> None:
@@ -232,7 +232,7 @@ def test_failures_are_remembered_over_a_restart(tmp_path: Path, open_intake: Ope
     publish(intake, step=0)
     lease = leases_of(intake, at_most=1)[0]
     intake.fail(b"a", lease.position, lease.attempt, "no tokens", is_prompts_fault=True)
-    intake.store.close()
+    intake.ledger.close()
     intake = open_intake(config)
     publish(intake, step=0)
     intake.release_unlisted(now=100.0)
@@ -255,8 +255,8 @@ def test_the_order_of_prompts_stays_when_max_lag_changes(tmp_path: Path, open_in
     def trained(folder: str, *, max_lag: int, first_step: int, last_step: int) -> list[str]:
         intake = open_intake(make_config(tmp_path / folder, groups_per_step=1, max_lag=max_lag), num_prompts=9)
         train(intake, first_step, last_step)
-        found = [row.prompt_id for row in intake.store.visits()]
-        intake.store.close()
+        found = [row.prompt_id for row in intake.ledger.visits()]
+        intake.ledger.close()
         return found
 
     unchanged = trained("unchanged", max_lag=4, first_step=0, last_step=25)
@@ -276,8 +276,8 @@ def test_a_group_counts_once_with_its_advantages_and_statistics(tmp_path: Path, 
     group = answer(lease, version, rewards=(1.0, 0.0))
     assert [outcome(intake, group) for _ in range(3)] == ["accepted", "duplicate", "duplicate"]
     advantages, stats = smooth_advantages([1.0, 0.0], RewardStats())
-    assert intake.store.reward_stats(lease.prompt_id) == stats
-    assert list(intake.store.read_group(lease.position).advantages) == advantages
+    assert intake.ledger.reward_stats(lease.prompt_id) == stats
+    assert list(intake.ledger.read_group(lease.position).advantages) == advantages
     assert (intake.counts["groups_accepted"], intake.counts["groups_duplicate"]) == (1, 2)
 
 
@@ -290,7 +290,7 @@ def test_a_later_visit_is_judged_against_all_rewards_of_its_prompt(tmp_path: Pat
     intake.accept(b"a", answer(leases_of(intake)[0], version, rewards=(1.0, 1.0)))
     _, after_first = smooth_advantages([1.0, 0.0], RewardStats())
     advantages, _ = smooth_advantages([1.0, 1.0], after_first)
-    assert list(intake.store.read_group(1).advantages) == advantages
+    assert list(intake.ledger.read_group(1).advantages) == advantages
     assert advantages[0] > 0
 
 
@@ -304,7 +304,7 @@ def test_the_group_of_a_zombie_is_superseded_and_changes_nothing(tmp_path: Path,
     assert outcome(intake, answer(old, version), b"zombie") == "superseded"
     assert outcome(intake, answer(new, version), b"b") == "accepted"
     assert outcome(intake, answer(old, version), b"zombie") == "superseded"
-    assert intake.store.reward_stats(old.prompt_id).visits == 1
+    assert intake.ledger.reward_stats(old.prompt_id).visits == 1
 
 
 def test_a_zombie_of_a_trained_group_is_superseded_and_a_repetition_a_duplicate(
@@ -327,7 +327,7 @@ def test_the_group_of_a_quarantined_visit_is_superseded(tmp_path: Path, open_int
     lease = leases_of(intake, at_most=1)[0]
     intake.fail(b"a", lease.position, lease.attempt, "no tokens", is_prompts_fault=True)
     assert outcome(intake, answer(lease, version)) == "superseded"
-    assert intake.store.reward_stats(lease.prompt_id).visits == 0
+    assert intake.ledger.reward_stats(lease.prompt_id).visits == 0
 
 
 def test_the_work_of_a_lost_session_counts_as_long_as_nobody_else_has_the_lease(
@@ -385,7 +385,7 @@ def test_an_unsound_group_is_refused_and_counts_for_nothing(
     ack = intake.accept(b"a", answer(lease, version, rewards, num_tokens))
     assert ack.outcome == "invalid"
     assert fault in ack.detail
-    assert intake.store.num_groups() == 0
+    assert intake.ledger.num_groups() == 0
 
 
 def test_a_group_of_empty_responses_counts_with_the_weights_of_its_lease(
@@ -446,14 +446,14 @@ def test_groups_beyond_a_lowered_max_lag_are_not_trained_but_stay_counted(
     for lease in leases:
         intake.accept(b"a", answer(lease, version))
     assert intake.commit_batch(0)
-    intake.store.close()
+    intake.ledger.close()
     intake = open_intake(make_config(tmp_path, groups_per_step=1, max_lag=1))
     # Steps 1 (lag 1) may train, the two behind it would lag by 2 and 3.
     assert intake.commit_batch(1)
-    assert intake.store.step_positions(1) == [1]
-    assert [row.position for row in intake.store.visits("state = 'too_old'")] == [2, 3]
+    assert intake.ledger.step_positions(1) == [1]
+    assert [row.position for row in intake.ledger.visits("state = 'too_old'")] == [2, 3]
     assert intake.counts["groups_too_old"] == 2
-    assert intake.store.reward_stats(leases[3].prompt_id).visits == 1
+    assert intake.ledger.reward_stats(leases[3].prompt_id).visits == 1
 
 
 def test_dynamic_sampling_discards_groups_of_equal_rewards_and_later_visits_take_their_place(
@@ -470,11 +470,11 @@ def test_dynamic_sampling_discards_groups_of_equal_rewards_and_later_visits_take
     (third,) = leases_of(intake, at_most=1)
     intake.accept(b"a", answer(third, version))
     assert intake.commit_batch(0)
-    assert intake.store.step_positions(0) == [1, 2]
+    assert intake.ledger.step_positions(0) == [1, 2]
     assert intake.counts["groups_discarded"] == 1
-    assert intake.store.reward_stats(leases[0].prompt_id).count == 2
-    intake.store.close()
-    assert [row.position for row in open_intake(config).store.visits("state = 'discarded'")] == [0]
+    assert intake.ledger.reward_stats(leases[0].prompt_id).count == 2
+    intake.ledger.close()
+    assert [row.position for row in open_intake(config).ledger.visits("state = 'discarded'")] == [0]
 
 
 def test_overlong_responses_lose_reward_and_the_message_keeps_its_own(tmp_path: Path, open_intake: OpenIntake) -> None:
@@ -483,7 +483,7 @@ def test_overlong_responses_lose_reward_and_the_message_keeps_its_own(tmp_path: 
     version = publish(intake, step=0)
     (lease,) = leases_of(intake, at_most=1)
     intake.accept(b"a", answer(lease, version, rewards=(1.0, 0.0), num_tokens=6))
-    assert intake.store.read_group(0).rewards == (0.5, -0.5)
+    assert intake.ledger.read_group(0).rewards == (0.5, -0.5)
     assert intake.commit_batch(0)
     assert intake.step_groups(0)[0].group.rewards == (1.0, 0.0)
 
@@ -496,7 +496,7 @@ def test_grpo_judges_a_later_visit_by_its_own_rewards_alone(tmp_path: Path, open
         (lease,) = leases_of(intake)
         intake.accept(b"a", answer(lease, version, rewards=rewards))
         assert intake.commit_batch(step)
-    assert intake.store.read_group(1).advantages == (0.0, 0.0)
+    assert intake.ledger.read_group(1).advantages == (0.0, 0.0)
 
 
 def test_a_half_life_weighs_the_visits_in_the_ledger_also_after_a_restart_with_another_one(
@@ -511,8 +511,8 @@ def test_a_half_life_weighs_the_visits_in_the_ledger_also_after_a_restart_with_a
         (lease,) = leases_of(intake)
         assert outcome(intake, answer(lease, version, rewards=visits[step])) == "accepted"
         assert intake.commit_batch(step)
-        found = intake.store.read_group(step).advantages
-        intake.store.close()
+        found = intake.ledger.read_group(step).advantages
+        intake.ledger.close()
         expected = fading_advantages(visits[: step + 1], half_life_visits or math.inf)
         assert found == tuple(expected)
     # w = 1/16, 1/4, 1: μ = 1/7, σ² = 0.1978, A_total = −0.3212, W = 1.3125.
@@ -529,20 +529,20 @@ def test_discarded_visits_count_in_a_half_life_and_statistics_stay_those_of_all_
     for rewards in visits:
         (lease,) = leases_of(intake, at_most=1)
         intake.accept(b"a", answer(lease, version, rewards=rewards))
-    assert [row.state for row in intake.store.visits()] == ["discarded", "accepted"]
-    assert intake.store.read_group(1).advantages == tuple(fading_advantages(visits, 1.0))
-    assert intake.store.reward_stats("prompt-0") == RewardStats().with_rewards((1.0, 1.0)).with_rewards((1.0, 0.0))
+    assert [row.state for row in intake.ledger.visits()] == ["discarded", "accepted"]
+    assert intake.ledger.read_group(1).advantages == tuple(fading_advantages(visits, 1.0))
+    assert intake.ledger.reward_stats("prompt-0") == RewardStats().with_rewards((1.0, 1.0)).with_rewards((1.0, 0.0))
 
 
 def test_a_trainer_whose_checkpoint_is_ahead_of_the_ledger_is_refused(tmp_path: Path, open_intake: OpenIntake) -> None:
     intake = open_intake(make_config(tmp_path))
-    with pytest.raises(StoreError, match="asks for step 7, the ledger ends before step 0"):
+    with pytest.raises(LedgerError, match="asks for step 7, the ledger ends before step 0"):
         intake.commit_batch(7)
 
 
 def test_another_number_of_updates_needs_another_folder(tmp_path: Path, open_intake: OpenIntake) -> None:
-    open_intake(make_config(tmp_path)).store.close()
-    with pytest.raises(StoreError, match="has updates_per_batch 1, now it is 2"):
+    open_intake(make_config(tmp_path)).ledger.close()
+    with pytest.raises(LedgerError, match="has updates_per_batch 1, now it is 2"):
         open_intake(make_config(tmp_path, updates=2))
 
 
@@ -556,7 +556,7 @@ def test_after_a_restart_leases_wait_for_their_holders_and_then_go_out_again(
     intake = open_intake(config)
     publish(intake, step=0)
     first, second = leases_of(intake)
-    intake.store.close()
+    intake.ledger.close()
     intake = open_intake(config)
     intake.start_clock(now=1000.0)
     intake.reclaim(b"a", [LeaseName(position=first.position, attempt=first.attempt)], now=1001.0)
@@ -577,7 +577,7 @@ def test_a_batch_committed_before_a_kill_is_read_back_after_it(tmp_path: Path, o
         intake.accept(b"a", answer(lease, version))
     intake.commit_batch(0)
     before = intake.step_groups(0)
-    intake.store.close()
+    intake.ledger.close()
     intake = open_intake(config)
     assert intake.commit_batch(0)
     after = intake.step_groups(0)

@@ -33,8 +33,8 @@ from dcpo_async.protocol.messages import (
 from dcpo_async.records import TrainingSample
 from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.snapshot import version_folder, versions
-from learner.batches import split_by_tokens
 from learner.samples import shard_message
+from learner.scheduling.batches import split_by_tokens
 from tests.tiny_model import make_tiny_model
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]

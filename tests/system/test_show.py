@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.show import main
+from learner.reports.show import main
 from tests.system.services import Services
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]

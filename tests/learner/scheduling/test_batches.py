@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.batches import next_batch, split_by_tokens, too_old
-from learner.leases import Slot, SlotState
-from learner.staleness import StalenessGate
+from learner.scheduling.batches import next_batch, split_by_tokens, too_old
+from learner.scheduling.leases import Slot, SlotState
+from learner.scheduling.staleness import StalenessGate
 
 ACCEPTED, LEASED, WAITING = SlotState.ACCEPTED, SlotState.LEASED, SlotState.WAITING
 

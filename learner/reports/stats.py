@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from pyarrow import csv, parquet
 
 from dcpo_async.errors import ConfigError, DcpoError
-from learner.ledger_copy import open_copy
-from learner.store_reader import StoreReader
+from learner.ledger.copy import open_copy
+from learner.ledger.reader import LedgerReader
 
 MAX_WINDOWS = 40
 PASS_RATES = (
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(error.exit_code) from None
 
 
-def read_statistics(reader: StoreReader) -> Statistics:
+def read_statistics(reader: LedgerReader) -> Statistics:
     """All prompts that have been counted; raises ConfigError where none has."""
     version_of = {step: version for version, step in sorted(reader.version_steps().items())}
     last_visit, group_rewards = {}, []

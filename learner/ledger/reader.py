@@ -9,7 +9,7 @@ from pathlib import Path
 import xxhash
 
 from dcpo_async.algorithm import RewardStats
-from dcpo_async.errors import ReleasedError, StoreError
+from dcpo_async.errors import LedgerError, ReleasedError
 
 RECORD_HEAD = struct.Struct("<I")
 FRAME_LENGTH = struct.Struct("<Q")
@@ -44,7 +44,7 @@ class StoredGroup:
     advantages: tuple[float, ...]
 
 
-class StoreReader:
+class LedgerReader:
     """Reads a ledger through an open connection.
 
     Args:
@@ -119,14 +119,14 @@ class StoreReader:
 
         Raises:
             ReleasedError: its segment was deleted.
-            StoreError: there is no such group, or its bytes do not match their digest.
+            LedgerError: there is no such group, or its bytes do not match their digest.
         """
         row = self._db.execute(
             "SELECT segment, byte_offset, num_bytes, digest, rewards, advantages FROM groups WHERE position = ?",
             (position,),
         ).fetchone()
         if row is None:
-            raise StoreError(f"{self.folder}: the ledger has no group at position {position}")
+            raise LedgerError(f"{self.folder}: the ledger has no group at position {position}")
         return StoredGroup(position, self._read(*row[:4]), _parsed(row[4]), _parsed(row[5]))
 
     # ---- steps and versions
@@ -169,7 +169,7 @@ class StoreReader:
                 f"{path}: gone, but a step asks for groups in it; was an older checkpoint put back?"
             ) from None
         if xxhash.xxh3_128_hexdigest(record) != digest:
-            raise StoreError(
+            raise LedgerError(
                 f"{path}: bytes {offset} to {offset + num_bytes} do not match their digest; restore the file"
             )
         return tuple(_frames(record))

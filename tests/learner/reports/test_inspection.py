@@ -7,8 +7,8 @@ import pytest
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError
-from learner.inspection import Outcome, Selection, shown_groups
 from learner.intake import Intake
+from learner.reports.inspection import Outcome, Selection, shown_groups
 from tests.learner.small_run import OpenIntake, answer, make_config, make_intake, publish, train
 
 ALL, NONE, SOME = (1.0, 1.0), (0.0, 0.0), (1.0, 0.0)
@@ -20,7 +20,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 def positions(intake: Intake, selection: Selection) -> list[int]:
-    return [group.visit.position for group in shown_groups(intake.store, intake.config, selection)]
+    return [group.visit.position for group in shown_groups(intake.ledger, intake.config, selection)]
 
 
 # ---- which groups
@@ -57,7 +57,7 @@ def test_a_step_is_counted_as_in_the_metrics(config: RunConfig, open_intake: Ope
     intake = open_intake(config)
     train(intake, [SOME, SOME], [SOME, SOME])
     assert positions(intake, Selection(step=1)) == [0, 1]
-    assert [group.step for group in shown_groups(intake.store, config, Selection(step=2))] == [2, 2]
+    assert [group.step for group in shown_groups(intake.ledger, config, Selection(step=2))] == [2, 2]
 
 
 def test_groups_that_no_step_has_yet_come_last(config: RunConfig, open_intake: OpenIntake) -> None:
@@ -66,7 +66,7 @@ def test_groups_that_no_step_has_yet_come_last(config: RunConfig, open_intake: O
     lease = intake.grant(b"a", now=0.0)
     assert lease is not None
     intake.accept(b"a", answer(lease, version, SOME))
-    (group,) = shown_groups(intake.store, config, Selection())
+    (group,) = shown_groups(intake.ledger, config, Selection())
     assert (group.step, group.visit.state, group.lags) == (None, "accepted", None)
 
 
@@ -74,7 +74,7 @@ def test_visits_of_a_prompt_are_found_by_the_beginning_of_its_id(config: RunConf
     intake = open_intake(config, num_prompts=4)
     train(intake, *[[SOME, SOME]] * 6)
     prompt_id = "prompt-2"
-    groups = shown_groups(intake.store, config, Selection(prompt=prompt_id, count=2))
+    groups = shown_groups(intake.ledger, config, Selection(prompt=prompt_id, count=2))
     assert [(group.visit.prompt_id, group.visit.visit) for group in groups] == [(prompt_id, 2), (prompt_id, 3)]
     with pytest.raises(
         ConfigError, match=r"several ids begin so \(prompt-0, prompt-1, prompt-2, prompt-3\); give more"
@@ -85,7 +85,7 @@ def test_visits_of_a_prompt_are_found_by_the_beginning_of_its_id(config: RunConf
 def test_an_id_that_begins_another_one_is_found(config: RunConfig, open_intake: OpenIntake) -> None:
     intake = open_intake(config, num_prompts=16)
     train(intake, *[[SOME, SOME]] * 8)
-    (group,) = shown_groups(intake.store, config, Selection(prompt="prompt-1"))
+    (group,) = shown_groups(intake.ledger, config, Selection(prompt="prompt-1"))
     assert group.visit.prompt_id == "prompt-1"
 
 
@@ -93,7 +93,7 @@ def test_a_visit_without_an_answer_is_shown_by_its_position(config: RunConfig, o
     intake = open_intake(config)
     publish(intake, 0)
     intake.grant(b"a", now=0.0)
-    (group,) = shown_groups(intake.store, config, Selection(position=0))
+    (group,) = shown_groups(intake.ledger, config, Selection(position=0))
     assert (group.visit.state, group.responses, group.is_released) == ("leased", (), False)
 
 
@@ -123,7 +123,7 @@ def test_a_group_has_its_texts_answers_reasons_rewards_and_advantages(
 ) -> None:
     intake = open_intake(config)
     train(intake, [SOME, ALL], text=r"It is \boxed{{index}}")
-    first, second = shown_groups(intake.store, config, Selection(step=1))
+    first, second = shown_groups(intake.ledger, config, Selection(step=1))
     assert (first.problem, first.reference) == (f"problem {first.reference}", first.visit.prompt_id.split("-")[1])
     right, wrong = first.responses
     assert (right.is_correct, right.reason, right.answer, right.reward) == (True, "equal", "0", 1.0)
@@ -138,9 +138,9 @@ def test_a_group_has_its_texts_answers_reasons_rewards_and_advantages(
 def test_statistics_are_those_of_the_visits_up_to_the_group(config: RunConfig, open_intake: OpenIntake) -> None:
     intake = open_intake(config, num_prompts=4)
     train(intake, [SOME, SOME], [SOME, SOME], [ALL, ALL], [ALL, ALL])
-    first, second = shown_groups(intake.store, config, Selection(prompt="prompt-0"))
+    first, second = shown_groups(intake.ledger, config, Selection(prompt="prompt-0"))
     assert first.stats == RewardStats().with_rewards(SOME)
-    assert second.stats == first.stats.with_rewards(ALL) == intake.store.reward_stats("prompt-0")
+    assert second.stats == first.stats.with_rewards(ALL) == intake.ledger.reward_stats("prompt-0")
     assert (second.stats.mean, second.std) == (0.75, 0.5)
 
 
@@ -153,7 +153,7 @@ def test_lags_are_between_the_weights_and_the_step_that_trains(config: RunConfig
         intake.accept(b"a", answer(lease, version, SOME))
     assert intake.commit_batch(0)
     assert intake.commit_batch(1)
-    assert [group.lags for group in shown_groups(intake.store, config, Selection(count=4))] == [
+    assert [group.lags for group in shown_groups(intake.ledger, config, Selection(count=4))] == [
         (0, 0),
         (0, 0),
         (1, 1),
@@ -170,16 +170,16 @@ def test_lags_of_a_batch_of_two_updates_are_those_of_its_start(tmp_path: Path, o
         assert lease is not None
         intake.accept(b"a", answer(lease, version, SOME))
     assert intake.commit_batch(0)
-    assert [group.lags for group in shown_groups(intake.store, config, Selection(count=4))] == [(0, 0)] * 4
+    assert [group.lags for group in shown_groups(intake.ledger, config, Selection(count=4))] == [(0, 0)] * 4
 
 
 def test_of_a_deleted_group_rewards_and_advantages_stay(config: RunConfig) -> None:
     intake = make_intake(config, segment_bytes=1)
     train(intake, [SOME, SOME], [SOME, SOME])
-    assert intake.store.release_segments(oldest_retained_step=1) == [1, 2]
-    (group, _) = shown_groups(intake.store, config, Selection(step=1))
-    (kept, _) = shown_groups(intake.store, config, Selection(step=2))
-    intake.store.close()
+    assert intake.ledger.release_segments(oldest_retained_step=1) == [1, 2]
+    (group, _) = shown_groups(intake.ledger, config, Selection(step=1))
+    (kept, _) = shown_groups(intake.ledger, config, Selection(step=2))
+    intake.ledger.close()
     assert (group.is_released, kept.is_released) == (True, False)
     assert [(shown.reward, shown.response, shown.reason) for shown in group.responses] == [
         (1.0, None, None),
@@ -201,6 +201,6 @@ def test_of_a_deleted_group_rewards_and_advantages_stay(config: RunConfig) -> No
 def test_a_ledger_of_an_older_learner_shows_no_problem(config: RunConfig, open_intake: OpenIntake) -> None:
     intake = open_intake(config)
     train(intake, [SOME, SOME])
-    intake.store._db.execute("DELETE FROM prompts")
-    (group, _) = shown_groups(intake.store, config, Selection())
+    intake.ledger._db.execute("DELETE FROM prompts")
+    (group, _) = shown_groups(intake.ledger, config, Selection())
     assert (group.problem, group.reference) == (None, None)

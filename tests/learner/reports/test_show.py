@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.show import main, readable
+from learner.reports.show import main, readable
 from tests.learner.small_run import answer, make_config, make_intake, publish, train
 
 
@@ -15,7 +15,7 @@ def run(tmp_path: Path) -> Path:
     config = make_config(tmp_path, groups_per_step=1, max_lag=1)
     intake = make_intake(config, num_prompts=2)
     train(intake, [(1.0, 0.0)], [(1.0, 0.0)], [(1.0, 1.0)], [(1.0, 1.0)])
-    intake.store.close()
+    intake.ledger.close()
     (tmp_path / "config.json").write_text(config.model_dump_json())
     return tmp_path
 
@@ -112,7 +112,7 @@ def test_what_looks_like_markup_stays_as_it_is(tmp_path: Path, capsys: pytest.Ca
     lease = intake.grant(b"a", now=0.0)
     assert lease is not None
     intake.accept(b"a", answer(lease, version, text="so [bold]x[/bold] :smile: is \\boxed{[0, 1]}"))
-    intake.store.close()
+    intake.ledger.close()
     (tmp_path / "config.json").write_text(config.model_dump_json())
     text = shown(capsys, tmp_path)
     assert "so [bold]x[/bold] :smile: is \\boxed{[0, 1]}" in text

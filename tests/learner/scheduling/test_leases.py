@@ -1,7 +1,7 @@
 """The lease table, event by event."""
 
 from dcpo_async.protocol.messages import LeaseName
-from learner.leases import LeaseTable, Slot, SlotState
+from learner.scheduling.leases import LeaseTable, Slot, SlotState
 
 
 def table_with(count: int, *, session: bytes | None = b"a") -> LeaseTable:

@@ -20,8 +20,8 @@ from rich.text import Text
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, DcpoError
-from learner.inspection import Selection, ShownGroup, ShownResponse, shown_groups
-from learner.ledger_copy import open_copy
+from learner.ledger.copy import open_copy
+from learner.reports.inspection import Selection, ShownGroup, ShownResponse, shown_groups
 
 NUM_GROUPS = 3
 MAX_CHARS = 1000

@@ -14,9 +14,9 @@ from typing import Literal
 import xxhash
 
 from dcpo_async.algorithm import RewardStats
-from dcpo_async.errors import StoreError
+from dcpo_async.errors import LedgerError
 from dcpo_async.records import Prompt
-from learner.store_reader import FRAME_LENGTH, RECORD_HEAD, StoredGroup, StoreReader
+from learner.ledger.reader import FRAME_LENGTH, RECORD_HEAD, LedgerReader, StoredGroup
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -67,11 +67,11 @@ LOCK_SECONDS = 1.0
 """How long to wait for a learner that is just ending."""
 
 
-class Store(StoreReader):
+class Ledger(LedgerReader):
     """Opens or creates the ledger in a folder.
 
     Raises:
-        StoreError: another learner has it open, it is damaged, or the folder cannot be written.
+        LedgerError: another learner has it open, it is damaged, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -107,7 +107,7 @@ class Store(StoreReader):
         self._db.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
-        """Make everything since the last commit durable, arrays first; raises StoreError when the disk refuses."""
+        """Make everything since the last commit durable, arrays first; raises LedgerError when the disk refuses."""
         with self._translated():
             if self._is_dirty:
                 self._file.flush()
@@ -122,7 +122,7 @@ class Store(StoreReader):
         self.abandon()
 
     def abandon(self) -> None:
-        """Release the ledger without what was not committed; every later commit raises StoreError."""
+        """Release the ledger without what was not committed; every later commit raises LedgerError."""
         self._is_dirty = False
         self._db.close()
         # A full disk may refuse the rest of the buffer, which nobody needs any more.
@@ -136,7 +136,7 @@ class Store(StoreReader):
         except (sqlite3.Error, OSError, OverflowError) as error:
             is_locked = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
             problem = "another learner is running on this folder; stop it or choose another --folder"
-            raise StoreError(f"{self._path}: {problem if is_locked else error}") from error
+            raise LedgerError(f"{self._path}: {problem if is_locked else error}") from error
 
     # ---- what kind of run this is
 
@@ -145,12 +145,12 @@ class Store(StoreReader):
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def expect_meta(self, key: str, value: str, advice: str) -> None:
-        """Set a word the first time and hold later starts to it; raises StoreError with the advice."""
+        """Set a word the first time and hold later starts to it; raises LedgerError with the advice."""
         found = self.meta(key)
         if found is None:
             self.set_meta(key, value)
         elif found != value:
-            raise StoreError(f"{self.folder}: the run in this folder has {key} {found}, now it is {value}; {advice}")
+            raise LedgerError(f"{self.folder}: the run in this folder has {key} {found}, now it is {value}; {advice}")
 
     # ---- prompts and visits
 
@@ -192,7 +192,7 @@ class Store(StoreReader):
     def accept(self, group: StoredGroup, prompt_id: str, stats: RewardStats, weights_step: int) -> None:
         """Add a group, its advantages and the prompt's new statistics in the running transaction.
 
-        Raises StoreError where their sum exceeds 64 bits, at 9.2 billion rewards of 1.
+        Raises LedgerError where their sum exceeds 64 bits, at 9.2 billion rewards of 1.
         """
         segment, offset, num_bytes, digest = self._append(group.frames)
         self._db.execute(
@@ -298,7 +298,7 @@ class Store(StoreReader):
         path.touch()
         if path.stat().st_size < end:
             found = path.stat().st_size
-            raise StoreError(f"{path}: {found} bytes, but the ledger points to {end}; restore the file")
+            raise LedgerError(f"{path}: {found} bytes, but the ledger points to {end}; restore the file")
         os.truncate(path, end)
         return number, end
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from dcpo_async.algorithm import RewardStats
-from dcpo_async.errors import StoreError
-from learner.ledger_copy import copy_consistently, open_copy
-from learner.store import SCHEMA, Store
-from learner.store_reader import StoreReader
+from dcpo_async.errors import LedgerError
+from learner.ledger.copy import copy_consistently, open_copy
+from learner.ledger.ledger import SCHEMA, Ledger
+from learner.ledger.reader import LedgerReader
 
 WRITER = """
 import itertools, sqlite3, sys, time
@@ -76,7 +76,7 @@ def test_what_is_copied_while_the_log_begins_anew_is_copied_again(tmp_path: Path
         copy_consistently(path, copy, copy_file)
     assert copied == ["ledger.sqlite", "ledger.sqlite-wal"] * 2
     with contextlib.closing(sqlite3.connect(copy)) as connection:
-        reader = StoreReader(tmp_path, connection)
+        reader = LedgerReader(tmp_path, connection)
         assert (reader.meta("first"), reader.version_steps()) == ("1", {7: 5})
 
 
@@ -88,7 +88,7 @@ def test_a_log_that_begins_anew_during_every_copy_is_given_up(tmp_path: Path) ->
             writer.execute("UPDATE meta SET value = value + 1")
             writer.execute("PRAGMA wal_checkpoint")
 
-        with pytest.raises(StoreError, match="its log began anew during each of 20 copies; try again"):
+        with pytest.raises(LedgerError, match="its log began anew during each of 20 copies; try again"):
             copy_consistently(path, tmp_path / "copy.sqlite", copy_file)
 
 
@@ -113,17 +113,17 @@ def test_a_ledger_that_was_copied_is_still_locked_by_its_writer(busy_ledger: Pat
 
 
 def test_a_copy_holds_what_is_committed_and_nothing_else(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.write_lease(0, "p", visit=1, attempt=1, weights_step=0)
-    store.commit()
-    store.write_lease(1, "q", visit=1, attempt=1, weights_step=0)
+    ledger = Ledger(tmp_path)
+    ledger.write_lease(0, "p", visit=1, attempt=1, weights_step=0)
+    ledger.commit()
+    ledger.write_lease(1, "q", visit=1, attempt=1, weights_step=0)
     with open_copy(tmp_path) as reader:
         assert [visit.prompt_id for visit in reader.visits()] == ["p"]
-    store.abandon()
+    ledger.abandon()
 
 
 def test_a_closed_ledger_is_read_and_left_as_it_is(tmp_path: Path) -> None:
-    Store(tmp_path / "a").close()
+    Ledger(tmp_path / "a").close()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with open_copy(tmp_path / "a") as reader:
         assert reader.meta("incarnation") == "1"
@@ -131,11 +131,11 @@ def test_a_closed_ledger_is_read_and_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_ledger_of_a_learner_that_was_killed_is_read_with_its_log(tmp_path: Path) -> None:
-    store = Store(tmp_path / "a")
-    store.set_meta("run_id", "run-1")
-    store.commit()
+    ledger = Ledger(tmp_path / "a")
+    ledger.set_meta("run_id", "run-1")
+    ledger.commit()
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    store.abandon()
+    ledger.abandon()
     assert (tmp_path / "b" / "ledger.sqlite-wal").stat().st_size > 0
     with open_copy(tmp_path / "b") as reader:
         assert reader.meta("run_id") == "run-1"
@@ -158,7 +158,7 @@ def test_a_ledger_from_before_its_first_table_is_empty(tmp_path: Path) -> None:
 def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(
-            StoreError, match=r"ledger\.sqlite: no such file; name the folder of a run that has been started"
+            LedgerError, match=r"ledger\.sqlite: no such file; name the folder of a run that has been started"
         ),
         open_copy(tmp_path),
     ):
@@ -167,5 +167,5 @@ def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_ledger_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_text("certainly not a database, and long enough to show it" * 100)
-    with pytest.raises(StoreError, match="file is not a database"), open_copy(tmp_path):
+    with pytest.raises(LedgerError, match="file is not a database"), open_copy(tmp_path):
         pass

@@ -2,7 +2,7 @@
 
 import pytest
 
-from learner.staleness import StalenessGate
+from learner.scheduling.staleness import StalenessGate
 
 
 def test_group_forty_with_sixteen_to_a_step_trains_in_the_third_step_from_now() -> None:

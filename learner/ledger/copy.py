@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dcpo_async.errors import StoreError
-from learner.store import LEDGER_NAME, prepare_tables
-from learner.store_reader import StoreReader
+from dcpo_async.errors import LedgerError
+from learner.ledger.ledger import LEDGER_NAME, prepare_tables
+from learner.ledger.reader import LedgerReader
 
 MAX_COPIES = 20
 WAL_HEADER_BYTES = 32
@@ -17,31 +17,31 @@ WAL_HEADER_BYTES = 32
 
 
 @contextlib.contextmanager
-def open_copy(folder: Path) -> Iterator[StoreReader]:
+def open_copy(folder: Path) -> Iterator[LedgerReader]:
     """A reader of the ledger in a folder, as of one commit between the call and its return.
 
     Do not call it in a process that has the ledger open itself: closing any descriptor of a file drops the locks that
     the process has on it.
 
     Raises:
-        StoreError: there is no ledger, it is damaged, or it cannot be copied.
+        LedgerError: there is no ledger, it is damaged, or it cannot be copied.
     """
     path = folder / LEDGER_NAME
     if not path.is_file():
-        raise StoreError(f"{path}: no such file; name the folder of a run that has been started")
+        raise LedgerError(f"{path}: no such file; name the folder of a run that has been started")
     with tempfile.TemporaryDirectory(prefix="dcpo-") as scratch:
         copy = Path(scratch) / LEDGER_NAME
         try:
             copy_consistently(path, copy)
         except OSError as error:
-            raise StoreError(f"{path}: cannot be copied to {copy}: {error}") from error
+            raise LedgerError(f"{path}: cannot be copied to {copy}: {error}") from error
         try:
             with contextlib.closing(sqlite3.connect(copy)) as connection:
                 # A learner that is just starting has not made every table, and one of an earlier release made others.
                 prepare_tables(connection)
-                yield StoreReader(folder, connection)
+                yield LedgerReader(folder, connection)
         except sqlite3.Error as error:
-            raise StoreError(f"{path}: {error}") from error
+            raise LedgerError(f"{path}: {error}") from error
 
 
 def copy_consistently(path: Path, copy: Path, copy_file: Callable[[Path, Path], object] = shutil.copyfile) -> None:
@@ -54,7 +54,7 @@ def copy_consistently(path: Path, copy: Path, copy_file: Callable[[Path, Path], 
         copy_file: copies the bytes of one file into another.
 
     Raises:
-        StoreError: the log was begun anew during each of MAX_COPIES copies.
+        LedgerError: the log was begun anew during each of MAX_COPIES copies.
     """
     wal, wal_copy = (database.with_name(f"{database.name}-wal") for database in (path, copy))
     for _ in range(MAX_COPIES):
@@ -65,7 +65,7 @@ def copy_consistently(path: Path, copy: Path, copy_file: Callable[[Path, Path], 
             copy_file(wal, wal_copy)
         if _generation(path, wal) == before:
             return
-    raise StoreError(f"{path}: its log began anew during each of {MAX_COPIES} copies; try again")
+    raise LedgerError(f"{path}: its log began anew during each of {MAX_COPIES} copies; try again")
 
 
 def _generation(path: Path, wal: Path) -> tuple[bytes, int]:

@@ -3,8 +3,8 @@
 import heapq
 from collections.abc import Iterable, Sequence
 
-from learner.leases import Slot, SlotState
-from learner.staleness import StalenessGate
+from learner.scheduling.leases import Slot, SlotState
+from learner.scheduling.staleness import StalenessGate
 
 
 def next_batch(open_slots: Sequence[Slot], step: int, gate: StalenessGate) -> list[int] | None:

@@ -14,7 +14,7 @@ from dcpo_async.algorithm import RewardStats, smooth_advantages
 from dcpo_async.protocol.messages import LeaseName
 from dcpo_async.records import Lease
 from learner.intake import Intake
-from learner.leases import SlotState
+from learner.scheduling.leases import SlotState
 from tests.learner.small_run import answer, make_config, make_intake
 
 SESSIONS = (b"a", b"b", b"c")
@@ -77,7 +77,7 @@ class Ledger(RuleBasedStateMachine):
         if not hasattr(self, "intake"):
             return
         self.still_makes_progress()
-        self.intake.store.abandon()
+        self.intake.ledger.abandon()
         shutil.rmtree(self.root)
 
     # ---- the trainer
@@ -88,14 +88,14 @@ class Ledger(RuleBasedStateMachine):
         self.steps_of[version] = self.step
         if self.intake.publish(version, self.step):
             self.announced.append(version)
-        self.intake.store.commit()
+        self.intake.ledger.commit()
 
     @rule()
     def train(self) -> None:
         """One batch, if it stands: read back as it was, trained, published."""
         if not self.intake.commit_batch(self.step):
             return
-        self.intake.store.commit()
+        self.intake.ledger.commit()
         for step in range(self.step, self.step + self.updates):
             self.check_step(step)
             self.step += 1
@@ -154,14 +154,14 @@ class Ledger(RuleBasedStateMachine):
             self.held.append((session, lease))
             self.newest_attempt[lease.position] = lease.attempt
             at_most -= 1
-        self.intake.store.commit()
+        self.intake.ledger.commit()
 
     def check_lease(self, lease: Lease) -> None:
         """Its versions are young enough for the batch that it trains in, counted from the batches that stand."""
         done = {position for positions in self.batches.values() for position in positions}
-        rows = self.intake.store.visits("state IN ('leased', 'accepted') AND s.step IS NULL")
+        rows = self.intake.ledger.visits("state IN ('leased', 'accepted') AND s.step IS NULL")
         ahead = [row.position for row in rows if row.position < lease.position and row.position not in done]
-        next_step = self.intake.store.next_batch_step()
+        next_step = self.intake.ledger.next_batch_step()
         batch_step = next_step + len(ahead) // (self.groups_per_step * self.updates) * self.updates
         usable = [version for version in self.announced if version >= lease.min_version]
         assert usable
@@ -182,7 +182,7 @@ class Ledger(RuleBasedStateMachine):
             # The learner is killed before the commit: nobody has heard of the group.
             self.learner_dies()
             return
-        self.intake.store.commit()
+        self.intake.ledger.commit()
         if expected == "accepted":
             self.note(lease, rewards, min(self.steps_of[version] for version in versions))
 
@@ -199,7 +199,7 @@ class Ledger(RuleBasedStateMachine):
         for session, lease in open_leases[num_stragglers:]:
             assert self.intake.accept(session, answer(lease, lease.min_version)).outcome == "accepted"
             self.note(lease, (1.0, 0.0), self.steps_of[lease.min_version])
-        self.intake.store.commit()
+        self.intake.ledger.commit()
 
     def note(self, lease: Lease, rewards: tuple[float, ...], weights_step: int) -> None:
         self.sent[lease.position] = Sent(lease, rewards, weights_step)
@@ -208,7 +208,7 @@ class Ledger(RuleBasedStateMachine):
     def expected_outcome(self, lease: Lease) -> str:
         if lease.position in self.sent:
             return "duplicate" if lease.attempt == self.sent[lease.position].lease.attempt else "superseded"
-        visit = self.intake.store.visit(lease.position)
+        visit = self.intake.ledger.visit(lease.position)
         assert visit is not None
         is_newest = lease.attempt == self.newest_attempt[lease.position]
         return "accepted" if is_newest and visit.state != "quarantined" else "superseded"
@@ -219,7 +219,7 @@ class Ledger(RuleBasedStateMachine):
         session, lease = data.draw(st.sampled_from(self.held))
         if len(self.intake.quarantined) < self.num_prompts - 1:
             self.intake.fail(session, lease.position, lease.attempt, "a reason", is_prompts_fault)
-        self.intake.store.commit()
+        self.intake.ledger.commit()
 
     @precondition(lambda self: not self.is_calm)
     @rule(session=st.sampled_from(SESSIONS))
@@ -251,7 +251,7 @@ class Ledger(RuleBasedStateMachine):
         """kill -9 of coordinator and trainer: the folder as it is, with half a record behind the last segment."""
         folder = self.root / str(int(self.config.folder.name) + 1)
         shutil.copytree(self.config.folder, folder)
-        self.intake.store.abandon()
+        self.intake.ledger.abandon()
         newest = max((folder / "ledger" / "segments").iterdir())
         with newest.open("ab") as file:
             file.write(b"half a record")
@@ -269,12 +269,12 @@ class Ledger(RuleBasedStateMachine):
     def every_visit_is_counted_exactly_once(self) -> None:
         if not hasattr(self, "intake"):
             return
-        assert self.intake.store.num_groups() == len(self.sent)
+        assert self.intake.ledger.num_groups() == len(self.sent)
         visits = [(sent.lease.prompt_id, sent.lease.visit) for sent in self.sent.values()]
         assert len(set(visits)) == len(visits)
         for prompt_id, positions in self.order.items():
             rewards = [reward for position in positions for reward in self.sent[position].rewards]
-            stats = self.intake.store.reward_stats(prompt_id)
+            stats = self.intake.ledger.reward_stats(prompt_id)
             assert (stats.visits, stats.count) == (len(positions), len(rewards))
             assert stats.sum_nano == 10**9 * sum(rewards)
             assert Fraction(stats.sum_sq_nano, 10**18) == sum(Fraction(reward) ** 2 for reward in rewards)
@@ -305,7 +305,7 @@ class Ledger(RuleBasedStateMachine):
             self.intake.release_session(session)
         self.now += 100.0
         self.intake.release_unlisted(self.now)
-        goal = self.intake.store.next_batch_step() + 2 * self.interval
+        goal = self.intake.ledger.next_batch_step() + 2 * self.interval
         for _ in range(200):
             if self.step >= goal:
                 return

@@ -10,8 +10,8 @@ from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, ReleasedError
 from dcpo_async.grading import extract_answer
 from dcpo_async.records import Group, Response
+from learner.ledger.reader import LedgerReader, VisitRow
 from learner.samples import group_of
-from learner.store_reader import StoreReader, VisitRow
 
 Outcome = Literal["correct", "wrong", "mixed"]
 
@@ -124,7 +124,7 @@ class ShownGroup:
         }
 
 
-def shown_groups(reader: StoreReader, config: RunConfig, selection: Selection) -> Iterator[ShownGroup]:
+def shown_groups(reader: LedgerReader, config: RunConfig, selection: Selection) -> Iterator[ShownGroup]:
     """The groups of a selection in lease order, each read when it is asked for: all of a run may be large.
 
     Raises ConfigError where the selection names what is not there.
@@ -134,7 +134,7 @@ def shown_groups(reader: StoreReader, config: RunConfig, selection: Selection) -
         yield _shown(reader, config, version_steps, visit)
 
 
-def chosen_visits(reader: StoreReader, selection: Selection) -> list[VisitRow]:
+def chosen_visits(reader: LedgerReader, selection: Selection) -> list[VisitRow]:
     """The newest visits that match, sampled within a step; raises ConfigError where what is named is not there."""
     dice = random.Random(selection.seed)
     chosen: list[VisitRow] = []
@@ -146,7 +146,7 @@ def chosen_visits(reader: StoreReader, selection: Selection) -> list[VisitRow]:
     return sorted(chosen, key=lambda visit: visit.position)
 
 
-def _newest_first(reader: StoreReader, selection: Selection) -> Iterator[list[VisitRow]]:
+def _newest_first(reader: LedgerReader, selection: Selection) -> Iterator[list[VisitRow]]:
     """Visits to choose from; those of one list are equally new."""
     if selection.position is not None:
         yield [_visit_at(reader, selection.position)]
@@ -160,7 +160,7 @@ def _newest_first(reader: StoreReader, selection: Selection) -> Iterator[list[Vi
         yield reader.visits("s.step IS NULL AND state IN ('accepted', 'too_old', 'discarded')")
 
 
-def _visit_at(reader: StoreReader, position: int) -> VisitRow:
+def _visit_at(reader: LedgerReader, position: int) -> VisitRow:
     visit = reader.visit(position)
     if visit is None:
         raise ConfigError(
@@ -169,7 +169,7 @@ def _visit_at(reader: StoreReader, position: int) -> VisitRow:
     return visit
 
 
-def _prompt_id(reader: StoreReader, prefix: str) -> str:
+def _prompt_id(reader: LedgerReader, prefix: str) -> str:
     found = reader.prompt_ids(prefix, limit=4)
     if not found:
         raise ConfigError(f"prompt {prefix}: no prompt that was visited has an id that begins so")
@@ -178,14 +178,14 @@ def _prompt_id(reader: StoreReader, prefix: str) -> str:
     return prefix if prefix in found else found[0]
 
 
-def _visits_of_step(reader: StoreReader, step: int) -> list[VisitRow]:
+def _visits_of_step(reader: LedgerReader, step: int) -> list[VisitRow]:
     visits = reader.visits("s.step = ?", step - 1)
     if not visits:
         raise ConfigError(f"step {step}: no batch was made for it; the newest is step {reader.next_batch_step()}")
     return visits
 
 
-def _outcome(reader: StoreReader, visit: VisitRow) -> Outcome | None:
+def _outcome(reader: LedgerReader, visit: VisitRow) -> Outcome | None:
     scores = reader.read_scores(visit.position)
     if scores is None:
         return None
@@ -193,7 +193,7 @@ def _outcome(reader: StoreReader, visit: VisitRow) -> Outcome | None:
     return "wrong" if num_correct == 0 else "correct" if num_correct == len(scores[0]) else "mixed"
 
 
-def _shown(reader: StoreReader, config: RunConfig, version_steps: dict[int, int], visit: VisitRow) -> ShownGroup:
+def _shown(reader: LedgerReader, config: RunConfig, version_steps: dict[int, int], visit: VisitRow) -> ShownGroup:
     scores = reader.read_scores(visit.position)
     group = None if scores is None else _group(reader, visit.position)
     rewards, advantages = scores or ((), ())
@@ -216,7 +216,7 @@ def _shown(reader: StoreReader, config: RunConfig, version_steps: dict[int, int]
     )
 
 
-def _group(reader: StoreReader, position: int) -> Group | None:
+def _group(reader: LedgerReader, position: int) -> Group | None:
     try:
         return group_of(reader.read_group(position))
     except ReleasedError:

@@ -7,7 +7,7 @@ import pytest
 from pyarrow import csv, parquet
 
 from dcpo_async.config import RunConfig
-from learner.stats import main, pass_rate_shares
+from learner.reports.stats import main, pass_rate_shares
 from tests.learner.small_run import make_config, make_intake, train
 
 
@@ -21,7 +21,7 @@ def run(config: RunConfig) -> Path:
     """A run of one prompt with three visits; its learner has gone."""
     intake = make_intake(config, num_prompts=1)
     train(intake, [(1.0, 0.0)], [(1.0, 1.0)], [(0.0, 0.0)])
-    intake.store.close()
+    intake.ledger.close()
     return config.folder
 
 
@@ -74,7 +74,7 @@ def test_shares_of_pass_rates(rewards: Sequence[float], num_windows: int, shares
 def test_a_folder_without_a_counted_group_is_refused_in_one_line(
     config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_intake(config).store.close()
+    make_intake(config).ledger.close()
     for folder, complaint in ((config.folder, "no group has been counted yet"), (tmp_path / "none", "no such file")):
         with pytest.raises(SystemExit) as ended:
             main([str(folder)])

@@ -1,0 +1,1 @@
+"""What people look at: `dcpo show` and `dcpo stats`, from a copy of the ledger."""
