@@ -271,7 +271,7 @@ class Launcher:
     async def _keep_weight_server(self) -> None:
         listen = self._config.network.listen.rpartition(":")[0]
         coordinator = self._coordinator
-        argv = module_argv("learner.weight_server")
+        argv = module_argv("learner.weights.server")
         argv += [
             "--listen",
             f"{listen}:{coordinator.weights_port}",
@@ -336,7 +336,7 @@ class Launcher:
 
     def _trainer_argv(self) -> list[str]:
         argv = module_argv("torch.distributed.run", "--standalone", "--max-restarts", "0")
-        argv += ["--nproc-per-node", str(self._devices.num_workers), "-m", "learner.trainer"]
+        argv += ["--nproc-per-node", str(self._devices.num_workers), "-m", "learner.trainer.trainer"]
         argv += ["--config", str(self._config.folder / "config.json")]
         argv += ["--coordinator", self._trainer_address, "--run-id", self._coordinator.run_id]
         return argv

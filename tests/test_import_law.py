@@ -12,7 +12,7 @@ OWNERS = {
     "zmq": ("dcpo_async/transport/zmq_channel.py",),
     "msgpack": ("dcpo_async/protocol/codec.py",),
     "vllm": ("actor/vllm_engine.py",),
-    "deepspeed": ("learner/trainer.py",),
+    "deepspeed": ("learner/trainer/trainer.py",),
     "sympy": ("dcpo_async/grading/",),
     "math_verify": ("dcpo_async/grading/",),
     "pebble": ("dcpo_async/grading/",),

@@ -21,7 +21,7 @@ from dcpo_async.transport.memory_channel import Faults, MemoryNetwork
 from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel
 from dcpo_async.weights.manifest import Manifest
 from dcpo_async.weights.snapshot import write_snapshot
-from learner.weight_server import serve
+from learner.weights.server import serve
 
 CHUNK_BYTES = 1000
 NUM_CHUNKS = 41  # 40 000 bytes of elements and a header

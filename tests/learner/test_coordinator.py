@@ -50,10 +50,10 @@ from dcpo_async.records import Lease
 from dcpo_async.transport.interfaces import Received
 from dcpo_async.transport.memory_channel import Faults, MemoryDealer, MemoryNetwork, MemoryRouter
 from learner.coordinator import Coordinator, TokenRate
-from learner.coordinator_link import samples_of
 from learner.intake import Intake
 from learner.ledger.ledger import Ledger
 from learner.ledger.reader import StoredGroup
+from learner.trainer.coordinator_link import samples_of
 from tests.learner.small_run import VOCAB_SIZE, OpenIntake, answer, make_config, make_intake, make_prompts
 
 M = TypeVar("M", bound=Message)

@@ -96,7 +96,7 @@ def test_actors_keep_generating_while_a_killed_trainer_comes_back(tmp_path: Path
         services.until_step(4)
         # An engine that stands still lets the trainer use up all groups: what is counted later was made later.
         engine = actor.child("actor.service")
-        rank = learner.child("learner.trainer")
+        rank = learner.child("learner.trainer.trainer")
         assert engine is not None
         assert rank is not None
         engine.suspend()

@@ -50,7 +50,7 @@ def test_a_fleet_of_vllm_engines_joins_dies_and_loses_nothing(tmp_path: Path, mo
         print(f"the first actor was killed: {num_released:.0f} leases came back")
 
         counted, step = services.status()["groups_counted"], services.status()["step"]
-        trainer = learner.child("learner.trainer")
+        trainer = learner.child("learner.trainer.trainer")
         assert trainer is not None
         trainer.kill()
         services.until("a restart", lambda: services.status()["trainer_restarts"] == 1, seconds=30)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from learner.checkpoint import sync_folder, sync_path
+from learner.trainer.checkpoint import sync_folder, sync_path
 
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[object]]
 """Makes partitioned parameters whole for the length of a context; all ranks enter in the same order."""

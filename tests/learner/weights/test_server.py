@@ -24,7 +24,7 @@ from dcpo_async.transport.memory_channel import MemoryDealer, MemoryNetwork
 from dcpo_async.transport.zmq_channel import DealerChannel
 from dcpo_async.weights.manifest import Manifest
 from dcpo_async.weights.snapshot import write_snapshot
-from learner.weight_server import main, serve
+from learner.weights.server import main, serve
 
 
 def publish(store: Path, version: int) -> Manifest:
@@ -171,7 +171,7 @@ def free_port() -> int:
 
 async def test_the_process_serves_over_tcp_until_it_is_told_to_end(store: Path) -> None:
     manifest, port = publish(store, 1), free_port()
-    argv = [sys.executable, "-m", "learner.weight_server", *options(port, store)]
+    argv = [sys.executable, "-m", "learner.weights.server", *options(port, store)]
     process = await asyncio.create_subprocess_exec(*argv, stderr=subprocess.DEVNULL)
     actor = DealerChannel(f"tcp://127.0.0.1:{port}", b"actor", 1 << 20, send_timeout_seconds=60)
     try:

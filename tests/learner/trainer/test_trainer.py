@@ -132,7 +132,7 @@ async def run_trainer(
     address = f"ipc://{config.folder}/trainer"
     coordinator = ScriptedCoordinator(RouterChannel(address, 1 << 30), **script)
     argv = module_argv("torch.distributed.run", "--standalone", "--max-restarts", "0")
-    argv += ["--nproc-per-node", str(num_ranks), "-m", "learner.trainer"]
+    argv += ["--nproc-per-node", str(num_ranks), "-m", "learner.trainer.trainer"]
     argv += ["--config", str(config.folder / "config.json"), "--coordinator", address, "--run-id", "run"]
     log_file = config.folder / "trainer.log"
     environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}

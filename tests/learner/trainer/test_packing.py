@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcpo_async.records import TrainingSample
-from learner.packing import pack, plan_micro_batches
+from learner.trainer.packing import pack, plan_micro_batches
 
 
 def sample(

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from dcpo_async.errors import CheckpointError
-from learner.checkpoint import (
+from learner.trainer.checkpoint import (
     CheckpointLayout,
     complete_steps,
     load_checkpoint,

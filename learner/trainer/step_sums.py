@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dcpo_async.algorithm import TokenDiagnostics
 from dcpo_async.records import TrainingSample
-from learner.packing import MicroBatch
+from learner.trainer.packing import MicroBatch
 
 _COUNTS = ("loss", "tokens", "slots", "responses", "response_tokens")
 

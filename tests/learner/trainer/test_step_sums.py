@@ -4,8 +4,8 @@ import torch
 
 from dcpo_async.algorithm import TokenDiagnostics, policy_loss
 from dcpo_async.records import TrainingSample
-from learner.packing import pack
-from learner.step_sums import StepSums
+from learner.trainer.packing import pack
+from learner.trainer.step_sums import StepSums
 
 
 def sample(num_prompt_tokens: int, num_tokens: int, lag: int) -> TrainingSample:

@@ -1,6 +1,6 @@
 """One trainer rank: asks for its shard of each step's batch, trains with DeepSpeed, publishes, checkpoints.
 
-Started by the launcher as `torchrun ... -m learner.trainer --config run.json --coordinator ADDRESS --run-id ID`.
+Started by the launcher as `torchrun … -m learner.trainer.trainer --config FILE --coordinator ADDRESS --run-id ID`.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from dcpo_async.protocol.messages import (
 from dcpo_async.records import TrainingSample
 from dcpo_async.transport.zmq_channel import DealerChannel
 from dcpo_async.weights.snapshot import prune, remove_unfinished, write_snapshot
-from learner.checkpoint import (
+from learner.trainer.checkpoint import (
     CheckpointLayout,
     complete_steps,
     load_checkpoint,
@@ -51,14 +51,14 @@ from learner.checkpoint import (
     save_checkpoint,
     verified_checkpoint,
 )
-from learner.coordinator_link import CoordinatorLink, samples_of
-from learner.logprobs import PolicyModel, correction
-from learner.packing import MicroBatch, pack, plan_micro_batches
-from learner.publishing import export_weights, gather_weights, tied_names, write_skeleton
-from learner.schedule import learning_rate
-from learner.step_sums import StepSums
+from learner.trainer.coordinator_link import CoordinatorLink, samples_of
+from learner.trainer.packing import MicroBatch, pack, plan_micro_batches
+from learner.trainer.policy import PolicyModel, correction
+from learner.trainer.schedule import learning_rate
+from learner.trainer.step_sums import StepSums
+from learner.weights.gather import export_weights, gather_weights, tied_names, write_skeleton
 
-logger = logging.getLogger("learner.trainer")
+logger = logging.getLogger("learner.trainer.trainer")
 
 BATCH_DEADLINE_SECONDS = 24 * 3600.0
 """Actors decide how long a batch takes, and all may be away for a night; the wait is logged meanwhile."""
@@ -335,7 +335,9 @@ class Trainer:
 
 def main() -> int:
     """Run one rank; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="learner.trainer", description="One trainer rank; torchrun starts it.")
+    parser = argparse.ArgumentParser(
+        prog="learner.trainer.trainer", description="One trainer rank; torchrun starts it."
+    )
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration, JSON")
     parser.add_argument("--coordinator", required=True, help="address of the coordinator")
     parser.add_argument("--run-id", required=True)

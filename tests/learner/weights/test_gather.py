@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learner.publishing import export_weights, gather_weights, layer_of, tied_names, write_skeleton
+from learner.weights.gather import export_weights, gather_weights, layer_of, tied_names, write_skeleton
 from tests.tiny_model import make_tiny_model
 
 

@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM
 
 from dcpo_async.algorithm import policy_loss
 from dcpo_async.records import TrainingSample
-from learner.logprobs import PolicyModel
-from learner.packing import pack, plan_micro_batches
+from learner.trainer.packing import pack, plan_micro_batches
+from learner.trainer.policy import PolicyModel
 from tests.tiny_model import make_tiny_model
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dcpo_async.config import AlgorithmSettings
-from learner.logprobs import PolicyModel, correction, token_logprobs
+from learner.trainer.policy import PolicyModel, correction, token_logprobs
 
 
 def llama(tied: bool = False) -> LlamaForCausalLM:

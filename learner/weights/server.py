@@ -139,7 +139,7 @@ async def _serve_until_told(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 0 on SIGTERM, 2 when it cannot listen, 1 on a failure."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
-    parser = argparse.ArgumentParser(prog="learner.weight_server", description="Serve published weights.")
+    parser = argparse.ArgumentParser(prog="learner.weights.server", description="Serve published weights.")
     parser.add_argument("--listen", required=True, help="address, such as tcp://127.0.0.1:5558")
     parser.add_argument("--store", required=True, type=Path, help="folder of the weight store")
     parser.add_argument("--run-id", required=True)

@@ -1,0 +1,1 @@
+"""From the trainer's model to versions that actors can fetch."""
