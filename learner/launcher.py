@@ -32,7 +32,7 @@ from learner.problems import training_problems
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from learner.coordinator import Coordinator
+    from learner.coordinator.coordinator import Coordinator
     from learner.ledger.ledger import Ledger
 
 log = logging.getLogger("learner")
@@ -169,8 +169,8 @@ def described(config: RunConfig) -> str:
 def _make_coordinator(
     config: RunConfig, problems: LoadedProblems, actors: RouterChannel, trainer: RouterChannel
 ) -> "Coordinator":
-    from learner.coordinator import Coordinator
-    from learner.intake import Intake
+    from learner.coordinator.coordinator import Coordinator
+    from learner.coordinator.intake import Intake
     from learner.ledger.ledger import Ledger
 
     tokenizer = load_tokenizer(Path(config.model.path), "model.path")

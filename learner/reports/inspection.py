@@ -10,8 +10,8 @@ from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, ReleasedError
 from dcpo_async.grading import extract_answer
 from dcpo_async.records import Group, Response
+from learner.coordinator.shards import group_of
 from learner.ledger.reader import LedgerReader, VisitRow
-from learner.samples import group_of
 
 Outcome = Literal["correct", "wrong", "mixed"]
 

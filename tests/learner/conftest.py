@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dcpo_async.config import RunConfig
-from learner.intake import Intake
+from learner.coordinator.intake import Intake
 from tests.learner.small_run import OpenIntake, make_intake
 
 

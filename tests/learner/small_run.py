@@ -11,7 +11,7 @@ from dcpo_async.errors import DcpoError
 from dcpo_async.protocol.conversion import group_to_message
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.records import Group, Lease, Prompt, Response, VersionSegment
-from learner.intake import Intake
+from learner.coordinator.intake import Intake
 from learner.ledger.ledger import Ledger
 
 VOCAB_SIZE = 50

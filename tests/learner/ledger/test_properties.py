@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dcpo_async.algorithm import RewardStats, smooth_advantages
 from dcpo_async.protocol.messages import LeaseName
 from dcpo_async.records import Lease
-from learner.intake import Intake
+from learner.coordinator.intake import Intake
 from learner.scheduling.leases import SlotState
 from tests.learner.small_run import answer, make_config, make_intake
 

@@ -7,7 +7,7 @@ import pytest
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError
-from learner.intake import Intake
+from learner.coordinator.intake import Intake
 from learner.reports.inspection import Outcome, Selection, shown_groups
 from tests.learner.small_run import OpenIntake, answer, make_config, make_intake, publish, train
 

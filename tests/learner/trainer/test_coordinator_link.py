@@ -20,7 +20,7 @@ from dcpo_async.protocol.messages import (
 from dcpo_async.records import TrainingSample
 from dcpo_async.transport.interfaces import Router
 from dcpo_async.transport.memory_channel import MemoryNetwork
-from learner.samples import shard_message
+from learner.coordinator.shards import shard_message
 from learner.trainer.coordinator_link import CoordinatorLink, samples_of
 
 

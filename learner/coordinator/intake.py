@@ -18,9 +18,9 @@ from dcpo_async.protocol.codec import encode
 from dcpo_async.protocol.conversion import check_group
 from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage, LeaseName
 from dcpo_async.records import Lease, Prompt
+from learner.coordinator.shards import StepGroup, group_of
 from learner.ledger.ledger import Ledger
 from learner.ledger.reader import StoredGroup, VisitRow
-from learner.samples import StepGroup, group_of
 from learner.scheduling.batches import next_batch, too_old
 from learner.scheduling.leases import LeaseTable, Slot, SlotState
 from learner.scheduling.staleness import StalenessGate

@@ -10,7 +10,7 @@ from dcpo_async.algorithm.reward_stats import RewardStats
 from dcpo_async.errors import ConfigError, LedgerError
 from dcpo_async.protocol.messages import Envelope, LeaseName
 from dcpo_async.records import Lease
-from learner.intake import Intake
+from learner.coordinator.intake import Intake
 from learner.scheduling.leases import SlotState
 from tests.learner.small_run import OpenIntake, answer, make_config, publish
 

@@ -39,9 +39,9 @@ from dcpo_async.protocol.messages import (
 from dcpo_async.protocol.session import CoordinatorSession
 from dcpo_async.records import TrainingSample
 from dcpo_async.transport.interfaces import Received, Router
-from learner.intake import Intake
-from learner.regrading import Regrader
-from learner.samples import shard_message, step_metrics, step_samples
+from learner.coordinator.intake import Intake
+from learner.coordinator.regrading import Regrader
+from learner.coordinator.shards import shard_message, step_metrics, step_samples
 from learner.scheduling.batches import split_by_tokens
 from learner.scheduling.leases import SlotState
 

@@ -49,8 +49,8 @@ from dcpo_async.protocol.session import ActorSession, LeaseGranted
 from dcpo_async.records import Lease
 from dcpo_async.transport.interfaces import Received
 from dcpo_async.transport.memory_channel import Faults, MemoryDealer, MemoryNetwork, MemoryRouter
-from learner.coordinator import Coordinator, TokenRate
-from learner.intake import Intake
+from learner.coordinator.coordinator import Coordinator, TokenRate
+from learner.coordinator.intake import Intake
 from learner.ledger.ledger import Ledger
 from learner.ledger.reader import StoredGroup
 from learner.trainer.coordinator_link import samples_of

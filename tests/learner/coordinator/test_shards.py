@@ -7,7 +7,7 @@ import pytest
 
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.records import FinishReason, Group, Response, VersionSegment
-from learner.samples import StepGroup, shard_message, step_metrics, step_samples, token_lags
+from learner.coordinator.shards import StepGroup, shard_message, step_metrics, step_samples, token_lags
 from learner.trainer.coordinator_link import samples_of
 from tests.learner.small_run import make_config
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 from dcpo_async.config import load_config
 from dcpo_async.protocol.messages import GroupMessage
-from learner.regrading import Regrader
+from learner.coordinator.regrading import Regrader
 
 
 def group(rewards: tuple[float, ...], texts: tuple[str, ...]) -> GroupMessage:
