@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from actor.engines import add_engine_arguments, engine_words
+from actor.engine.choice import add_engine_arguments, engine_words
 from dcpo_async.devices import checked_gpus, cuda_environment
 from dcpo_async.errors import ConfigError, DcpoError, EngineError
 from dcpo_async.processes import kill_group, last_lines, module_argv, spawn, stop

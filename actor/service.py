@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from actor.engine import Engine
-from actor.engines import add_engine_arguments, make_engine
-from actor.weight_puller import WeightPuller, default_cache_folder
+from actor.engine.choice import add_engine_arguments, make_engine
+from actor.engine.interface import Engine
+from actor.weights.puller import WeightPuller, default_cache_folder
 from dcpo_async.errors import (
     DcpoError,
     EngineError,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actor.engines import add_engine_arguments, make_engine
+from actor.engine.choice import add_engine_arguments, make_engine
 from dcpo_async.prompts import encode_prompts, load, problem_source
 from dcpo_async.records import Lease, Response, Sampling, TrainingSample
 from learner.trainer.packing import pack

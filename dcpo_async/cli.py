@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
 
     evaluate = commands.add_parser("eval", help="accuracy of models or of a run on problem sets", add_help=False)
-    evaluate.set_defaults(command=_become("actor.evaluate"))
+    evaluate.set_defaults(command=_become("actor.evaluation.command"))
 
     data = commands.add_parser("data", help="look at problem sets").add_subparsers(required=True, metavar="COMMAND")
     check = data.add_parser(

@@ -11,7 +11,7 @@ SOURCES = sorted(path for part in ("dcpo_async", "actor", "learner") for path in
 OWNERS = {
     "zmq": ("dcpo_async/transport/zmq_channel.py",),
     "msgpack": ("dcpo_async/protocol/codec.py",),
-    "vllm": ("actor/vllm_engine.py",),
+    "vllm": ("actor/engine/vllm.py",),
     "deepspeed": ("learner/trainer/trainer.py",),
     "sympy": ("dcpo_async/grading/",),
     "math_verify": ("dcpo_async/grading/",),

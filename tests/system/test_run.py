@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actor.weight_puller import default_cache_folder
+from actor.weights.puller import default_cache_folder
 from dcpo_async.weights.snapshot import versions
 from tests.system.services import Services, assert_counted_once
 

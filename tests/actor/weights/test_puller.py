@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from actor.weight_puller import WeightPuller, default_cache_folder
+from actor.weights.puller import WeightPuller, default_cache_folder
 from dcpo_async.errors import RefusedError, WeightsError
 from dcpo_async.protocol.messages import ChunkMessage, ChunkWant, Envelope, ManifestWant
 from dcpo_async.transport.interfaces import Dealer, Router

@@ -12,9 +12,9 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.logging import RichHandler
 
-from actor.engines import add_engine_arguments
-from actor.evaluator import Evaluator, Modes
-from actor.run_follower import RunFollower
+from actor.engine.choice import add_engine_arguments
+from actor.evaluation.evaluator import Evaluator, Modes
+from actor.evaluation.run_follower import RunFollower
 from dcpo_async.config import DataSettings, GradingSettings
 from dcpo_async.devices import checked_gpus, cuda_environment
 from dcpo_async.errors import ConfigError, DcpoError, WeightsError

@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from actor.engine import Engine
-from actor.engines import make_engine
-from actor.seeds import group_seed
+from actor.engine.choice import make_engine
+from actor.engine.interface import Engine
+from actor.engine.seeds import group_seed
 from dcpo_async.config import GradingSettings
 from dcpo_async.errors import ConfigError, EngineError
 from dcpo_async.evaluation.figures import figures_of
@@ -46,7 +46,7 @@ class Evaluator:
     """Has every problem answered, some at a time, and writes each result down as soon as it is there.
 
     Args:
-        options: of the command line, see `actor.evaluate`.
+        options: of the command line, see `actor.evaluation.command`.
         modes: how responses are sampled; a greedy mode has a group size of 1.
         sets: problems, by the name of their set.
         results: where they are written down.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from actor.run_follower import RunFollower
-from actor.weight_puller import default_cache_folder
+from actor.evaluation.run_follower import RunFollower
+from actor.weights.puller import default_cache_folder
 from dcpo_async.errors import RefusedError
 from dcpo_async.protocol.messages import (
     Bye,

@@ -1,4 +1,4 @@
-from actor.seeds import group_seed
+from actor.engine.seeds import group_seed
 
 
 def test_the_worked_example() -> None:

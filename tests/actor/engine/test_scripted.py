@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actor.scripted_engine import ScriptedEngine
+from actor.engine.scripted import ScriptedEngine
 from dcpo_async.errors import EngineError, PromptError
 from dcpo_async.grading import grade
 from dcpo_async.records import Lease, Sampling, VersionSegment

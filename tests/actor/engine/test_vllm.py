@@ -14,7 +14,7 @@ import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM
 
-from actor.vllm_engine import VllmEngine
+from actor.engine.vllm import VllmEngine
 from dcpo_async.errors import EngineError, PromptError, WeightsError
 from dcpo_async.records import Lease, Response, Sampling
 from tests.tiny_model import make_tiny_model
@@ -263,7 +263,7 @@ async def test_recomputed_keys_and_a_killed_engine_core(folders: tuple[Path, Pat
 HOST = """
 import asyncio, sys
 from pathlib import Path
-from actor.vllm_engine import VllmEngine
+from actor.engine.vllm import VllmEngine
 
 async def main():
     engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=64, max_responses=4, kv_cache_gib=0.1)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from actor.engine import UpdateTiming
-from actor.seeds import group_seed
+from actor.engine.interface import UpdateTiming
+from actor.engine.seeds import group_seed
 from dcpo_async.errors import EngineError, PromptError
 from dcpo_async.records import Lease, Response, Sampling, VersionSegment
 

@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from actor.engine import Engine
-from actor.scripted_engine import ScriptedEngine
+from actor.engine.interface import Engine
+from actor.engine.scripted import ScriptedEngine
 
 ENGINE_NAMES = ("vllm", "scripted")
 
@@ -41,7 +41,7 @@ def make_engine(options: argparse.Namespace, **of_the_run: Any) -> Engine:
     if options.engine == "scripted":
         return ScriptedEngine(tokens_per_second=options.tokens_per_second)
     # vLLM takes seconds to import, and grading workers, which import this module again, must not pay for it.
-    from actor.vllm_engine import VllmEngine
+    from actor.engine.vllm import VllmEngine
 
     return VllmEngine(
         device=options.device,

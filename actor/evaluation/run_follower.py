@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from actor.weight_puller import WeightPuller, default_cache_folder
+from actor.weights.puller import WeightPuller, default_cache_folder
 from dcpo_async.errors import PeerLostError, ProtocolError, RefusedError, VersionMismatchError, WeightsError
 from dcpo_async.protocol.messages import Envelope, Hello, Welcome
 from dcpo_async.protocol.session import ActorSession, Dismissed, Event, Joined, NewVersion, Refused

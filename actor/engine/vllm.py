@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from actor.engine import UpdateTiming
-from actor.seeds import group_seed
+from actor.engine.interface import UpdateTiming
+from actor.engine.seeds import group_seed
 from dcpo_async.errors import EngineError, PromptError, WeightsError
 from dcpo_async.records import FinishReason, Lease, Response, Sampling, VersionSegment
 
@@ -93,7 +93,7 @@ class VllmEngine:
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
-            "worker_extension_cls": "actor.vllm_worker.WorkerExtension",
+            "worker_extension_cls": "actor.engine.vllm_worker.WorkerExtension",
         }
         self._arguments |= _cpu_arguments(kv_cache_gib) if device == "cpu" else {"gpu_memory_utilization": memory_share}
         self._engine: AsyncLLM | None = None

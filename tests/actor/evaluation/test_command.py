@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from actor.evaluate import main
-from actor.evaluator import architecture_of
+from actor.evaluation.command import main
+from actor.evaluation.evaluator import architecture_of
 from dcpo_async.devices import count_gpus
 from dcpo_async.weights.snapshot import write_snapshot
 from tests.system.services import write_problems

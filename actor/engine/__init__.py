@@ -1,0 +1,1 @@
+"""What generates responses: vLLM, or a script for tests."""

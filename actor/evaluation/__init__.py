@@ -1,0 +1,1 @@
+"""`dcpo eval`: models, or the versions of a running learner, on problem sets."""
