@@ -19,13 +19,13 @@ from dcpo_async.config import DataSettings, GradingSettings
 from dcpo_async.devices import checked_gpus, cuda_environment
 from dcpo_async.errors import ConfigError, DcpoError, WeightsError
 from dcpo_async.evaluation.results import ResultsFolder
-from dcpo_async.metrics import MetricsWriter
+from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.model_folder import model_folder
 from dcpo_async.prompts import PRESETS, LoadedProblems, load, problem_source
 from dcpo_async.records import Sampling
 from dcpo_async.transport.security import check_address, load_client_keys
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
-from dcpo_async.weights.snapshot import model_digest, verify
+from dcpo_async.weights.store import model_digest, verify
 
 EXTRACTIONS = get_args(GradingSettings.model_fields["extraction"].annotation)
 INTERRUPTED = 130

@@ -26,7 +26,7 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.transport.interfaces import Dealer
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
-from dcpo_async.weights.snapshot import (
+from dcpo_async.weights.store import (
     discard,
     remove_unfinished,
     unfinished_folder,

@@ -9,8 +9,8 @@ from bench.ablation.arms import DEMO, Arm, Settings, settings_of, words
 from dcpo_async.config import load_config
 from dcpo_async.demo.services import free_address, measure, train, warm_up
 from dcpo_async.errors import ConfigError
-from dcpo_async.metrics import write_json
-from dcpo_async.weights.snapshot import prune, read_manifest, version_folder, versions
+from dcpo_async.metrics.jsonl import write_json
+from dcpo_async.weights.store import prune, read_manifest, version_folder, versions
 
 WARM_UP_STEPS = 250
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from dcpo_async.comparison.figures import Curve, Measured, mean_curve
 from dcpo_async.comparison.runs import Cost
 from dcpo_async.comparison.summary import Accuracy, Comparison, Row, accuracy_curves, mean_accuracy
-from dcpo_async.demo.plot import running_mean
+from dcpo_async.metrics.curves import running_mean
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Told apart with every kind of colour vision (Okabe & Ito 2008); their yellow is too pale for lines."""

@@ -14,7 +14,7 @@ from dcpo_async.comparison.runs import check_text, read_runs
 from dcpo_async.comparison.summary import Comparison, Row, compared
 from dcpo_async.errors import ConfigError
 from dcpo_async.evaluation.results import Mode
-from dcpo_async.metrics import write_json
+from dcpo_async.metrics.jsonl import write_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dcpo_async.errors import ConfigError
 from dcpo_async.evaluation.figures import Figures
 from dcpo_async.evaluation.results import SETTINGS_NAME, SUMMARY_NAME, Mode
 from dcpo_async.evaluation.table import Row
-from dcpo_async.metrics import read_metrics
+from dcpo_async.metrics.jsonl import read_metrics
 
 Cost = Literal["steps", "responses", "tokens", "seconds"]
 T = TypeVar("T")

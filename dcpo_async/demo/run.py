@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.live import Live
 
 from dcpo_async.config import RunConfig, load_config
-from dcpo_async.demo.display import read_status, run_table
-from dcpo_async.demo.plot import plot_curves
 from dcpo_async.demo.services import free_address, measure, train, warm_up
 from dcpo_async.errors import ConfigError
-from dcpo_async.metrics import read_metrics, write_json
+from dcpo_async.metrics.curves import plot_curves
+from dcpo_async.metrics.jsonl import read_metrics, write_json
+from dcpo_async.metrics.live_table import read_status, run_table
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.toml"
 EVALUATION_SAMPLES = 8

@@ -1,7 +1,7 @@
 """Grades one response against a reference answer: by our own comparison, symbolically where that cannot read one."""
 
-from dcpo_async.grading.comparison import compare
 from dcpo_async.grading.extraction import Extraction, extract_answer
+from dcpo_async.grading.math.comparison import compare
 from dcpo_async.grading.verdict import Verdict
 
 # Longer than any answer of the known problem sets; text beyond it is no answer but an attack on the parser.
@@ -48,7 +48,7 @@ def quick_verdict(response_text: str, reference_answer: str, extraction: Extract
 def symbolic_verdict(extracted: str, reference_answer: str) -> Verdict:
     """The verdict of symbolic comparison; may take unbounded time and memory."""
     # Imported here because sympy takes a second to load and most processes never need it.
-    from dcpo_async.grading.equivalence import is_equivalent
+    from dcpo_async.grading.math.equivalence import is_equivalent
 
     try:
         correct = is_equivalent(extracted, reference_answer)

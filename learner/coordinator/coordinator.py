@@ -11,7 +11,7 @@ import numpy as np
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import PeerLostError, ProtocolError, TrainerError, VersionMismatchError
-from dcpo_async.metrics import MetricsWriter, write_json
+from dcpo_async.metrics.jsonl import MetricsWriter, write_json
 from dcpo_async.protocol.conversion import lease_to_message
 from dcpo_async.protocol.messages import (
     Array,

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dcpo_async.algorithm import BOUNDS, TokenDiagnostics, clipped_loss
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import DcpoError, TrainerError
-from dcpo_async.metrics import write_json
+from dcpo_async.metrics.jsonl import write_json
 from dcpo_async.processes import die_with_parent
 from dcpo_async.protocol.messages import (
     Checkpointed,
@@ -42,7 +42,7 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.records import TrainingSample
 from dcpo_async.transport.zmq_channel import DealerChannel
-from dcpo_async.weights.snapshot import prune, remove_unfinished, write_snapshot
+from dcpo_async.weights.store import prune, remove_unfinished, write_snapshot
 from learner.trainer.checkpoint import (
     CheckpointLayout,
     complete_steps,

@@ -26,7 +26,7 @@ from dcpo_async.transport.interfaces import Received, Router
 from dcpo_async.transport.security import load_server_keys
 from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.snapshot import newest_version, read_manifest, version_folder
+from dcpo_async.weights.store import newest_version, read_manifest, version_folder
 
 log = logging.getLogger("weight_server")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from dcpo_async.cli import main
+from dcpo_async.commands.cli import main
 from dcpo_async.comparison.figures import Measured
 from dcpo_async.comparison.report import percent
 from tests.comparison.made_runs import line, measured, write_evaluation, write_run

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dcpo_async.cli import main
+from dcpo_async.commands.cli import main
 from dcpo_async.prompts import Likeness, Overlap, count_contaminated, load, overlaps, problem_source
 
 TRAIN = [

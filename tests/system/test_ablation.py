@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dcpo_async.metrics import read_metrics
+from dcpo_async.metrics.jsonl import read_metrics
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(500)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from dcpo_async.metrics import read_metrics
+from dcpo_async.metrics.jsonl import read_metrics
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "out"
     words = ["demo", "--out", str(folder), "--warm-up-steps", "10", "--training.max_steps", "3"]
-    command = [sys.executable, "-m", "dcpo_async.cli", *words]
+    command = [sys.executable, "-m", "dcpo_async.commands.cli", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder

@@ -12,8 +12,8 @@ import pytest
 
 from actor.evaluation.command import main
 from actor.weights.puller import default_cache_folder
-from dcpo_async.metrics import read_metrics
-from dcpo_async.weights.snapshot import versions
+from dcpo_async.metrics.jsonl import read_metrics
+from dcpo_async.weights.store import versions
 from tests.system.conftest import STEADY
 from tests.system.services import Services, assert_counted_once, two_free_ports, write_problems
 
@@ -39,7 +39,9 @@ def services(tmp_path: Path, model: Path) -> Iterator[Services]:
 def test_a_killed_evaluation_goes_on_to_the_result_of_an_undisturbed_one(services: Services, model: Path) -> None:
     words = (str(model), "--data", str(services.folder / "data.jsonl"), "--samples", "4", "--in-flight", "8", *SHORT)
     outs = [services.folder / "killed", services.folder / "undisturbed"]
-    killed = services.start("dcpo_async.cli", "eval", *words, "--out", str(outs[0]), "--tokens-per-second", "40")
+    killed = services.start(
+        "dcpo_async.commands.cli", "eval", *words, "--out", str(outs[0]), "--tokens-per-second", "40"
+    )
     log = outs[0] / model.name / "data.jsonl"
     services.until("some results", lambda: log.exists() and log.read_bytes().count(b"\n") >= 3)
     killed.signal(signal.SIGKILL)
@@ -61,7 +63,7 @@ def test_an_evaluator_beside_a_run_measures_whole_versions_and_changes_nothing(
     write_problems(held_out, 60)
     learner, actor = services.start_learner(*STEADY), services.start_actor("--tokens-per-second", "40")
     evaluator = services.start(
-        *("dcpo_async.cli", "eval", "--learner", services.address, "--data", str(held_out), "--samples", "2"),
+        *("dcpo_async.commands.cli", "eval", "--learner", services.address, "--data", str(held_out), "--samples", "2"),
         *("--in-flight", "60", "--tokens-per-second", "40", "--out", str(out), *SHORT),
     )
     services.until("both at work", lambda: services.status().get("evaluators_connected"))

@@ -19,7 +19,7 @@ WORDS = ("--json", "--step", "2", "--count", "4")
 
 
 def shown(run: Path) -> str:
-    argv = [sys.executable, "-m", "dcpo_async.cli", "show", str(run), *WORDS]
+    argv = [sys.executable, "-m", "dcpo_async.commands.cli", "show", str(run), *WORDS]
     ended = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout

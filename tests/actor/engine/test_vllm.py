@@ -284,7 +284,7 @@ async def test_the_engine_core_ends_when_its_host_is_killed(folders: tuple[Path,
         script,
         folders[0],
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )
     assert host.stdout is not None
     async with asyncio.timeout(120):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from actor.evaluation.command import main
 from actor.evaluation.evaluator import architecture_of
 from dcpo_async.devices import count_gpus
-from dcpo_async.weights.snapshot import write_snapshot
+from dcpo_async.weights.store import write_snapshot
 from tests.system.services import write_problems
 from tests.tiny_model import make_tiny_model
 

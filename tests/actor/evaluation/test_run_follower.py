@@ -23,7 +23,7 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.snapshot import versions, write_snapshot
+from dcpo_async.weights.store import versions, write_snapshot
 from learner.weights.server import serve
 from tests.protocol.test_session import WELCOME
 

@@ -20,7 +20,7 @@ from dcpo_async.transport.interfaces import Dealer, Router
 from dcpo_async.transport.memory_channel import Faults, MemoryNetwork
 from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel
 from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.snapshot import write_snapshot
+from dcpo_async.weights.store import write_snapshot
 from learner.weights.server import serve
 
 CHUNK_BYTES = 1000

@@ -16,7 +16,7 @@ import pytest
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import LedgerError, PeerLostError, ProtocolError, VersionMismatchError
-from dcpo_async.metrics import read_metrics
+from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.protocol.conversion import group_from_message, lease_from_message
 from dcpo_async.protocol.messages import (
     Ack,

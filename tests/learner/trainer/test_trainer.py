@@ -32,7 +32,7 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.records import TrainingSample
 from dcpo_async.transport.zmq_channel import RouterChannel
-from dcpo_async.weights.snapshot import version_folder, versions
+from dcpo_async.weights.store import version_folder, versions
 from learner.coordinator.shards import shard_message
 from learner.scheduling.batches import split_by_tokens
 from tests.tiny_model import make_tiny_model

@@ -23,7 +23,7 @@ from dcpo_async.protocol.messages import (
 from dcpo_async.transport.memory_channel import MemoryDealer, MemoryNetwork
 from dcpo_async.transport.zmq_channel import DealerChannel
 from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.snapshot import write_snapshot
+from dcpo_async.weights.store import write_snapshot
 from learner.weights.server import main, serve
 
 

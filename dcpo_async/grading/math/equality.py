@@ -7,7 +7,7 @@ from typing import Any
 
 from mpmath import mp
 
-from dcpo_async.grading.expressions import CONSTANT_NAMES, Apply, Expression, Number, Symbol, free_symbols, nodes
+from dcpo_async.grading.math.expressions import CONSTANT_NAMES, Apply, Expression, Number, Symbol, free_symbols, nodes
 
 MAX_BITS = 20_000
 """Exact numbers with more are compared by their leading digits."""

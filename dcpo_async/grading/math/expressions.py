@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from dcpo_async.grading.tokens import FUNCTIONS, Token
+from dcpo_async.grading.math.tokens import FUNCTIONS, Token
 
 MAX_DEPTH = 40
 MAX_DIGITS = 4000

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dcpo_async.grading.equality import TooLargeError, evaluate
-from dcpo_async.grading.expressions import Apply, Expression, Symbol, UnreadableError
+from dcpo_async.grading.math.equality import TooLargeError, evaluate
+from dcpo_async.grading.math.expressions import Apply, Expression, Symbol, UnreadableError
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dcpo_async.commands.settings import HEAD, settings_reference
 from dcpo_async.config import RunConfig
-from dcpo_async.settings_reference import HEAD, settings_reference
 
-PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 class Documented(BaseModel):

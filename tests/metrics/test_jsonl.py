@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dcpo_async.metrics import MetricsWriter, read_metrics, write_json
+from dcpo_async.metrics.jsonl import MetricsWriter, read_metrics, write_json
 
 
 def test_a_step_that_is_trained_again_counts_as_it_was_written_last(tmp_path: Path) -> None:

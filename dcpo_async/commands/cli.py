@@ -126,7 +126,7 @@ def _become(module: str) -> Command:
 def _data_check(options: argparse.Namespace, rest: list[str]) -> int:
     from rich.console import Console
 
-    from dcpo_async.prompts.check import as_json, compare, print_pairs, print_table
+    from dcpo_async.commands.data_check import as_json, compare, print_pairs, print_table
 
     _refuse(rest)
     comparisons = compare(options.train, options.evaluation)
@@ -152,7 +152,7 @@ def _keygen(options: argparse.Namespace, rest: list[str]) -> int:
 def _status(options: argparse.Namespace, rest: list[str]) -> int:
     from rich.console import Console
 
-    from dcpo_async.demo.display import read_status, run_table
+    from dcpo_async.metrics.live_table import read_status, run_table
 
     _refuse(rest)
     status = read_status(options.run)
@@ -185,7 +185,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _convert(options: argparse.Namespace, rest: list[str]) -> int:
-    from dcpo_async.gguf import convert_gguf
+    from dcpo_async.commands.convert import convert_gguf
 
     _refuse(rest)
     convert_gguf(options.gguf, options.folder)
@@ -194,8 +194,8 @@ def _convert(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _settings(options: argparse.Namespace, rest: list[str]) -> int:
+    from dcpo_async.commands.settings import settings_reference
     from dcpo_async.config import RunConfig
-    from dcpo_async.settings_reference import settings_reference
 
     _refuse(rest)
     print(settings_reference(RunConfig), end="")

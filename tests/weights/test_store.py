@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dcpo_async.errors import WeightsError
 from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.snapshot import (
+from dcpo_async.weights.store import (
     model_digest,
     newest_version,
     prune,

@@ -6,7 +6,7 @@ from functools import reduce
 from itertools import pairwise, product
 from typing import Literal
 
-from dcpo_async.grading.answers import (
+from dcpo_async.grading.math.answers import (
     INFINITY,
     MINUS_INFINITY,
     Answer,
@@ -22,8 +22,8 @@ from dcpo_async.grading.answers import (
     as_region,
     real_value,
 )
-from dcpo_async.grading.equality import are_equal
-from dcpo_async.grading.expressions import (
+from dcpo_async.grading.math.equality import are_equal
+from dcpo_async.grading.math.expressions import (
     KNOWN_COMMANDS,
     Apply,
     Expression,
@@ -34,8 +34,8 @@ from dcpo_async.grading.expressions import (
     free_symbols,
     parse_expression,
 )
-from dcpo_async.grading.tokens import Token, tokenize
-from dcpo_async.grading.units import NUMBER_WORDS, OPERATION_WORDS, UNIT_LETTERS, normal_unit
+from dcpo_async.grading.math.tokens import Token, tokenize
+from dcpo_async.grading.math.units import NUMBER_WORDS, OPERATION_WORDS, UNIT_LETTERS, normal_unit
 
 _CALL = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?'*(?:\^\{?\(?-?\d\)?\}?)?\([A-Za-z](?:,[A-Za-z])*\)")
 MAX_MEMBERS = 64

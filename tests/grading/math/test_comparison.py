@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcpo_async.grading.comparison import compare
+from dcpo_async.grading.math.comparison import compare
 
 
 @pytest.mark.parametrize(

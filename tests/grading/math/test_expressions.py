@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcpo_async.grading.equality import exact_value
-from dcpo_async.grading.expressions import (
+from dcpo_async.grading.math.equality import exact_value
+from dcpo_async.grading.math.expressions import (
     MAX_DEPTH,
     Apply,
     Expression,
@@ -17,7 +17,7 @@ from dcpo_async.grading.expressions import (
     free_symbols,
     parse_expression,
 )
-from dcpo_async.grading.tokens import clean, tokenize
+from dcpo_async.grading.math.tokens import clean, tokenize
 
 X, TWO = Symbol("x"), Number(Fraction(2))
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dcpo_async.grading.equality import TooLargeError, are_equal, are_proportional, evaluate
-from dcpo_async.grading.expressions import Expression, parse_expression
-from dcpo_async.grading.tokens import clean, tokenize
+from dcpo_async.grading.math.equality import TooLargeError, are_equal, are_proportional, evaluate
+from dcpo_async.grading.math.expressions import Expression, parse_expression
+from dcpo_async.grading.math.tokens import clean, tokenize
 
 
 def parsed(text: str) -> Expression:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from operator import itemgetter
 
-from dcpo_async.grading.answers import (
+from dcpo_async.grading.math.answers import (
     Answer,
     Based,
     Collection,
@@ -19,10 +19,18 @@ from dcpo_async.grading.answers import (
     as_region,
     real_value,
 )
-from dcpo_async.grading.equality import are_equal, are_proportional, exact_value
-from dcpo_async.grading.expressions import Apply, Expression, Number, Symbol, UnreadableError, difference, free_symbols
-from dcpo_async.grading.reader import plain_text, read_answer
-from dcpo_async.grading.tokens import clean
+from dcpo_async.grading.math.equality import are_equal, are_proportional, exact_value
+from dcpo_async.grading.math.expressions import (
+    Apply,
+    Expression,
+    Number,
+    Symbol,
+    UnreadableError,
+    difference,
+    free_symbols,
+)
+from dcpo_async.grading.math.reader import plain_text, read_answer
+from dcpo_async.grading.math.tokens import clean
 
 _INTEGER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.0*)?", re.ASCII)
 _SEPARATED = re.compile(r"\d,[1-9]\d{2}(?!\d)", re.ASCII)

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from dcpo_async.metrics import read_metrics
+from dcpo_async.metrics.jsonl import read_metrics
 
 SPARKS = "▁▂▃▄▅▆▇█"
 ROWS = (

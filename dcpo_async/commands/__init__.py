@@ -1,0 +1,1 @@
+"""`dcpo`: everything that is not a service."""

@@ -1,0 +1,1 @@
+"""What two mathematical answers mean, and whether it is the same."""

@@ -1,0 +1,1 @@
+"""The numbers of a run, step by step: written, read, drawn."""
