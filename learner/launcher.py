@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from dcpo_async.config import ModelSettings, RunConfig, load_config
 from dcpo_async.devices import checked_gpus, cuda_environment
+from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError, DcpoError, TrainerError, WeightsError
-from dcpo_async.metrics.jsonl import write_json
 from dcpo_async.model_folder import load_tokenizer, model_folder
 from dcpo_async.processes import kill_group, last_lines, module_argv, spawn, stop
 from dcpo_async.prompts import LoadedProblems, encode_prompts

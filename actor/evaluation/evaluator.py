@@ -18,13 +18,13 @@ from actor.engine.choice import make_engine
 from actor.engine.interface import Engine
 from actor.engine.seeds import group_seed
 from dcpo_async.config import GradingSettings
+from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError, EngineError
 from dcpo_async.evaluation.figures import figures_of
 from dcpo_async.evaluation.progress import EvaluationProgress
 from dcpo_async.evaluation.results import SUMMARY_NAME, GradedResponse, Mode, ProblemResult, ResultLog, ResultsFolder
 from dcpo_async.evaluation.table import Row, markdown
 from dcpo_async.grading import GradingPool
-from dcpo_async.metrics.jsonl import write_json
 from dcpo_async.model_folder import load_tokenizer
 from dcpo_async.prompts import LoadedProblems, encode_prompts
 from dcpo_async.records import Lease, Prompt, Response, Sampling

@@ -8,8 +8,9 @@ from pathlib import Path
 from bench.ablation.arms import DEMO, Arm, Settings, settings_of, words
 from dcpo_async.config import load_config
 from dcpo_async.demo.services import free_address, measure, train, warm_up
+from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError
-from dcpo_async.metrics.jsonl import write_json
+from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.store import prune, read_manifest, version_folder, versions
 
 WARM_UP_STEPS = 250
@@ -75,7 +76,7 @@ async def _warm_up(plan: Plan, seed: int) -> None:
 async def _train(plan: Plan, arm: Arm, seed: int, places: asyncio.Semaphore) -> None:
     """Train an arm to its end, and keep the versions that are measured."""
     folder, start = plan.folder(arm, seed), plan.start(seed)
-    if not (folder / "export").is_dir():
+    if not RunFolder(folder).export.is_dir():
         async with places:
             print(f"seed {seed}: {arm.name} …", flush=True)
             settings = settings_of(arm, plan.steps, plan.overrides) | {
@@ -87,12 +88,12 @@ async def _train(plan: Plan, arm: Arm, seed: int, places: asyncio.Semaphore) -> 
             }
             actor_words = ("--engine", plan.engine, "--kv-cache-gib", "0.5")
             await train(DEMO, words(settings), plan.out / "logs", actor_words)
-    prune(folder / "weights", keep=1, protect=set(_measured_versions(plan, folder).values()))
+    prune(RunFolder(folder).weights, keep=1, protect=set(_measured_versions(plan, folder).values()))
 
 
 def _measured_versions(plan: Plan, folder: Path) -> dict[int, int]:
     """The newest version of every step that is measured; a step that was trained again has several."""
-    store = folder / "weights"
+    store = RunFolder(folder).weights
     newest = {read_manifest(version_folder(store, version)).step: version for version in versions(store)}
     return {step: version for step, version in newest.items() if step % plan.every == 0}
 
@@ -101,7 +102,7 @@ async def _measure(plan: Plan, seed: int) -> None:
     """Held-out accuracy of the kept versions of every arm, one engine for all."""
     folders = [plan.folder(arm, seed) for arm in plan.arms]
     models = {
-        f"{folder.name}-step{step:04d}": version_folder(folder / "weights", version)
+        f"{folder.name}-step{step:04d}": version_folder(RunFolder(folder).weights, version)
         for folder in folders
         for step, version in _measured_versions(plan, folder).items()
     }

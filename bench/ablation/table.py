@@ -8,6 +8,7 @@ from bench.ablation.runs import Plan
 from dcpo_async.comparison.figures import across_runs, written
 from dcpo_async.comparison.runs import ComparedRun, Cost, read_run
 from dcpo_async.comparison.summary import Accuracy, Row, compared
+from dcpo_async.run_folder import RunFolder
 from learner.ledger.copy import open_copy
 
 HEADER = (
@@ -89,7 +90,7 @@ class LaterAdvantages:
 
 def later_advantages(run: ComparedRun) -> LaterAdvantages | None:
     """From the ledger of a run, without what dynamic sampling discarded; None where no advantage is above 0."""
-    with open_copy(run.folder / "ledger") as reader:
+    with open_copy(RunFolder(run.folder).ledger) as reader:
         scores = [reader.read_scores(row.position) for row in reader.visits("state = 'accepted' AND visit > 1")]
     groups = [(len(set(rewards)) == 1, [abs(value) for value in values]) for rewards, values in filter(None, scores)]
     total = sum(sum(sizes) for _, sizes in groups)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from dcpo_async.durable import publish_folder
 from dcpo_async.errors import ConfigError
 
 
@@ -28,4 +29,4 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     writing = folder.with_name(f".{folder.name}.writing")
     model.save_pretrained(writing)
     tokenizer.save_pretrained(writing)
-    writing.rename(folder)
+    publish_folder(writing, folder)

@@ -12,9 +12,9 @@ from dcpo_async.comparison.figures import NOTHING, Measured, written
 from dcpo_async.comparison.plots import Plot, color, plots
 from dcpo_async.comparison.runs import check_text, read_runs
 from dcpo_async.comparison.summary import Comparison, Row, compared
+from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError
 from dcpo_async.evaluation.results import Mode
-from dcpo_async.metrics.jsonl import write_json
 
 
 @dataclass(frozen=True, slots=True)

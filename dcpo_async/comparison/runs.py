@@ -15,13 +15,13 @@ from dcpo_async.evaluation.figures import Figures
 from dcpo_async.evaluation.results import SETTINGS_NAME, SUMMARY_NAME, Mode
 from dcpo_async.evaluation.table import Row
 from dcpo_async.metrics.jsonl import read_metrics
+from dcpo_async.run_folder import RunFolder
 
 Cost = Literal["steps", "responses", "tokens", "seconds"]
 T = TypeVar("T")
 
 COST_METRICS = {"responses": "generated_responses", "tokens": "generated_tokens", "seconds": "seconds"}
 """Where a metrics line has a run's cost so far."""
-EVALUATION_NAME = "evaluation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +137,8 @@ def read_run(name: str, folder: Path, evaluations: Sequence[Path] = ()) -> Compa
     read.
     """
     advice = "name the folder of a run that has been started"
-    status = _read(folder / "status.json", _Status.model_validate_json, advice)
-    config = _read(folder / "config.json", RunConfig.model_validate_json, advice)
+    status = _read(RunFolder(folder).status, _Status.model_validate_json, advice)
+    config = _read(RunFolder(folder).config, RunConfig.model_validate_json, advice)
     try:
         metrics = tuple(read_metrics(folder))
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -147,7 +147,7 @@ def read_run(name: str, folder: Path, evaluations: Sequence[Path] = ()) -> Compa
         ) from None
     if not metrics:
         raise ConfigError(f"{folder}: no optimizer step is finished yet; wait for the first, or leave the run out")
-    own = [folder / EVALUATION_NAME] if (folder / EVALUATION_NAME / SUMMARY_NAME).exists() else []
+    own = [path for path in (RunFolder(folder).evaluation,) if (path / SUMMARY_NAME).exists()]
     points = [point for path in _distinct([*own, *evaluations]) for point in _held_out(path, status.run_id)]
     held_out, notes = _newest(points)
     return ComparedRun(name, folder, status.run_id, status.is_finished, config, metrics, held_out, tuple(notes))

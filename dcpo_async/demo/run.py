@@ -11,12 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from dcpo_async.config import RunConfig, load_config
+from dcpo_async.config import load_config
 from dcpo_async.demo.services import free_address, measure, train, warm_up
+from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError
 from dcpo_async.metrics.curves import plot_curves
-from dcpo_async.metrics.jsonl import read_metrics, write_json
+from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.metrics.live_table import read_status, run_table
+from dcpo_async.run_folder import RunFolder
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.toml"
 EVALUATION_SAMPLES = 8
@@ -77,12 +79,12 @@ class Demo:
         )
         await self._train(self.words, "DCPO")
         training_seconds = time.monotonic() - self.started
-        models = {"before": self.out / "model", "after": _export(self.config)}
+        models = {"before": self.out / "model", "after": RunFolder(self.config.folder).export}
         if self.options.with_control:
             self._say("2b", "control: the same run with every advantage set to zero")
             words = self._settings("control", zero_advantages=True)
             await self._train(words, "control, zero advantages")
-            models["control"] = _export(load_config(CONFIG, words))
+            models["control"] = RunFolder(load_config(CONFIG, words).folder).export
         self._say(
             "3/4",
             f"measuring on held-out problems, {EVALUATION_SAMPLES} responses each, same sampling for all",
@@ -135,7 +137,7 @@ class Demo:
         metrics = read_metrics(self.config.folder)
         plot = self.out / "curves.png"
         plot_curves(metrics, plot)
-        shutil.copyfile(self.config.folder / "metrics.jsonl", self.out / "metrics.jsonl")
+        shutil.copyfile(RunFolder(self.config.folder).metrics, self.out / "metrics.jsonl")
         summary = {
             **{f"accuracy_{name}": value for name, value in accuracies.items()},
             "steps": status["step"],
@@ -148,14 +150,14 @@ class Demo:
             "samples_per_problem": EVALUATION_SAMPLES,
             "temperature": self.config.sampling.temperature,
             "seed": self.options.seed,
-            "checkpoint": str(_export(self.config)),
+            "checkpoint": str(RunFolder(self.config.folder).export),
         }
         write_json(self.out / "summary.json", summary)
         for name, value in accuracies.items():
             self.console.print(f"held-out accuracy {name:8} [bold]{value:6.1%}[/bold]", highlight=False)
         self.console.print(
             f"trained model: {summary['checkpoint']}\ncurves: {plot}\nsummary: {self.out / 'summary.json'}\n"
-            f"TensorBoard: tensorboard --logdir {self.config.folder / 'tensorboard'}",
+            f"TensorBoard: tensorboard --logdir {RunFolder(self.config.folder).tensorboard}",
             highlight=False,
         )
         return summary
@@ -169,8 +171,3 @@ def _prepare(out: Path) -> None:
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).touch()
-
-
-def _export(config: RunConfig) -> Path:
-    """Where the learner leaves the trained model."""
-    return config.folder / "export"

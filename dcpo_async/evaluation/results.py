@@ -11,8 +11,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError
-from dcpo_async.metrics.jsonl import write_json
 from dcpo_async.records import FinishReason
 
 Mode = Literal["greedy", "sampled"]

@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON line and one TensorBoard point for each optimizer step."""
+"""Metrics of a run as one JSON line for each optimizer step: the truth that all else is drawn from."""
 
 import contextlib
 import json
@@ -6,39 +6,34 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from dcpo_async.run_folder import RunFolder
 
 SPENT = ("seconds", "generated_responses", "generated_tokens")
 """What a run has spent when it ends a step; they only grow."""
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` and `tensorboard/` in the run folder.
+    """A sink that appends to `metrics.jsonl` in the run folder.
 
     A step that is trained again after a restart is written again; the later line counts.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _end_last_line(folder / "metrics.jsonl")
+        _end_last_line(RunFolder(folder).metrics)
         earlier_seconds = max((line.get("seconds", 0.0) for line in _lines(folder)), default=0.0)
-        self._lines = (folder / "metrics.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+        self._lines = RunFolder(folder).metrics.open("a", buffering=1)
         self._started = time.monotonic() - earlier_seconds
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one step's metrics and `seconds`: how long this writer and those before it have been open."""
         values = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **metrics}
         self._lines.write(json.dumps(values) + "\n")
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Close the file."""
         self._lines.close()
-        self._board.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -55,7 +50,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 def _lines(folder: Path) -> Iterator[dict[str, float]]:
     """Every whole line, in the order of writing."""
-    path = folder / "metrics.jsonl"
+    path = RunFolder(folder).metrics
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
             yield json.loads(line)
@@ -69,13 +64,3 @@ def _end_last_line(path: Path) -> None:
         file.seek(-1, os.SEEK_END)
         if file.read() != b"\n":
             file.write(b"\n")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that another process may read at any moment: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

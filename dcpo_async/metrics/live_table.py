@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from dcpo_async.metrics.jsonl import read_metrics
+from dcpo_async.run_folder import RunFolder
 
 SPARKS = "▁▂▃▄▅▆▇█"
 ROWS = (
@@ -27,7 +28,7 @@ ROWS = (
 
 def read_status(folder: Path) -> dict[str, Any]:
     """The learner's newest status; empty while there is none."""
-    path = folder / "status.json"
+    path = RunFolder(folder).status
     return json.loads(path.read_text()) if path.exists() else {}
 
 

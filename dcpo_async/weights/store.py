@@ -1,6 +1,5 @@
 """The weight store: immutable versions, each a whole Hugging Face model folder with its manifest."""
 
-import os
 import re
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dcpo_async.durable import publish_folder
 from dcpo_async.errors import WeightsError
 from dcpo_async.weights.manifest import MANIFEST_NAME, FileEntry, Manifest, TensorEntry, is_publishable
 from dcpo_async.weights.raw import bytes_digest, dtype_name, raw_bytes
@@ -90,10 +90,7 @@ def write_snapshot(
             tied=tied,
         )
         (folder / MANIFEST_NAME).write_text(manifest.to_json())
-        for path in (*folder.iterdir(), folder):
-            _sync(path)
-        folder.rename(version_folder(store_folder, weights_version))
-    _sync(store_folder)
+        publish_folder(folder, version_folder(store_folder, weights_version))
     return manifest
 
 
@@ -244,14 +241,6 @@ def _file_digest(path: Path, on_progress: Callable[[], None] = lambda: None) -> 
             on_progress()
     digest: str = state.hexdigest()
     return digest
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_version_name(name: str) -> bool:

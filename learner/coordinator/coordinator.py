@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from dcpo_async.config import RunConfig
+from dcpo_async.durable import write_json
 from dcpo_async.errors import PeerLostError, ProtocolError, TrainerError, VersionMismatchError
-from dcpo_async.metrics.jsonl import MetricsWriter, write_json
+from dcpo_async.metrics.jsonl import MetricsWriter
+from dcpo_async.metrics.sink import Sink
+from dcpo_async.metrics.tensorboard import TensorBoardWriter
 from dcpo_async.protocol.conversion import lease_to_message
 from dcpo_async.protocol.messages import (
     Array,
@@ -38,6 +41,7 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.protocol.session import CoordinatorSession
 from dcpo_async.records import TrainingSample
+from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.interfaces import Received, Router
 from learner.coordinator.intake import Intake
 from learner.coordinator.regrading import Regrader
@@ -127,7 +131,10 @@ class Coordinator:
         self._actors, self._trainer = actors, trainer
         self.weights_port, self._dtype, self._clock = weights_port, dtype, clock
         self._outbox: list[tuple[Router, bytes, Envelope]] = []
-        self._metrics = MetricsWriter(config.folder)
+        self._sinks: list[Sink] = [
+            MetricsWriter(config.folder),
+            TensorBoardWriter(RunFolder(config.folder).tensorboard),
+        ]
         self._rate = TokenRate()
         self._last_report: dict[str, Any] = {}
         self._warn_above_nats = MAX_DISAGREEMENT_NATS
@@ -149,7 +156,8 @@ class Coordinator:
         finally:
             regrading.cancel()
             await asyncio.gather(regrading, return_exceptions=True)
-            self._metrics.close()
+            for sink in self._sinks:
+                sink.close()
 
     async def _guarded(self, part: Coroutine[Any, Any, None]) -> None:
         """Run a part; when it fails, it may leave half of a change, which the other parts must not commit."""
@@ -401,7 +409,8 @@ class Coordinator:
         batch = training.batch_metrics.get(trained, {})
         report = {**message.metrics, **batch, **self.actor_metrics(), **self._count_metrics()}
         self._last_report = report
-        self._metrics.write(message.step, report)
+        for sink in self._sinks:
+            sink.write(message.step, report)
         shown = ", ".join(f"{name} {report[name]:.4g}" for name in LOGGED_METRICS if name in report)
         log.info("step %d: %s", message.step, shown)
         if trained % self.config.algorithm.updates_per_batch == 0:
@@ -445,7 +454,7 @@ class Coordinator:
         """Write `status.json`, which `dcpo status` and the demo's display read."""
         now = self._clock()
         write_json(
-            self.config.folder / "status.json",
+            RunFolder(self.config.folder).status,
             {
                 "run_id": self.run_id,
                 "incarnation": self.intake.ledger.incarnation,

@@ -14,6 +14,7 @@ from typing import Literal
 import xxhash
 
 from dcpo_async.algorithm import RewardStats
+from dcpo_async.durable import sync
 from dcpo_async.errors import LedgerError
 from dcpo_async.records import Prompt
 from learner.ledger.reader import FRAME_LENGTH, RECORD_HEAD, LedgerReader, StoredGroup
@@ -96,7 +97,7 @@ class Ledger(LedgerReader):
             self._segment_number, self._tail = self._cut_tails()
             self._file = self._segment_path(self._segment_number).open("r+b")
             for path in (self._segments, folder, folder.parent):
-                _fsync_folder(path)
+                sync(path)
         self._is_dirty = False
         self._num_groups = int(self._db.execute("SELECT COUNT(*) FROM groups").fetchone()[0])
         self.commit()
@@ -321,7 +322,7 @@ class Ledger(LedgerReader):
         self._file.close()
         self._segment_number, self._tail = self._segment_number + 1, 0
         self._file = self._segment_path(self._segment_number).open("w+b")
-        _fsync_folder(self._segments)
+        sync(self._segments)
 
     def _read(self, segment: int, offset: int, num_bytes: int, digest: str) -> tuple[bytes, ...]:
         self._file.flush()
@@ -341,11 +342,3 @@ def prepare_tables(connection: sqlite3.Connection) -> None:
 def _floats(values: Sequence[float]) -> str:
     """Text that gives the same floats back, bit for bit."""
     return " ".join(map(repr, values))
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.run_folder import RunFolder
 from learner.ledger.copy import open_copy
 from learner.reports.inspection import Selection, ShownGroup, ShownResponse, shown_groups
 
@@ -87,8 +88,8 @@ def _show(options: argparse.Namespace) -> None:
     # What a model wrote may hold what a terminal's encoding does not.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    with open_copy(options.run / "ledger") as reader:
-        groups = shown_groups(reader, _read_config(options.run / "config.json"), selection)
+    with open_copy(RunFolder(options.run).ledger) as reader:
+        groups = shown_groups(reader, _read_config(RunFolder(options.run).config), selection)
         first = next(groups, None)
         if first is None:
             print(f"dcpo show: {options.run} has no such group yet", file=sys.stderr)

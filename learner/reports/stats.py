@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from pyarrow import csv, parquet
 
 from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.run_folder import RunFolder
 from learner.ledger.copy import open_copy
 from learner.ledger.reader import LedgerReader
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder for tables and plot (default RUN/stats)")
     options = parser.parse_args(argv)
     try:
-        with open_copy(options.run / "ledger") as reader:
+        with open_copy(RunFolder(options.run).ledger) as reader:
             statistics = read_statistics(reader)
         print(export(statistics, options.out or options.run / "stats"))
     except DcpoError as error:

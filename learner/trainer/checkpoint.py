@@ -1,6 +1,5 @@
 """Checkpoints that stand whole or not at all: written under another name, fsynced, then renamed by rank 0."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Protocol
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dcpo_async.durable import publish_folder
 from dcpo_async.errors import CheckpointError
 
 META_NAME = "meta.json"
@@ -87,9 +87,7 @@ def save_checkpoint(
             step=step, config_digest=config_digest, layout=layout, files=_digests(writing, _files(writing))
         )
         (writing / META_NAME).write_text(meta.model_dump_json(indent=2))
-        sync_folder(writing)
-        writing.rename(folder / step_folder(step))
-        sync_path(folder)
+        publish_folder(writing, folder / step_folder(step))
 
 
 def remove_superseded(folder: Path, keep_last: int, keep_every_steps: int | None) -> tuple[int, ...]:
@@ -137,21 +135,6 @@ def load_checkpoint(engine: Engine, folder: Path, step: int) -> None:
     loaded, _ = engine.load_checkpoint(str(folder), step_folder(step))
     if loaded is None:
         raise CheckpointError(f"{folder / step_folder(step)}: DeepSpeed found no model state in it")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder and everything in it durable."""
-    for path in (*folder.rglob("*"), folder):
-        sync_path(path)
-
-
-def sync_path(path: Path) -> None:
-    """Make a file's bytes, or the names in a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _damaged(path: Path, folder: Path, what: str) -> CheckpointError:

@@ -29,8 +29,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dcpo_async.algorithm import BOUNDS, TokenDiagnostics, clipped_loss
 from dcpo_async.config import RunConfig
+from dcpo_async.durable import write_json
 from dcpo_async.errors import DcpoError, TrainerError
-from dcpo_async.metrics.jsonl import write_json
 from dcpo_async.processes import die_with_parent
 from dcpo_async.protocol.messages import (
     Checkpointed,

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from learner.trainer.checkpoint import sync_folder, sync_path
+from dcpo_async.durable import publish_folder
 
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[object]]
 """Makes partitioned parameters whole for the length of a context; all ranks enter in the same order."""
@@ -78,9 +78,7 @@ def export_weights(folder: Path, skeleton: Path, weights: Mapping[str, Tensor]) 
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.copytree(skeleton, writing)
     save_file(dict(weights), writing / "model.safetensors", metadata={"format": "pt"})
-    sync_folder(writing)
     if folder.exists():
         folder.rename(replaced)
-    writing.rename(folder)
-    sync_path(folder.parent)
+    publish_folder(writing, folder)
     shutil.rmtree(replaced, ignore_errors=True)

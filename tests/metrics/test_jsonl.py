@@ -1,9 +1,8 @@
 """Metrics on disk: a step written again counts once, and a cut line does no harm."""
 
-import json
 from pathlib import Path
 
-from dcpo_async.metrics.jsonl import MetricsWriter, read_metrics, write_json
+from dcpo_async.metrics.jsonl import MetricsWriter, read_metrics
 
 
 def test_a_step_that_is_trained_again_counts_as_it_was_written_last(tmp_path: Path) -> None:
@@ -46,10 +45,3 @@ def test_seconds_go_on_where_an_earlier_writer_ended(tmp_path: Path) -> None:
 
 def test_no_metrics_are_an_empty_list(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
-
-
-def test_json_files_are_replaced_whole(tmp_path: Path) -> None:
-    write_json(tmp_path / "status.json", {"step": 1})
-    write_json(tmp_path / "status.json", {"step": 2})
-    assert json.loads((tmp_path / "status.json").read_text()) == {"step": 2}
-    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]

@@ -1,0 +1,48 @@
+"""Files that another process may read, or that must survive a power failure: temporary name, fsync, rename."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that another process may read at any moment: it sees the old content or the new, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file as `write_text` does."""
+    write_text(path, json.dumps(content, indent=2))
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make a folder and everything in it durable."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def publish_folder(writing: Path, folder: Path) -> None:
+    """Give a folder that is complete its name: it stands whole and on disk under it, or not at all.
+
+    Args:
+        writing: beside the final one, under a name that no reader takes.
+        folder: does not exist, or is an empty folder.
+    """
+    sync_tree(writing)
+    writing.rename(folder)
+    sync(folder.parent)

@@ -1,0 +1,79 @@
+"""Every path of a run folder, once: services write them, tools read them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Names what stands where in the folder of a run.
+
+    Attributes:
+        path: of the folder itself, `folder` in the settings.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved settings of the last start, JSON."""
+        return self.path / "config.json"
+
+    @property
+    def data(self) -> Path:
+        """How many rows became prompts, and what was left out, by reason; JSON."""
+        return self.path / "data.json"
+
+    @property
+    def status(self) -> Path:
+        """What the run is doing, written every second; JSON."""
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A JSON line for each optimizer step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The same for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger's folder."""
+        return self.path / "ledger"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the trainer's checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        """The weight store."""
+        return self.path / "weights"
+
+    @property
+    def skeleton(self) -> Path:
+        """The model's configuration and tokenizer, without weights."""
+        return self.path / "skeleton"
+
+    @property
+    def export(self) -> Path:
+        """The trained model as a Hugging Face folder, once the run is finished."""
+        return self.path / "export"
+
+    @property
+    def evaluation(self) -> Path:
+        """What `dcpo eval` measured of the run, where it was told to write here."""
+        return self.path / "evaluation"
+
+    @property
+    def trainer_error(self) -> Path:
+        """Why the rank that failed first ended, for the launcher; JSON."""
+        return self.path / "trainer_error.json"
+
+    def log(self, part: str) -> Path:
+        """What a part of the learner prints: `trainer` or `weight_server`."""
+        return self.path / "logs" / f"{part}.log"
