@@ -27,25 +27,19 @@ from dcpo_async.grading.math.expressions import (
     KNOWN_COMMANDS,
     Apply,
     Expression,
-    Number,
     Symbol,
     UnreadableError,
     difference,
     free_symbols,
     parse_expression,
 )
-from dcpo_async.grading.math.tokens import Token, tokenize
-from dcpo_async.grading.math.units import NUMBER_WORDS, OPERATION_WORDS, UNIT_LETTERS, normal_unit
+from dcpo_async.grading.math.quantities import read_quantity
+from dcpo_async.grading.math.tokens import Token, is_mark, tokenize
 
 _CALL = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?'*(?:\^\{?\(?-?\d\)?\}?)?\([A-Za-z](?:,[A-Za-z])*\)")
 MAX_MEMBERS = 64
-MAX_UNIT_WORDS = 6
-MAX_UNIT_CHARS = 100
 MAX_NESTING = 20
 MAX_CONDITIONS = 8
-_CURRENCIES = ("$", "€", "£")
-_UNIT_MARKS = ("^", "/", "{", "}", "%", "°", "*", "-", "(", ")", "'", *_CURRENCIES)
-
 _BASED = re.compile(
     r"\(?(-?[\dA-F]+(?:\.\d+)?)\)?_(?:\{?(\d{1,2})\}?|\{?\\text\{(two|eight|ten|sixteen)\}\}?)", re.ASCII
 )
@@ -112,17 +106,17 @@ class _Reader:
         if len(parts := _split(tokens, (",", ";", "and", "or"))) > 1:
             words = {token.text.lower() for token in _top_level(tokens) if token.kind == "word"}
             return _listed(_collected("list", [part for part in parts if part]), words)
-        if any(_is_mark(token, "±", "∓") for token in tokens) and not _is_mark(tokens[0], r"\{"):
+        if any(is_mark(token, "±", "∓") for token in tokens) and not is_mark(tokens[0], r"\{"):
             return _collected("list", [_with_sign(tokens, "+", "-"), _with_sign(tokens, "-", "+")])
         if _encloses(tokens):
             return self._bracketed(tokens)
-        if any(_is_mark(token, *_RELATIONS, "∈") for token in _top_level(tokens)):
+        if any(is_mark(token, *_RELATIONS, "∈") for token in _top_level(tokens)):
             return self._relation(tokens)
         if len(parts := _split(tokens, (":",))) > 1:
             return _collected("tuple", parts, "::")
         if tokens[0].kind == "command" and tokens[0].text in ("Real", "emptyset", "varnothing"):
             return _named_set(tokens)
-        return _quantity(tokens)
+        return read_quantity(tokens)
 
     def _bracketed(self, tokens: list[Token]) -> Answer:
         opening, closing, inner = tokens[0].text, tokens[-1].text, tokens[1:-1]
@@ -133,20 +127,20 @@ class _Reader:
             return _collected("tuple", parts, opening + closing)
         if (opening, closing) not in (("(", ")"), ("[", "]"), ("{", "}")):
             raise UnreadableError("brackets that do not match around one value")
-        if any(_is_mark(token, *_RELATIONS) for token in inner):
+        if any(is_mark(token, *_RELATIONS) for token in inner):
             return _Reader(inner).read()
-        return _quantity(tokens)
+        return read_quantity(tokens)
 
     def _set(self, inner: list[Token]) -> Answer:
         parts = _split(inner, ("|", ":"))
-        is_condition = len(parts) == 2 and any(_is_mark(token, *_RELATIONS, "∈") for token in parts[1])
+        is_condition = len(parts) == 2 and any(is_mark(token, *_RELATIONS, "∈") for token in parts[1])
         if is_condition and parts[0] and parts[0][0].kind == "letter":
             return _as_set(_Reader(parts[1]).read())
         members = [part for part in _split(inner, (",", ";")) if part]
         return _collected("set", members) if members else Region(())
 
     def _relation(self, tokens: list[Token]) -> Answer:
-        operators = [token.text for token in _top_level(tokens) if _is_mark(token, *_RELATIONS, "∈")]
+        operators = [token.text for token in _top_level(tokens) if is_mark(token, *_RELATIONS, "∈")]
         sides = _split(tokens, (*_RELATIONS, "∈"))
         if len(sides) != len(operators) + 1 or not all(sides):
             raise UnreadableError("a relation without one of its sides")
@@ -178,10 +172,10 @@ class _Reader:
         (left, right), operator = sides, operators[0]
         if _name_of(left) is None and _name_of(right) is not None:
             left, right, operator = right, left, _FLIPPED[operator]
-        name, bound = _name_of(left), _quantity(right).expression
+        name, bound = _name_of(left), read_quantity(right).expression
         if name is not None and not free_symbols(bound):
             return _bounded(name, operator, bound)
-        sides_differ_by = difference(_quantity(left).expression, bound)
+        sides_differ_by = difference(read_quantity(left).expression, bound)
         if operator in (">", "≥"):
             return Relation(_FLIPPED[operator], Apply("-", (sides_differ_by,)))
         return Relation(operator, sides_differ_by)
@@ -237,18 +231,14 @@ def _read_matrix(body: str, has_thousands: bool) -> Answer:
     return Matrix(cells)
 
 
-def _is_mark(token: Token, *marks: str) -> bool:
-    return token.kind == "mark" and token.text in marks
-
-
 def _depths(tokens: Sequence[Token]) -> list[int]:
     """Depth of nesting at each token; a bracket has that of what stands around it."""
     depth, depths = 0, []
     for token in tokens:
-        if _is_mark(token, *_CLOSING):
+        if is_mark(token, *_CLOSING):
             depth -= 1
         depths.append(depth)
-        if _is_mark(token, *_OPENING):
+        if is_mark(token, *_OPENING):
             depth += 1
     return depths
 
@@ -269,7 +259,7 @@ def _split(tokens: Sequence[Token], separators: Sequence[str]) -> list[list[Toke
 
 def _encloses(tokens: Sequence[Token]) -> bool:
     """Whether the first and the last token are one pair of brackets."""
-    if len(tokens) < 2 or not _is_mark(tokens[0], *_OPENING) or not _is_mark(tokens[-1], *_CLOSING):
+    if len(tokens) < 2 or not is_mark(tokens[0], *_OPENING) or not is_mark(tokens[-1], *_CLOSING):
         return False
     return all(depth > 0 for depth in _depths(tokens)[1:-1])
 
@@ -346,7 +336,7 @@ def _is_true_chain(sides: Sequence[Sequence[Token]]) -> bool:
 
 def _between(operators: list[str], sides: list[list[Token]]) -> Region:
     name = _name_of(sides[1])
-    low, high = _quantity(sides[0]).expression, _quantity(sides[2]).expression
+    low, high = read_quantity(sides[0]).expression, read_quantity(sides[2]).expression
     if set(operators) <= {">", "≥"}:
         low, high, operators = high, low, [_FLIPPED[operator] for operator in reversed(operators)]
     if name is None or not set(operators) <= {"<", "≤"}:
@@ -371,63 +361,3 @@ def _region(answer: Answer, name: str = "") -> Region:
 
 def _as_set(condition: Answer) -> Answer:
     return Collection("set", (condition,)) if isinstance(condition, Quantity) else condition
-
-
-# ---- quantities
-
-
-def _quantity(tokens: Sequence[Token]) -> Quantity:
-    """An expression with a unit before (currency) or behind it."""
-    unit = ""
-    rest = list(tokens)
-    if rest and _is_mark(rest[0], *_CURRENCIES):
-        unit, rest = rest[0].text, rest[1:]
-    elif len(rest) > 1 and _is_mark(rest[0], "-") and _is_mark(rest[1], *_CURRENCIES):
-        unit, rest = rest[1].text, [rest[0], *rest[2:]]
-    if rest and _is_mark(rest[0], "≈"):
-        rest = rest[1:]
-    end = _unit_start(rest)
-    expression = parse_expression(rest[:end])
-    if end < len(rest) and (factor := NUMBER_WORDS.get(rest[end].text.lower())) is not None:
-        if not isinstance(expression, Number):
-            raise UnreadableError(f"{rest[end].text} behind what is no number")
-        expression, end = Number(expression.value * factor), end + 1
-    unit = " ".join(filter(None, (unit, _unit_text(rest[end:]))))
-    return Quantity(expression, normal_unit(unit))
-
-
-def _unit_start(tokens: Sequence[Token]) -> int:
-    """Where the words at the end begin; a percent or degree sign at the very end counts as one."""
-    for place, token in enumerate(tokens):
-        if place and token.kind == "word":
-            return place - 1 if _is_mark(tokens[place - 1], "%", "°") else place
-        if (
-            place
-            and token.kind == "letter"
-            and token.is_spaced
-            and _are_unit_letters(tokens[place - 1], tokens[place:])
-        ):
-            return place
-    # A degree sign in mid-expression, as in sin 30°, is an operator; alone behind a number it is the unit.
-    has_function = any(token.kind == "command" and token.text not in ("frac", "pi") for token in tokens)
-    if len(tokens) > 1 and _is_mark(tokens[-1], "%", "°", *_CURRENCIES) and not has_function:
-        return len(tokens) - 1
-    return len(tokens)
-
-
-def _are_unit_letters(before: Token, tokens: Sequence[Token]) -> bool:
-    is_behind_number = before.kind == "number" or _is_mark(before, "}")
-    return is_behind_number and all(token.text in UNIT_LETTERS or _is_mark(token, "/") for token in tokens)
-
-
-def _unit_text(tokens: Sequence[Token]) -> str:
-    for before, token in pairwise([Token("mark", ""), *tokens]):
-        is_power = token.kind == "number" and token.text in ("2", "3") and _is_mark(before, "^", "{")
-        if not (is_power or token.kind in ("word", "letter") or _is_mark(token, *_UNIT_MARKS)):
-            raise UnreadableError(f"{token.text!r} among the words of a unit")
-    text = " ".join(token.text for token in tokens)
-    if len(tokens) > 3 * MAX_UNIT_WORDS or len(text) > MAX_UNIT_CHARS:
-        raise UnreadableError("too many words for a unit")
-    if tokens and tokens[0].text.lower() in OPERATION_WORDS:
-        raise UnreadableError(f"{tokens[0].text} is an operation")
-    return text

@@ -172,3 +172,8 @@ def _of_letters(run: str, is_spaced: bool) -> list[Token]:
     if len(run) > 3 or lower in SHORT_WORDS or not run.isascii():
         return [Token("word", run, is_spaced)]
     return [Token("letter", letter, is_spaced and place == 0) for place, letter in enumerate(run)]
+
+
+def is_mark(token: Token, *marks: str) -> bool:
+    """Whether it is one of these operators, brackets or relations."""
+    return token.kind == "mark" and token.text in marks
