@@ -1,64 +1,28 @@
-"""Fetches weights versions into a folder that all engine processes of a machine share."""
+"""Fetches weights versions from a weight server, into a folder that all engine processes of a machine share."""
 
 import asyncio
-import fcntl
 import os
-import shutil
-import tempfile
-import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actor.weights.cache import WeightsCache
+from actor.weights.silence import Silence
 from dcpo_async.errors import PeerLostError, ProtocolError, RefusedError, WeightsError
-from dcpo_async.protocol.messages import (
-    ChunkMessage,
-    ChunkWant,
-    Envelope,
-    ManifestMessage,
-    ManifestWant,
-    Message,
-    Reject,
-)
+from dcpo_async.protocol.messages import Envelope, Message, Reject
+from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant, ManifestMessage, ManifestWant
 from dcpo_async.transport.interfaces import Dealer
-from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
-from dcpo_async.weights.store import (
-    discard,
-    remove_unfinished,
-    unfinished_folder,
-    verify,
-    version_folder,
-    versions,
-)
+from dcpo_async.weights.manifest import Manifest
 
 SENDS = 6
 """How often a request goes out before its peer counts as silent."""
-LOCK_NAME = ".fetch.lock"
-POLL_SECONDS = 0.05
-MIN_MEMORY_BYTES = 1 << 30
-
-
-def default_cache_folder(run_id: str) -> Path:
-    """In shared memory where there is some, else in the system's temporary folder; raises WeightsError."""
-    if Path(run_id).name != run_id or run_id in ("", ".."):
-        raise WeightsError(f"run id {run_id!r} cannot name a folder")
-    memory = Path("/dev/shm")
-    # A container's default of 64 MiB holds no model.
-    is_usable = os.access(memory, os.W_OK) and shutil.disk_usage(memory).total >= MIN_MEMORY_BYTES
-    parent = memory if is_usable else Path(tempfile.gettempdir())
-    return parent / f"dcpo-{os.getuid()}" / run_id
 
 
 class WeightPuller:
-    """Fetches versions from a weight server; exactly one process of a machine downloads, the others share.
-
-    A version's folder is locked (flock, shared) while a process uses it. The kernel drops the locks of a process that
-    dies, whatever it was doing. The download lock's modification time is the heartbeat of its holder.
-    """
+    """Fetches versions; exactly one process of a machine downloads, the others share."""
 
     def __init__(
         self,
@@ -80,12 +44,13 @@ class WeightPuller:
             timeout_seconds: silence after which a fetch gives up; requests are repeated SENDS times within it.
             peer: what errors call the other end.
         """
-        self._channel, self._cache_folder, self._run_id = channel, cache_folder, run_id
+        self._channel, self._run_id = channel, run_id
+        # A process that downloads gives up after one time-out of silence; twice that leaves it time to let go.
+        self._cache = WeightsCache(cache_folder, 2 * timeout_seconds)
         self._chunk_bytes, self._credit, self._timeout_seconds = chunk_bytes, credit, timeout_seconds
         self._peer = peer
         self._lost = ""
         self._one_at_a_time = asyncio.Lock()
-        self._held: dict[int, int] = {}
 
     async def fetch(self, version: int = 0) -> tuple[Path, Manifest]:
         """The folder of a version, every byte checked, and its manifest; it stays until `prune` or `close`.
@@ -101,15 +66,7 @@ class WeightPuller:
         """
         async with self._one_at_a_time:
             manifest = await self._ask_for_manifest(version)
-            await asyncio.to_thread(_make_private, self._cache_folder)
-            folder = version_folder(self._cache_folder, manifest.weights_version)
-            rejected: set[int] = set()
-            while not await self._hold_cached(folder, manifest, rejected):
-                with _opened(self._cache_folder / LOCK_NAME, os.O_RDWR | os.O_CREAT) as lock:
-                    if await self._may_download(lock, folder, rejected):
-                        await self._download(manifest, folder)
-                        break
-            return folder, manifest
+            return await self._cache.hold(manifest, lambda writing: self._download(manifest, writing)), manifest
 
     async def newest(self) -> Manifest:
         """The manifest of the newest version; raises as `fetch` does."""
@@ -121,72 +78,11 @@ class WeightPuller:
 
         Returns the versions removed. Freeing gigabytes takes a moment: call it in a thread.
         """
-        for version in [held for held in self._held if held not in keep]:
-            _let_go(self._held.pop(version))
-        removed = []
-        for version in versions(self._cache_folder):
-            folder = version_folder(self._cache_folder, version)
-            if version not in keep and _discard_unused(folder):
-                removed.append(version)
-        return removed
+        return self._cache.prune(keep)
 
     def close(self) -> None:
         """Let go of every version; the channel stays open."""
-        while self._held:
-            _let_go(self._held.popitem()[1])
-
-    # ---- the shared folder
-
-    async def _hold_cached(self, folder: Path, manifest: Manifest, rejected: set[int]) -> bool:
-        """Hold the version's folder if it is there and whole; one that is not is added to `rejected`."""
-        if not self._hold(folder, manifest.weights_version):
-            return False
-        inode = os.fstat(self._held[manifest.weights_version]).st_ino
-        try:
-            is_whole = await asyncio.to_thread(verify, folder) == manifest
-        except (WeightsError, OSError):
-            is_whole = False
-        # A folder that was exchanged meanwhile is not the one that is held.
-        if is_whole and _inode(folder) == inode:
-            return True
-        _let_go(self._held.pop(manifest.weights_version))
-        rejected.add(inode)
-        return False
-
-    def _hold(self, folder: Path, version: int) -> bool:
-        """Lock a folder against removal, for as long as this process uses it."""
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:
-            return False
-        if not _has_lock(descriptor, fcntl.LOCK_SH):
-            os.close(descriptor)
-            return False
-        if version in self._held:
-            _let_go(self._held[version])
-        self._held[version] = descriptor
-        return True
-
-    async def _may_download(self, lock: int, folder: Path, rejected: set[int]) -> bool:
-        """Wait for the download lock; False once another process has brought the version in."""
-        # The holder gives up after one time-out of silence; twice that leaves it time to let go.
-        silence = _Silence(2 * self._timeout_seconds)
-        heartbeat = os.fstat(lock).st_mtime_ns
-        while not (has_lock := _has_lock(lock, fcntl.LOCK_EX)) and _inode(folder) in {None, *rejected}:
-            await asyncio.sleep(POLL_SECONDS)
-            if heartbeat != (heartbeat := os.fstat(lock).st_mtime_ns):
-                silence.broken()
-            holder = os.pread(lock, 20, 0).decode(errors="replace").strip()
-            silence.check(f"process {holder} of this machine, which fetches weights to {folder.parent},")
-        if has_lock and _inode(folder) in {None, *rejected}:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-            return True
-        await asyncio.sleep(POLL_SECONDS)
-        return False
-
-    def _report_progress(self) -> None:
-        os.utime(self._cache_folder / LOCK_NAME)
+        self._cache.close()
 
     # ---- the server
 
@@ -194,7 +90,7 @@ class WeightPuller:
         # An answer that came too late for an earlier call would pass for this one's.
         while await self._channel.receive(0) is not None:
             continue
-        silence = _Silence(self._timeout_seconds)
+        silence = Silence(self._timeout_seconds)
         while True:
             await self._send(ManifestWant(weights_version=version))
             answer = await self._receive()
@@ -217,25 +113,15 @@ class WeightPuller:
             raise WeightsError(f"version {manifest.weights_version} is a patch; this actor needs full snapshots")
         return manifest
 
-    async def _download(self, manifest: Manifest, folder: Path) -> None:
-        """Bring a version in, whole and held; only under the download lock."""
-        await asyncio.to_thread(remove_unfinished, self._cache_folder)
-        with unfinished_folder(self._cache_folder) as writing:
-            await asyncio.to_thread(_allocate, writing, manifest)
-            await self._fetch_chunks(manifest, writing)
-            (writing / MANIFEST_NAME).write_text(manifest.to_json())
-            # Not fsynced: what a power failure leaves is checked before it is used.
-            await asyncio.to_thread(verify, writing, self._report_progress)
-            # Held before it has its name, so that no other process can remove it in between.
-            self._hold(writing, manifest.weights_version)
-            await asyncio.to_thread(discard, folder)
-            writing.rename(folder)
+    async def _download(self, manifest: Manifest, writing: Path) -> None:
+        await asyncio.to_thread(_allocate, writing, manifest)
+        await self._fetch_chunks(manifest, writing)
 
     async def _fetch_chunks(self, manifest: Manifest, writing: Path) -> None:
         """Write all files; what is lost on the way is asked for again."""
         wanted = deque(_chunks(manifest, self._chunk_bytes))
         asked: dict[tuple[str, int], ChunkWant] = {}
-        silence = _Silence(self._timeout_seconds)
+        silence = Silence(self._timeout_seconds)
         while wanted or asked:
             while wanted and len(asked) < self._credit and await self._send(wanted[0]):
                 want = wanted.popleft()
@@ -247,7 +133,7 @@ class WeightPuller:
             elif (met := self._accepted(answer, manifest, asked)) is not None:
                 await asyncio.to_thread(_write, writing / met.file, met.offset, answer.arrays["data"])
                 del asked[met.file, met.offset]
-                self._report_progress()
+                self._cache.report_progress()
                 silence.broken()
             silence.check(self._named_peer())
 
@@ -291,23 +177,6 @@ class WeightPuller:
         return f"{self._peer} of run {self._run_id}{self._lost}"
 
 
-class _Silence:
-    """Ends a wait once nothing has been heard for too long."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.broken()
-
-    def broken(self) -> None:
-        """Something was heard."""
-        self._ends = time.monotonic() + self._seconds
-
-    def check(self, peer: str) -> None:
-        """Raise WeightsError, naming the peer, once it is over."""
-        if time.monotonic() > self._ends:
-            raise WeightsError(f"{peer} made no progress for {self._seconds:g} s; try again, or restart it")
-
-
 def _chunks(manifest: Manifest, chunk_bytes: int) -> Iterator[ChunkWant]:
     for entry in manifest.files:
         for offset in range(0, entry.num_bytes, chunk_bytes):
@@ -333,57 +202,3 @@ def _write(path: Path, offset: int, data: NDArray[np.uint8]) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data.data)
-
-
-def _make_private(folder: Path) -> None:
-    """Make the cache folder; one that another user could write to is refused."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path, owners in ((folder, {os.getuid()}), (folder.parent, {os.getuid(), 0})):
-        if (owner := path.lstat().st_uid) not in owners:
-            raise WeightsError(f"{path} belongs to user {owner}, not {os.getuid()}: weights there are not safe")
-    if folder.stat().st_mode & 0o022:
-        raise WeightsError(f"others may write to {folder}; run chmod go-w on it")
-
-
-def _discard_unused(folder: Path) -> bool:
-    """Remove a version's folder unless some process holds it."""
-    try:
-        with _opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-            if not _has_lock(descriptor, fcntl.LOCK_EX):
-                return False
-            discard(folder)
-            return True
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """A file descriptor; closing it drops its lock."""
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        yield descriptor
-    finally:
-        _let_go(descriptor)
-
-
-def _let_go(descriptor: int) -> None:
-    """Unlock and close; a lock that is only closed would live on in a forked child."""
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
-
-
-def _has_lock(descriptor: int, kind: int) -> bool:
-    """Try to lock without waiting."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _inode(folder: Path) -> int | None:
-    try:
-        return folder.stat().st_ino
-    except FileNotFoundError:
-        return None

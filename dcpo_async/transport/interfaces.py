@@ -6,6 +6,9 @@ from typing import Protocol
 from dcpo_async.errors import ProtocolError
 from dcpo_async.protocol.messages import Envelope
 
+MAX_MESSAGE_BYTES = 1 << 30
+"""Larger messages are refused, where no setting says otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Received:

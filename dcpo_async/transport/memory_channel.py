@@ -56,7 +56,9 @@ class _Inbox:
         if not self.packets:
             self._has_packets.clear()
             try:
-                await asyncio.wait_for(self._has_packets.wait(), timeout_seconds)
+                # Unlike wait_for, which in Python 3.11 forgets a cancellation that meets the end of its wait.
+                async with asyncio.timeout(timeout_seconds):
+                    await self._has_packets.wait()
             except TimeoutError:
                 return False
         return True

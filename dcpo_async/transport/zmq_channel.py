@@ -2,7 +2,7 @@
 
 import errno
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import zmq
@@ -12,7 +12,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 from dcpo_async.errors import ConfigError, PeerLostError, ProtocolError
 from dcpo_async.protocol.codec import Frame, decode, encode
 from dcpo_async.protocol.messages import Envelope
-from dcpo_async.transport.interfaces import Received
+from dcpo_async.transport.interfaces import MAX_MESSAGE_BYTES, Received
 from dcpo_async.transport.security import CurveClient, CurveServer, check_address, write_keys
 
 MAX_RECEIVED = 256
@@ -188,6 +188,11 @@ class DealerChannel:
 def generate_keys(folder: Path) -> None:
     """Write a key pair for the learner and one that all actors share; raises ConfigError where keys are."""
     write_keys(folder, {"server": zmq.curve_keypair(), "client": zmq.curve_keypair()})
+
+
+def connecting(curve: CurveClient | None, *, insecure: bool) -> Callable[[str, bytes], DealerChannel]:
+    """Opens connecting ends to an address under an identity, all with the same keys."""
+    return lambda address, identity: DealerChannel(address, identity, MAX_MESSAGE_BYTES, curve, insecure=insecure)
 
 
 class _OneKey:

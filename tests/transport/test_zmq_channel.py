@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dcpo_async.errors import ConfigError, PeerLostError, ProtocolError
-from dcpo_async.protocol.messages import Bye, ChunkMessage, Envelope, Want
+from dcpo_async.protocol.messages import Bye, Envelope, Want
+from dcpo_async.protocol.weight_messages import ChunkMessage
 from dcpo_async.transport.interfaces import Received
 from dcpo_async.transport.security import load_client_keys, load_server_keys
 from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel, generate_keys

@@ -1,107 +1,19 @@
 """From the writer to the engine's folder: every byte arrives, whatever is lost on the way, or nothing is handed on."""
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from actor.weights.puller import WeightPuller, default_cache_folder
+from actor.weights.puller import WeightPuller
 from dcpo_async.errors import RefusedError, WeightsError
-from dcpo_async.protocol.messages import ChunkMessage, ChunkWant, Envelope, ManifestWant
-from dcpo_async.transport.interfaces import Dealer, Router
+from dcpo_async.protocol.messages import Envelope
+from dcpo_async.protocol.weight_messages import ChunkMessage, ManifestWant
 from dcpo_async.transport.memory_channel import Faults, MemoryNetwork
 from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel
-from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.store import write_snapshot
-from learner.weights.server import serve
-
-CHUNK_BYTES = 1000
-NUM_CHUNKS = 41  # 40 000 bytes of elements and a header
-
-
-def publish(store: Path, version: int) -> Manifest:
-    skeleton = store.parent / "skeleton"
-    skeleton.mkdir(exist_ok=True)
-    (skeleton / "config.json").write_text('{"model": "tiny"}')
-    (skeleton / "merges.txt").write_text("")
-    return write_snapshot(
-        store,
-        weights_version=version,
-        run_id="run",
-        incarnation=1,
-        step=version,
-        tensors={"w": torch.arange(10_000.0) + version},
-        skeleton_folder=skeleton,
-    )
-
-
-@asynccontextmanager
-async def served(router: Router, store: Path) -> AsyncIterator[None]:
-    serving = asyncio.create_task(serve(router, store, "run", incarnation=1))
-    try:
-        yield
-    finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
-        router.close()
-
-
-class Watched:
-    """A dealer that counts what it asks for, and shows each answer to a function first."""
-
-    def __init__(self, inner: Dealer) -> None:
-        self.inner = inner
-        self.asked: list[ChunkWant] = []
-        self.outstanding = self.most_outstanding = 0
-        self.on_chunk: Callable[[Envelope], Awaitable[Envelope]] | None = None
-
-    async def send(self, envelope: Envelope) -> None:
-        await self.inner.send(envelope)
-        if isinstance(envelope.message, ChunkWant):
-            self.asked.append(envelope.message)
-            self.outstanding += 1
-            self.most_outstanding = max(self.most_outstanding, self.outstanding)
-
-    async def receive(self, timeout_seconds: float) -> Envelope | None:
-        envelope = await self.inner.receive(timeout_seconds)
-        if envelope is not None and isinstance(envelope.message, ChunkMessage):
-            self.outstanding -= 1
-            if self.on_chunk is not None:
-                return await self.on_chunk(envelope)
-        return envelope
-
-    def close(self) -> None:
-        self.inner.close()
-
-
-def puller(channel: Dealer, cache: Path, timeout_seconds: float = 5.0, credit: int = 8) -> WeightPuller:
-    return WeightPuller(channel, cache, "run", CHUNK_BYTES, credit, timeout_seconds, peer="tcp://learner:5558")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
+from tests.actor.weights.served import CHUNK_BYTES, NUM_CHUNKS, Watched, contents, names, publish, puller, served
 
 
 async def test_the_newest_version_arrives_byte_for_byte(store: Path, cache: Path) -> None:
@@ -208,89 +120,6 @@ async def test_a_byte_that_flips_in_the_store_is_never_handed_on(store: Path, ca
     assert not (cache / "v00000001").exists()
 
 
-async def test_a_corrupt_cached_version_is_fetched_again_while_another_uses_it(store: Path, cache: Path) -> None:
-    publish(store, 1)
-    network = MemoryNetwork()
-    async with served(network.router(), store):
-        await puller(network.dealer(b"a"), cache).fetch()
-        path = cache / "v00000001" / "model.safetensors"
-        path.write_bytes(b"\1" + path.read_bytes()[1:])
-        folder, _ = await puller(network.dealer(b"b"), cache).fetch()
-    assert contents(folder) == contents(store / "v00000001")
-
-
-async def test_processes_of_one_machine_download_once(store: Path, cache: Path) -> None:
-    publish(store, 1)
-    network = MemoryNetwork()
-    async with served(network.router(), store):
-        channels = [Watched(network.dealer(name)) for name in (b"a", b"b", b"c")]
-        found = await asyncio.gather(*(puller(channel, cache).fetch() for channel in channels))
-        again = Watched(network.dealer(b"d"))
-        await puller(again, cache).fetch()
-    assert sum(len(channel.asked) for channel in channels) == NUM_CHUNKS + 1
-    assert {folder for folder, _ in found} == {cache / "v00000001"}
-    assert again.asked == []
-
-
-HOLD_THE_LOCK = """
-import fcntl, os, sys, time
-lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
-fcntl.flock(lock, fcntl.LOCK_EX)
-os.write(lock, str(os.getpid()).encode())
-print("locked", flush=True)
-time.sleep(60)
-"""
-
-
-def lock_holder(cache: Path) -> subprocess.Popen[str]:
-    """Another process in the middle of a download."""
-    cache.mkdir(mode=0o700)
-    (cache / ".unfinished-old").mkdir()
-    argv = [sys.executable, "-c", HOLD_THE_LOCK, str(cache / ".fetch.lock")]
-    holder = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "locked\n"
-    return holder
-
-
-async def test_a_process_that_hangs_in_a_download_is_named_and_one_that_dies_is_replaced(
-    store: Path, cache: Path
-) -> None:
-    publish(store, 1)
-    with lock_holder(cache) as holder:
-        try:
-            network = MemoryNetwork()
-            async with served(network.router(), store):
-                with pytest.raises(WeightsError, match=f"process {holder.pid} of this machine"):
-                    await puller(network.dealer(b"a"), cache, timeout_seconds=0.2).fetch()
-                fetching = asyncio.create_task(puller(network.dealer(b"a"), cache).fetch())
-                await asyncio.sleep(0.2)
-                assert not fetching.done()
-                holder.kill()
-                folder, _ = await fetching
-        finally:
-            holder.kill()
-    assert contents(folder) == contents(store / "v00000001")
-    assert names(cache) == [".fetch.lock", "v00000001"]
-
-
-async def test_prune_leaves_alone_what_another_process_uses(store: Path, cache: Path) -> None:
-    network = MemoryNetwork()
-    async with served(network.router(), store):
-        mine, other = puller(network.dealer(b"a"), cache), puller(network.dealer(b"b"), cache)
-        for version in (1, 2, 3):
-            publish(store, version)
-            await mine.fetch()
-        await other.fetch(2)
-        assert mine.prune({3}) == [1]
-        assert names(cache) == [".fetch.lock", "v00000002", "v00000003"]
-        assert other.prune({3}) == [2]
-        assert other.prune(set()) == []
-        mine.close()
-        assert other.prune(set()) == [3]
-    assert names(cache) == [".fetch.lock"]
-
-
 async def test_a_silent_server_is_named_after_the_time_out(store: Path, cache: Path) -> None:
     network = MemoryNetwork()
     router = network.router()
@@ -373,29 +202,3 @@ async def test_a_cancelled_fetch_lets_the_next_one_in(store: Path, cache: Path) 
         await asyncio.gather(fetching, return_exceptions=True)
         folder, _ = await puller(network.dealer(b"b"), cache).fetch()
     assert contents(folder) == contents(store / "v00000001")
-
-
-def open_to_all(folder: Path) -> None:
-    folder.mkdir()
-    folder.chmod(0o777)
-
-
-async def test_a_cache_that_others_can_write_to_is_refused(store: Path, cache: Path) -> None:
-    publish(store, 1)
-    open_to_all(cache)
-    network = MemoryNetwork()
-    async with served(network.router(), store):
-        with pytest.raises(WeightsError, match="others may write"):
-            await puller(network.dealer(b"a"), cache).fetch()
-
-
-def test_the_default_cache_is_the_users_own_and_the_runs_own() -> None:
-    folder = default_cache_folder("demo-1a2b")
-    assert (folder.name, folder.parent.name) == ("demo-1a2b", f"dcpo-{os.getuid()}")
-    assert os.access(folder.parent.parent, os.W_OK)
-
-
-@pytest.mark.parametrize("run_id", ["../other", "a/b", "..", ".", "", "/"])
-def test_a_run_id_that_cannot_name_a_folder_is_refused(run_id: str) -> None:
-    with pytest.raises(WeightsError, match="cannot name a folder"):
-        default_cache_folder(run_id)

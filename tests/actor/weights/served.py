@@ -1,0 +1,86 @@
+"""A weight store that is served over a channel, and what a test asks of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import torch
+
+from actor.weights.puller import WeightPuller
+from dcpo_async.protocol.messages import Envelope
+from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
+from dcpo_async.transport.interfaces import Dealer, Router
+from dcpo_async.weights.manifest import Manifest
+from dcpo_async.weights.store import write_snapshot
+from learner.weights.server import serve
+
+CHUNK_BYTES = 1000
+NUM_CHUNKS = 41  # 40 000 bytes of elements and a header
+
+
+def publish(store: Path, version: int) -> Manifest:
+    skeleton = store.parent / "skeleton"
+    skeleton.mkdir(exist_ok=True)
+    (skeleton / "config.json").write_text('{"model": "tiny"}')
+    (skeleton / "merges.txt").write_text("")
+    return write_snapshot(
+        store,
+        weights_version=version,
+        run_id="run",
+        incarnation=1,
+        step=version,
+        tensors={"w": torch.arange(10_000.0) + version},
+        skeleton_folder=skeleton,
+    )
+
+
+@asynccontextmanager
+async def served(router: Router, store: Path) -> AsyncIterator[None]:
+    serving = asyncio.create_task(serve(router, store, "run"))
+    try:
+        yield
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        router.close()
+
+
+class Watched:
+    """A dealer that counts what it asks for, and shows each answer to a function first."""
+
+    def __init__(self, inner: Dealer) -> None:
+        self.inner = inner
+        self.asked: list[ChunkWant] = []
+        self.outstanding = self.most_outstanding = 0
+        self.on_chunk: Callable[[Envelope], Awaitable[Envelope]] | None = None
+
+    async def send(self, envelope: Envelope) -> None:
+        await self.inner.send(envelope)
+        if isinstance(envelope.message, ChunkWant):
+            self.asked.append(envelope.message)
+            self.outstanding += 1
+            self.most_outstanding = max(self.most_outstanding, self.outstanding)
+
+    async def receive(self, timeout_seconds: float) -> Envelope | None:
+        envelope = await self.inner.receive(timeout_seconds)
+        if envelope is not None and isinstance(envelope.message, ChunkMessage):
+            self.outstanding -= 1
+            if self.on_chunk is not None:
+                return await self.on_chunk(envelope)
+        return envelope
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def puller(channel: Dealer, cache: Path, timeout_seconds: float = 5.0, credit: int = 8) -> WeightPuller:
+    return WeightPuller(channel, cache, "run", CHUNK_BYTES, credit, timeout_seconds, peer="tcp://learner:5558")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,122 @@
+"""The folder that the processes of a machine share: one downloads, nobody removes what another uses."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actor.weights.cache import default_cache_folder
+from dcpo_async.errors import WeightsError
+from dcpo_async.transport.memory_channel import MemoryNetwork
+from tests.actor.weights.served import NUM_CHUNKS, Watched, contents, names, publish, puller, served
+
+HOLD_THE_LOCK = """
+import fcntl, os, sys, time
+lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(lock, fcntl.LOCK_EX)
+os.write(lock, str(os.getpid()).encode())
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+async def test_a_corrupt_cached_version_is_fetched_again_while_another_uses_it(store: Path, cache: Path) -> None:
+    publish(store, 1)
+    network = MemoryNetwork()
+    async with served(network.router(), store):
+        await puller(network.dealer(b"a"), cache).fetch()
+        path = cache / "v00000001" / "model.safetensors"
+        path.write_bytes(b"\1" + path.read_bytes()[1:])
+        folder, _ = await puller(network.dealer(b"b"), cache).fetch()
+    assert contents(folder) == contents(store / "v00000001")
+
+
+async def test_processes_of_one_machine_download_once(store: Path, cache: Path) -> None:
+    publish(store, 1)
+    network = MemoryNetwork()
+    async with served(network.router(), store):
+        channels = [Watched(network.dealer(name)) for name in (b"a", b"b", b"c")]
+        found = await asyncio.gather(*(puller(channel, cache).fetch() for channel in channels))
+        again = Watched(network.dealer(b"d"))
+        await puller(again, cache).fetch()
+    assert sum(len(channel.asked) for channel in channels) == NUM_CHUNKS + 1
+    assert {folder for folder, _ in found} == {cache / "v00000001"}
+    assert again.asked == []
+
+
+def lock_holder(cache: Path) -> subprocess.Popen[str]:
+    """Another process in the middle of a download."""
+    cache.mkdir(mode=0o700)
+    (cache / ".unfinished-old").mkdir()
+    argv = [sys.executable, "-c", HOLD_THE_LOCK, str(cache / ".fetch.lock")]
+    holder = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "locked\n"
+    return holder
+
+
+async def test_a_process_that_hangs_in_a_download_is_named_and_one_that_dies_is_replaced(
+    store: Path, cache: Path
+) -> None:
+    publish(store, 1)
+    with lock_holder(cache) as holder:
+        try:
+            network = MemoryNetwork()
+            async with served(network.router(), store):
+                with pytest.raises(WeightsError, match=f"process {holder.pid} of this machine"):
+                    await puller(network.dealer(b"a"), cache, timeout_seconds=0.2).fetch()
+                fetching = asyncio.create_task(puller(network.dealer(b"a"), cache).fetch())
+                await asyncio.sleep(0.2)
+                assert not fetching.done()
+                holder.kill()
+                folder, _ = await fetching
+        finally:
+            holder.kill()
+    assert contents(folder) == contents(store / "v00000001")
+    assert names(cache) == [".fetch.lock", "v00000001"]
+
+
+async def test_prune_leaves_alone_what_another_process_uses(store: Path, cache: Path) -> None:
+    network = MemoryNetwork()
+    async with served(network.router(), store):
+        mine, other = puller(network.dealer(b"a"), cache), puller(network.dealer(b"b"), cache)
+        for version in (1, 2, 3):
+            publish(store, version)
+            await mine.fetch()
+        await other.fetch(2)
+        assert mine.prune({3}) == [1]
+        assert names(cache) == [".fetch.lock", "v00000002", "v00000003"]
+        assert other.prune({3}) == [2]
+        assert other.prune(set()) == []
+        mine.close()
+        assert other.prune(set()) == [3]
+    assert names(cache) == [".fetch.lock"]
+
+
+def open_to_all(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+async def test_a_cache_that_others_can_write_to_is_refused(store: Path, cache: Path) -> None:
+    publish(store, 1)
+    open_to_all(cache)
+    network = MemoryNetwork()
+    async with served(network.router(), store):
+        with pytest.raises(WeightsError, match="others may write"):
+            await puller(network.dealer(b"a"), cache).fetch()
+
+
+def test_the_default_cache_is_the_users_own_and_the_runs_own() -> None:
+    folder = default_cache_folder("demo-1a2b")
+    assert (folder.name, folder.parent.name) == ("demo-1a2b", f"dcpo-{os.getuid()}")
+    assert os.access(folder.parent.parent, os.W_OK)
+
+
+@pytest.mark.parametrize("run_id", ["../other", "a/b", "..", ".", "", "/"])
+def test_a_run_id_that_cannot_name_a_folder_is_refused(run_id: str) -> None:
+    with pytest.raises(WeightsError, match="cannot name a folder"):
+        default_cache_folder(run_id)
