@@ -1,21 +1,12 @@
-"""Every setting of a run, once: frozen pydantic models, TOML files, and overrides from the command line."""
+"""Every setting of a run, once: frozen pydantic models with their bounds."""
 
 import hashlib
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    CliSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
-
-from dcpo_async.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
@@ -333,54 +324,10 @@ class RunConfig(BaseSettings):
         return (init_settings,)
 
 
-def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a TOML file and apply overrides such as `--training.learning_rate 1e-5`.
-
-    Args:
-        path: TOML file; None takes the defaults, which are the paper's headline run.
-        overrides: command-line words, each setting by its dotted name.
-
-    Raises:
-        ConfigError: the file is missing or malformed, a setting is unknown, or a value is out of bounds.
-    """
-    values = _read_toml(path) if path is not None else {}
-    try:
-        source: CliSettingsSource[Any] = CliSettingsSource(
-            RunConfig, cli_parse_args=list(overrides), cli_exit_on_error=False, cli_prog_name="dcpo-learner"
-        )
-        return RunConfig(**_merged(values, source()))
-    except ValidationError as error:
-        raise ConfigError(_one_line(error, path)) from None
-    except SettingsError as error:
-        raise ConfigError(f"{error}; `dcpo settings` lists them") from None
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file; configs/ holds the ones that ship") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from None
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, table by table; where both speak, above."""
+    result = dict(below)
     for key, value in above.items():
-        inner = merged.get(key)
-        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _one_line(error: ValidationError, path: Path | None) -> str:
-    where = f"{path}: " if path else ""
-    problems = []
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
-        message = "unknown setting" if item["type"] == "extra_forbidden" else item["msg"]
-        message = message.removeprefix("Value error, ")
-        found = "" if item["type"] in ("extra_forbidden", "value_error") else f", found {item['input']!r}"
-        problems.append(f"{name}: {message}{found}" if name else message)
-    return where + "; ".join(problems)
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return result

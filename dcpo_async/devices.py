@@ -1,10 +1,33 @@
-"""Which GPUs a service may use: parses `--gpus 0-3` and checks it against this machine."""
+"""Which GPUs a service may use: parses `--gpus 0-3`, checks it against this machine, and tells its children."""
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dcpo_async.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Where the trainer runs: on these GPUs, or as this many processes on the CPU."""
+
+    gpus: tuple[int, ...]
+    num_workers: int
+
+    @property
+    def dtype(self) -> str:
+        """What `model.dtype = auto` means here."""
+        return "bfloat16" if self.gpus else "float32"
+
+    def environment(self) -> dict[str, str]:
+        """Environment of the trainer ranks."""
+        if self.gpus:
+            return cuda_environment(self.gpus)
+        # An actor usually shares the machine, so that the trainer takes half of the cores unless told otherwise.
+        threads = max(1, (os.cpu_count() or 1) // (2 * self.num_workers))
+        threads_word = os.environ.get("OMP_NUM_THREADS", str(threads))
+        return {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads_word}
 
 
 def parse_gpus(text: str) -> tuple[int, ...]:

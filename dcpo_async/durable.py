@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,18 @@ def publish_folder(writing: Path, folder: Path) -> None:
     sync_tree(writing)
     writing.rename(folder)
     sync(folder.parent)
+
+
+def replace_folder(writing: Path, folder: Path) -> None:
+    """Put a folder that is complete in the place of another, which stays until the new one is on disk.
+
+    A process that dies between the two renames leaves neither under the name, but both whole beside it.
+    """
+    sync_tree(writing)
+    replaced = folder.with_name(f".replaced-{folder.name}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    writing.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -6,14 +6,107 @@
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import runpy
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from dcpo_async.errors import ConfigError, DcpoError
+
+log = logging.getLogger(__name__)
+
 _PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A part of a service that runs as a process of its own, and is started again when it fails.
+
+    Attributes:
+        name: for people, such as "engine process".
+        argv: called before each start.
+        log_file: its output is appended there.
+        environment: added to this process's.
+        has_progressed: given how many seconds it ran: whether that counts as having worked, so that failures before it
+            are forgotten.
+        failed: called with the exit code of each failure; tells people the reason, and raises where no new start helps.
+        restarting: called when it is about to be started again.
+        max_failures: this many in a row are borne.
+        error: raised after one more.
+        grace_seconds: how long it may take to end when this task is cancelled.
+        pause_seconds: before it is started again.
+        final_codes: exit codes by which it says that starting again does not help.
+        is_endless: it has no good end, so that exit code 0 is a failure too.
+    """
+
+    name: str
+    argv: Callable[[], Sequence[str]]
+    log_file: Path
+    has_progressed: Callable[[float], bool]
+    failed: Callable[[int], str]
+    max_failures: int
+    error: type[DcpoError]
+    grace_seconds: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    restarting: Callable[[], None] = lambda: None
+    pause_seconds: float = 0.0
+    final_codes: tuple[int, ...] = (ConfigError.exit_code,)
+    is_endless: bool = False
+
+
+async def keep_running(child: Child, stopping: asyncio.Event | None = None) -> None:
+    """Run a child until it ends well, and start it again where it fails.
+
+    Args:
+        stopping: once it is set, the child is asked to end, and may take its time.
+
+    Raises:
+        ConfigError: it says, by its exit code, that starting again does not help.
+        DcpoError: child.error, after too many failures in a row.
+    """
+    stopping, loop, failures = stopping or asyncio.Event(), asyncio.get_running_loop(), 0
+    while not stopping.is_set():
+        started = loop.time()
+        code = await _run_once(child, stopping)
+        if stopping.is_set() or (code == 0 and not child.is_endless):
+            return
+        reason = child.failed(code)
+        if code in child.final_codes:
+            raise ConfigError(reason)
+        failures = 1 if child.has_progressed(loop.time() - started) else failures + 1
+        if failures > child.max_failures:
+            raise child.error(
+                f"{child.name} failed {failures} times in a row: {reason}; the end of {child.log_file}:\n"
+                + last_lines(child.log_file, 15)
+            )
+        log.warning("%s ended with code %d and is started again: %s", child.name, code, reason)
+        child.restarting()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(child.pause_seconds):
+                await stopping.wait()
+
+
+async def _run_once(child: Child, stopping: asyncio.Event) -> int:
+    """Run a child to its end; a stop is passed on to it, and when this task is cancelled it is ended."""
+    process = await spawn(child.argv(), child.log_file, child.environment)
+    log.info("%s started as process %d", child.name, process.pid)
+    ended, asked = asyncio.create_task(process.wait()), asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            process.terminate()
+        return await ended
+    except asyncio.CancelledError:
+        await stop(process, child.grace_seconds)
+        raise
+    finally:
+        ended.cancel()
+        asked.cancel()
+        kill_group(process)
 
 
 def die_with_parent() -> None:
@@ -51,7 +144,8 @@ async def stop(process: asyncio.subprocess.Process, grace_seconds: float) -> Non
     if process.returncode is None:
         process.terminate()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), grace_seconds)
+            async with asyncio.timeout(grace_seconds):
+                await process.wait()
     kill_group(process)
     await process.wait()
 

@@ -1,11 +1,14 @@
 """The nouns of the system: Prompt, Lease, Response, Group and TrainingSample."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""A number that SQLite and the wire can hold."""
 FinishReason = Literal["stop", "length"]
 
 
@@ -48,6 +51,13 @@ class VersionSegment(NamedTuple):
 
     weights_version: int
     num_tokens: int
+
+
+class LeaseName(NamedTuple):
+    """Names a lease without its content: position and fencing token."""
+
+    position: Count
+    attempt: Count
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from dcpo_async.config import RunConfig, load_config
+from dcpo_async.config import RunConfig
+from dcpo_async.config_loading import load_config
 from dcpo_async.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

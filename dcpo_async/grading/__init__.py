@@ -2,16 +2,22 @@
 
 from dcpo_async.grading.extraction import MAX_RESPONSE_CHARS, Extraction, extract_answer
 from dcpo_async.grading.grader import grade
+from dcpo_async.grading.groups import graded
+from dcpo_async.grading.inline import InlineGrading
+from dcpo_async.grading.interface import Grading
 from dcpo_async.grading.pool import GradingPool
 from dcpo_async.grading.verdict import Reason, Verdict, reward_of
 
 __all__ = [
     "MAX_RESPONSE_CHARS",
     "Extraction",
+    "Grading",
     "GradingPool",
+    "InlineGrading",
     "Reason",
     "Verdict",
     "extract_answer",
     "grade",
+    "graded",
     "reward_of",
 ]

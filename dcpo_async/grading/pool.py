@@ -17,7 +17,7 @@ from dcpo_async.grading.extraction import Extraction
 from dcpo_async.grading.grader import quick_verdict, symbolic_verdict
 from dcpo_async.grading.verdict import Verdict
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 WORKER_MEMORY_BYTES = 2 * 2**30
 # sympy's caches grow slowly; a fresh worker now and then keeps a run of weeks flat.
@@ -123,7 +123,7 @@ class GradingPool:
         if self._closed:
             raise GradingError("the grading pool was closed while it graded; close it after its last answer")
         if self._pool is broken:
-            logger.warning("grading pool broke (%r): starting %d new workers", cause, self.num_workers)
+            log.warning("grading pool broke (%r): starting %d new workers", cause, self.num_workers)
             self._pool = self._started_pool()
             await asyncio.to_thread(_stop, broken)
 

@@ -1,0 +1,19 @@
+"""From the verdicts on a group's responses to the group."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dcpo_async.grading.extraction import MAX_RESPONSE_CHARS
+from dcpo_async.grading.verdict import Verdict, reward_of
+from dcpo_async.records import Group, Lease, Response
+
+
+def graded(lease: Lease, responses: Sequence[Response], verdicts: Sequence[Verdict], format_penalty: float) -> Group:
+    """The group of a lease, with the reward and the reason of each response."""
+    return Group(
+        position=lease.position,
+        attempt=lease.attempt,
+        responses=tuple(replace(response, text=response.text[-MAX_RESPONSE_CHARS:]) for response in responses),
+        rewards=tuple(reward_of(verdict, format_penalty) for verdict in verdicts),
+        reasons=tuple(verdict.reason for verdict in verdicts),
+    )
