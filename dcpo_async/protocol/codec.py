@@ -1,7 +1,7 @@
-"""Envelopes to frames and back: a msgpack header, then raw arrays. The only importer of msgpack."""
+"""Envelopes to frames and back: a msgpack header, then raw arrays."""
 
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -9,11 +9,19 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dcpo_async.errors import ProtocolError, VersionMismatchError
-from dcpo_async.protocol.messages import MESSAGE_TYPES, PROTOCOL_VERSION, Array, Count, Envelope, Message
+from dcpo_async.protocol import messages, trainer_messages, weight_messages
+from dcpo_async.protocol.messages import PROTOCOL_VERSION, Array, Envelope, Message
+from dcpo_async.records import Count
 
 MAX_HEADER_BYTES = 80 << 20
 """Unpacking can take ten times its input; the largest honest header is a manifest, at most 64 MiB."""
 
+MESSAGE_TYPES: Mapping[str, type[Message]] = {
+    kind.kind: kind
+    for module in (messages, weight_messages, trainer_messages)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
+}
 Frame = bytes | memoryview
 
 

@@ -1,15 +1,41 @@
-"""Groups and leases as messages, and back; and the check of a group that a peer sent."""
+"""Groups, leases and settings as messages, and back; and the check of a group that a peer sent."""
 
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 
 import numpy as np
 
-from dcpo_async.protocol.messages import Array, GroupMessage, LeaseMessage, concatenated
-from dcpo_async.records import Group, Lease, Response, VersionSegment
+from dcpo_async.columns import joined, parted
+from dcpo_async.config import RunConfig
+from dcpo_async.protocol.messages import Array, GroupMessage, LeaseMessage, Welcome
+from dcpo_async.records import Group, Lease, Response, Sampling, VersionSegment
 
 MAX_LOGPROB = 1e-6
 """Rounding may lift the log-probability of a certain token a little above 0."""
+
+
+def welcome_of(config: RunConfig, weights_port: int, weights_version: int) -> Welcome:
+    """What a run tells an actor that joins; `model.dtype` has been decided by then."""
+    assert config.model.dtype != "auto"
+    return Welcome(
+        weights_port=weights_port,
+        weights_version=weights_version,
+        seed=config.seed,
+        dtype=config.model.dtype,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        sampling=config.sampling,
+        grading=config.grading,
+        actor=config.actor,
+        heartbeat_seconds=config.network.heartbeat_seconds,
+        silence_seconds=config.network.silence_seconds,
+        chunk_bytes=config.network.chunk_bytes,
+    )
+
+
+def sampling_of(welcome: Welcome) -> Sampling:
+    """How the run samples."""
+    sampling = welcome.sampling
+    return Sampling(sampling.group_size, sampling.temperature, sampling.max_response_tokens, welcome.seed)
 
 
 def group_to_message(group: Group) -> tuple[GroupMessage, dict[str, Array]]:
@@ -26,20 +52,19 @@ def group_to_message(group: Group) -> tuple[GroupMessage, dict[str, Array]]:
         texts=tuple(response.text for response in responses),
     )
     arrays = {
-        "token_ids": concatenated([response.token_ids for response in responses], "<i4"),
-        "behavior_logprobs": concatenated([response.behavior_logprobs for response in responses], "<f4"),
+        "token_ids": joined([response.token_ids for response in responses], "<i4"),
+        "behavior_logprobs": joined([response.behavior_logprobs for response in responses], "<f4"),
     }
     return message, arrays
 
 
 def group_from_message(message: GroupMessage, arrays: Mapping[str, Array]) -> Group:
     """The group of a message that `check_group` finds nothing wrong with; its arrays are views."""
-    ends = np.cumsum(message.lengths, dtype=np.int64)[:-1]
     responses = tuple(
         Response(token_ids, logprobs, tuple(VersionSegment(*s) for s in segments), finish_reason, text)
         for token_ids, logprobs, segments, finish_reason, text in zip(
-            np.split(arrays["token_ids"], ends),
-            np.split(arrays["behavior_logprobs"], ends),
+            parted(arrays["token_ids"], message.lengths),
+            parted(arrays["behavior_logprobs"], message.lengths),
             message.segments,
             message.finish_reasons,
             message.texts,

@@ -1,4 +1,4 @@
-"""Both ends of a session as state machines: envelopes and seconds go in, messages and events come out."""
+"""An actor's session as a state machine: envelopes and seconds go in, messages and events come out."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,31 +11,23 @@ from dcpo_async.protocol.messages import (
     Array,
     Bye,
     Envelope,
-    GroupMessage,
     Heartbeat,
     Hello,
     LeaseFailed,
     LeaseMessage,
-    LeaseName,
     Message,
     Reject,
     VersionMessage,
     Want,
     Welcome,
 )
+from dcpo_async.protocol.outbox import Outbox
 from dcpo_async.protocol.transitions import (
-    ACTOR_TRANSITIONS,
-    COORDINATOR_TRANSITIONS,
     ActorInput,
     ActorState,
-    CoordinatorInput,
-    CoordinatorState,
     next_state,
 )
-from dcpo_async.records import Group, Lease
-
-MOST_PATIENCE = 8
-"""An unanswered group is sent again after longer and longer, up to this many times the first interval."""
+from dcpo_async.records import Group, Lease, LeaseName
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +73,6 @@ class Dismissed:
 
 
 Event = Joined | LeaseGranted | GroupAcknowledged | NewVersion | Refused | Dismissed
-_Key = tuple[int, int]
-
-
-@dataclass(slots=True)
-class _Unacknowledged:
-    message: GroupMessage
-    arrays: Mapping[str, Array]
-    due_at: float
-    patience: int = 1
 
 
 class ActorSession:
@@ -138,8 +121,8 @@ class ActorSession:
         self.welcome: Welcome | None = None
         self._run_id, self._incarnation, self._newest_version = "", 0, 0
         self._is_known = False
-        self._leases: dict[_Key, Lease] = {}
-        self._outbox: dict[_Key, _Unacknowledged] = {}
+        self._leases: dict[LeaseName, Lease] = {}
+        self._outbox = Outbox(resend_seconds)
         self._failures: list[LeaseFailed] = []
         self._credit = 0
         self._bye_reason = ""
@@ -160,8 +143,7 @@ class ActorSession:
     @property
     def held(self) -> tuple[LeaseName, ...]:
         """Leases being worked on, and those whose groups are not acknowledged yet."""
-        keys = sorted(self._leases.keys() | self._outbox.keys())
-        return tuple(LeaseName(position=position, attempt=attempt) for position, attempt in keys)
+        return tuple(sorted({*self._leases, *self._outbox}))
 
     @property
     def num_working(self) -> int:
@@ -170,13 +152,12 @@ class ActorSession:
 
     def finish(self, group: Group, now: float) -> None:
         """A lease is answered: its group goes out until it is acknowledged."""
-        key = (group.position, group.attempt)
-        self._outbox[key] = _Unacknowledged(*group_to_message(group), due_at=now)
-        del self._leases[key]
+        self._outbox.put(*group_to_message(group), now)
+        del self._leases[LeaseName(group.position, group.attempt)]
 
     def fail(self, lease: Lease, reason: str, is_prompts_fault: bool) -> None:
         """A lease is given back."""
-        del self._leases[lease.position, lease.attempt]
+        del self._leases[LeaseName(lease.position, lease.attempt)]
         self._give_back(lease, reason, is_prompts_fault)
 
     def drain(self, now: float, timeout_seconds: float, reason: str) -> None:
@@ -214,7 +195,7 @@ class ActorSession:
         elif self._failures or self._room != self._credit:
             due_at = [now]
         else:
-            due_at = [self._heartbeat_due_at, *(waiting.due_at for waiting in self._outbox.values())]
+            due_at = [self._heartbeat_due_at, *self._outbox.due_at()]
         return max(0.0, min(*due_at, self._drain_deadline) - now)
 
     def on_envelope(self, envelope: Envelope, now: float) -> list[Event]:
@@ -237,7 +218,7 @@ class ActorSession:
             case LeaseMessage():
                 return self._on_lease(lease_from_message(message, envelope.arrays), now)
             case Ack():
-                is_news = self._outbox.pop((message.position, message.attempt), None) is not None
+                is_news = self._outbox.acknowledge(LeaseName(message.position, message.attempt))
                 return [GroupAcknowledged(message)] if is_news else []
             case VersionMessage():
                 return self._on_version(message.weights_version)
@@ -246,7 +227,7 @@ class ActorSession:
         raise AssertionError(message.kind)
 
     def _advance(self, happened: ActorInput) -> None:
-        self.state = next_state(ACTOR_TRANSITIONS, self.state, happened)
+        self.state = next_state(self.state, happened)
 
     def _envelope(self, message: Message, arrays: Mapping[str, Array] | None = None) -> Envelope:
         return Envelope(message, arrays or {}, self._run_id, self._incarnation)
@@ -257,8 +238,7 @@ class ActorSession:
         if not self._is_known:
             self._is_known = True
             self._want_due_at = self._heartbeat_due_at = now
-            for waiting in self._outbox.values():
-                waiting.due_at, waiting.patience = now, 1
+            self._outbox.hurry_all(now)
         before, self.welcome = self.welcome, welcome
         is_same = before is not None and before.model_copy(update={"weights_version": 0}) == welcome.model_copy(
             update={"weights_version": 0}
@@ -267,17 +247,17 @@ class ActorSession:
         return news if is_same else [Joined(welcome), *news]
 
     def _on_lease(self, lease: Lease, now: float) -> list[Event]:
-        key = (lease.position, lease.attempt)
-        if key in self._outbox:
-            self._outbox[key].due_at = now
+        name = LeaseName(lease.position, lease.attempt)
+        if name in self._outbox:
+            self._outbox.hurry(name, now)
             return []
-        if key in self._leases:
+        if name in self._leases:
             return []
         self._credit = max(0, self._credit - 1)
         if self.state is ActorState.DRAINING:
             self._give_back(lease, "the actor drains", is_prompts_fault=False)
             return []
-        self._leases[key] = lease
+        self._leases[name] = lease
         return [LeaseGranted(lease)]
 
     def _on_version(self, weights_version: int) -> list[Event]:
@@ -348,11 +328,7 @@ class ActorSession:
         return [self._envelope(Want(num_leases=room))]
 
     def _groups_due(self, now: float) -> list[Envelope]:
-        due = [waiting for waiting in self._outbox.values() if now >= waiting.due_at]
-        for waiting in due:
-            waiting.due_at = now + self._resend_seconds * waiting.patience
-            waiting.patience = min(2 * waiting.patience, MOST_PATIENCE)
-        return [self._envelope(waiting.message, waiting.arrays) for waiting in due]
+        return [self._envelope(message, arrays) for message, arrays in self._outbox.due(now)]
 
     def _heartbeat_due(self, now: float) -> list[Envelope]:
         if self.welcome is None or now < self._heartbeat_due_at:
@@ -365,46 +341,6 @@ class ActorSession:
             groups_in_flight=self.num_working,
         )
         return [self._envelope(heartbeat)]
-
-
-class CoordinatorSession:
-    """Whether one actor is alive; what it holds is the lease table's affair.
-
-    Attributes:
-        state: where the session stands.
-        heard_at: when its last message came, in monotonic seconds.
-    """
-
-    def __init__(self, now: float, silence_seconds: float) -> None:
-        """A peer that has not said hello yet."""
-        self.state = CoordinatorState.UNKNOWN
-        self.heard_at = now
-        self._silence_seconds = silence_seconds
-
-    def on_message(self, message: Message, now: float) -> Reject | None:
-        """Take a message of the actor; returns what to answer when it must say hello before all else.
-
-        Raises:
-            ProtocolError: the session has ended.
-        """
-        inputs = {Hello: CoordinatorInput.HELLO, Bye: CoordinatorInput.BYE}
-        happened = inputs.get(type(message), CoordinatorInput.MESSAGE)
-        self.state = next_state(COORDINATOR_TRANSITIONS, self.state, happened)
-        self.heard_at = now
-        if self.state in (CoordinatorState.UNKNOWN, CoordinatorState.LOST):
-            return Reject(reason="rejoin", detail=f"the session is {self.state.value} here: say hello first")
-        return None
-
-    def check_silence(self, now: float) -> bool:
-        """True once, when an active session has been silent for too long and is lost from now on."""
-        return now - self.heard_at >= self._silence_seconds and self.lose()
-
-    def lose(self) -> bool:
-        """The actor cannot be reached; True when it was active until now."""
-        if self.state is not CoordinatorState.ACTIVE:
-            return False
-        self.state = next_state(COORDINATOR_TRANSITIONS, self.state, CoordinatorInput.LOSS)
-        return True
 
 
 def _actor_input(message: Message) -> ActorInput:

@@ -1,8 +1,7 @@
-"""What may happen in which state of a session, and what follows: two tables."""
+"""What may happen in which state of an actor's session, and what follows: one table."""
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import TypeVar
 
 from dcpo_async.errors import ProtocolError
 
@@ -32,24 +31,6 @@ class ActorInput(Enum):
     DRAIN = "drain requested"
     EMPTIED = "nothing held"
     DEADLINE = "deadline passed"
-
-
-class CoordinatorState(Enum):
-    """Where the coordinator stands with one actor."""
-
-    UNKNOWN = "unknown"
-    ACTIVE = "active"
-    LOST = "lost"
-    ENDED = "ended"
-
-
-class CoordinatorInput(Enum):
-    """What can happen to the coordinator's side of a session."""
-
-    HELLO = "hello"
-    MESSAGE = "any other message"
-    LOSS = "silent for too long, or unroutable"
-    BYE = "bye"
 
 
 _A, _AI = ActorState, ActorInput
@@ -102,27 +83,11 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
     _A.ENDED: {_AI.DRAIN: _A.ENDED},
 }
 
-_C, _CI = CoordinatorState, CoordinatorInput
-COORDINATOR_TRANSITIONS: Mapping[CoordinatorState, Mapping[CoordinatorInput, CoordinatorState]] = {
-    _C.UNKNOWN: {_CI.HELLO: _C.ACTIVE, _CI.MESSAGE: _C.UNKNOWN, _CI.BYE: _C.ENDED},
-    _C.ACTIVE: {
-        _CI.HELLO: _C.ACTIVE,
-        _CI.MESSAGE: _C.ACTIVE,
-        _CI.LOSS: _C.LOST,
-        _CI.BYE: _C.ENDED,
-    },
-    _C.LOST: {_CI.HELLO: _C.ACTIVE, _CI.MESSAGE: _C.LOST, _CI.BYE: _C.ENDED},
-    _C.ENDED: {_CI.BYE: _C.ENDED},
-}
 
-_State = TypeVar("_State", bound=Enum)
-_Input = TypeVar("_Input", bound=Enum)
-
-
-def next_state(transitions: Mapping[_State, Mapping[_Input, _State]], state: _State, happened: _Input) -> _State:
+def next_state(state: ActorState, happened: ActorInput) -> ActorState:
     """The state that follows; raises ProtocolError when this must not happen in this state."""
-    following = transitions[state].get(happened)
+    following = ACTOR_TRANSITIONS[state].get(happened)
     if following is None:
-        allowed = ", ".join(repr(other.value) for other in transitions[state])
+        allowed = ", ".join(repr(other.value) for other in ACTOR_TRANSITIONS[state])
         raise ProtocolError(f"{happened.value!r} in a session that is {state.value}; allowed are {allowed}")
     return following

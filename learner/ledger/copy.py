@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dcpo_async.errors import LedgerError
-from learner.ledger.ledger import LEDGER_NAME, prepare_tables
 from learner.ledger.reader import LedgerReader
+from learner.ledger.schema import LEDGER_NAME, prepare_tables
 
 MAX_COPIES = 20
 WAL_HEADER_BYTES = 32
@@ -38,7 +38,7 @@ def open_copy(folder: Path) -> Iterator[LedgerReader]:
         try:
             with contextlib.closing(sqlite3.connect(copy)) as connection:
                 # A learner that is just starting has not made every table, and one of an earlier release made others.
-                prepare_tables(connection)
+                prepare_tables(connection, path)
                 yield LedgerReader(folder, connection)
         except sqlite3.Error as error:
             raise LedgerError(f"{path}: {error}") from error

@@ -1,18 +1,17 @@
 """What can be read from a ledger: rows of SQLite, and the arrays that they point to."""
 
 import sqlite3
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import xxhash
+from typing import Literal
 
 from dcpo_async.algorithm import RewardStats
-from dcpo_async.errors import LedgerError, ReleasedError
+from dcpo_async.errors import LedgerError
+from dcpo_async.records import Group
+from learner.ledger.group_format import GROUP_FORMAT, decode_group
+from learner.ledger.segments import Place, SegmentReader
 
-RECORD_HEAD = struct.Struct("<I")
-FRAME_LENGTH = struct.Struct("<Q")
+VisitState = Literal["leased", "accepted", "too_old", "discarded", "quarantined"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +24,30 @@ class VisitRow:
     attempt: int
     failures: int
     weights_step: int
-    state: str
+    state: VisitState
     step: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class StoredGroup:
-    """A group's frames as they came over the wire, with what the ledger made of them.
+    """A group's record, with what the ledger made of it.
 
     Attributes:
-        frames: header and arrays, in the encoding of `dcpo_async.protocol.codec`.
+        parts: of the record, see `learner.ledger.group_format`.
         rewards, advantages: one for each response.
+        group_format: of the parts.
     """
 
     position: int
-    frames: tuple[bytes, ...]
+    parts: tuple[bytes, ...]
     rewards: tuple[float, ...]
     advantages: tuple[float, ...]
+    group_format: int = GROUP_FORMAT
+
+    @property
+    def group(self) -> Group:
+        """The group as the actor sent it; its arrays are views of the parts."""
+        return decode_group(self.group_format, self.parts)
 
 
 class LedgerReader:
@@ -53,7 +59,7 @@ class LedgerReader:
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self.folder, self._db = folder, connection
-        self._segments = folder / "segments"
+        self._segments = SegmentReader(segments_folder(folder))
 
     def meta(self, key: str) -> str | None:
         """A word about the run, such as its id; None when it was never set."""
@@ -75,18 +81,39 @@ class LedgerReader:
         )
         return [row[0] for row in rows]
 
-    def visits(self, where: str = "1", *values: object) -> list[VisitRow]:
-        """Visits in lease order; `where` is SQL over the columns v.* and s.step, with a `?` for each value."""
+    def visits(
+        self,
+        *states: VisitState,
+        position: int | None = None,
+        prompt_id: str | None = None,
+        step: int | None = None,
+        is_open: bool = False,
+    ) -> list[VisitRow]:
+        """Visits in lease order.
+
+        Args:
+            states: in one of these; none takes all.
+            position, prompt_id, step: only what has it.
+            is_open: only what no committed batch contains.
+        """
+        wanted = {"v.position": position, "prompt_id": prompt_id, "s.step": step}
+        values = {column: value for column, value in wanted.items() if value is not None}
+        conditions = [f"{column} = ?" for column in values]
+        if states:
+            conditions.append(f"state IN ({', '.join('?' * len(states))})")
+        if is_open:
+            conditions.append("s.step IS NULL")
         rows = self._db.execute(
             "SELECT v.position, prompt_id, visit, attempt, failures, weights_step, state, s.step "
-            f"FROM visits v LEFT JOIN steps s ON s.position = v.position WHERE {where} ORDER BY v.position",
-            values,
+            "FROM visits v LEFT JOIN steps s ON s.position = v.position "
+            f"WHERE {' AND '.join(conditions) or '1'} ORDER BY v.position",
+            (*values.values(), *states),
         )
         return [VisitRow(*row) for row in rows]
 
     def visit(self, position: int) -> VisitRow | None:
         """The visit at a position; None when it was never leased or skipped."""
-        return next(iter(self.visits("v.position = ?", position)), None)
+        return next(iter(self.visits(position=position)), None)
 
     def next_position(self) -> int:
         """The first position that was never leased or skipped."""
@@ -122,12 +149,14 @@ class LedgerReader:
             LedgerError: there is no such group, or its bytes do not match their digest.
         """
         row = self._db.execute(
-            "SELECT segment, byte_offset, num_bytes, digest, rewards, advantages FROM groups WHERE position = ?",
+            "SELECT segment, byte_offset, num_bytes, digest, rewards, advantages, format FROM groups "
+            "WHERE position = ?",
             (position,),
         ).fetchone()
         if row is None:
             raise LedgerError(f"{self.folder}: the ledger has no group at position {position}")
-        return StoredGroup(position, self._read(*row[:4]), _parsed(row[4]), _parsed(row[5]))
+        parts = self._segments.read(Place(*row[:4]))
+        return StoredGroup(position, parts, _parsed(row[4]), _parsed(row[5]), row[6])
 
     # ---- steps and versions
 
@@ -151,37 +180,12 @@ class LedgerReader:
             "SELECT segment, byte_offset, num_bytes, digest FROM old_logprobs WHERE position = ? AND response = ?",
             (position, response),
         ).fetchone()
-        return self._read(*row)[0] if row else None
-
-    # ---- segments
-
-    def _segment_path(self, number: int) -> Path:
-        return self._segments / f"{number:06d}.segment"
-
-    def _read(self, segment: int, offset: int, num_bytes: int, digest: str) -> tuple[bytes, ...]:
-        path = self._segment_path(segment)
-        try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                record = file.read(num_bytes)
-        except FileNotFoundError:
-            raise ReleasedError(
-                f"{path}: gone, but a step asks for groups in it; was an older checkpoint put back?"
-            ) from None
-        if xxhash.xxh3_128_hexdigest(record) != digest:
-            raise LedgerError(
-                f"{path}: bytes {offset} to {offset + num_bytes} do not match their digest; restore the file"
-            )
-        return tuple(_frames(record))
+        return self._segments.read(Place(*row))[0] if row else None
 
 
-def _frames(record: bytes) -> Iterator[bytes]:
-    (count,) = RECORD_HEAD.unpack_from(record)
-    start = RECORD_HEAD.size + count * FRAME_LENGTH.size
-    for i in range(count):
-        (length,) = FRAME_LENGTH.unpack_from(record, RECORD_HEAD.size + i * FRAME_LENGTH.size)
-        yield record[start : start + length]
-        start += length
+def segments_folder(folder: Path) -> Path:
+    """Where the segment files of the ledger in a folder are."""
+    return folder / "segments"
 
 
 def _parsed(text: str) -> tuple[float, ...]:

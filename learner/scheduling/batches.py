@@ -1,6 +1,5 @@
-"""Which groups train next, and how a step's responses are shared among ranks. Pure functions."""
+"""Which groups train next. Pure functions."""
 
-import heapq
 from collections.abc import Iterable, Sequence
 
 from learner.scheduling.leases import Slot, SlotState
@@ -56,25 +55,3 @@ def too_old(open_slots: Iterable[Slot], step: int, gate: StalenessGate) -> list[
         else:
             stale.append(slot.position)
     return stale
-
-
-def split_by_tokens(num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Share samples among ranks so that each gets about the same number of tokens.
-
-    Longest first, each to the rank with the fewest tokens so far; ties go to the lower rank, so that every rank
-    and every resumed run sees the same shards. `split_by_tokens([5, 1, 4, 2], 2)` is `[[0, 1], [2, 3]]`.
-
-    Args:
-        num_tokens: tokens of each sample.
-        num_ranks: number of shards.
-
-    Returns:
-        For each rank the numbers of its samples, ascending.
-    """
-    loads = [(0, rank) for rank in range(num_ranks)]
-    shards: list[list[int]] = [[] for _ in range(num_ranks)]
-    for sample in sorted(range(len(num_tokens)), key=lambda i: (-num_tokens[i], i)):
-        load, rank = heapq.heappop(loads)
-        shards[rank].append(sample)
-        heapq.heappush(loads, (load + num_tokens[sample], rank))
-    return [sorted(shard) for shard in shards]

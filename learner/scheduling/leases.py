@@ -1,11 +1,11 @@
 """The lease table: which visit of which prompt is open, and who holds it. Pure: no clock, no socket, no file."""
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from dcpo_async.protocol.messages import LeaseName
+from dcpo_async.records import LeaseName
 
 
 class SlotState(Enum):
@@ -67,10 +67,6 @@ class LeaseTable:
         """The open visit at a position; None when it is trained, quarantined or not leased yet."""
         return self._slots.get(position)
 
-    def held_by(self, session: bytes) -> list[Slot]:
-        """Leases that a session holds."""
-        return [slot for slot in self._slots.values() if slot.holder == session]
-
     def is_prompt_open(self, prompt_index: int) -> bool:
         """Whether the prompt has a visit that has not been accepted."""
         return prompt_index in self._open_prompts
@@ -125,7 +121,7 @@ class LeaseTable:
 
     def release_session(self, session: bytes) -> int:
         """Give back all that a lost or leaving session holds; returns how many."""
-        return self._release(self.held_by(session))
+        return self._release([slot for slot in self._slots.values() if slot.holder == session])
 
     def release_unlisted(self, now: float, silence_seconds: float) -> int:
         """Give back leases that their holder's heartbeats have not listed for too long; returns how many."""
@@ -158,10 +154,6 @@ class LeaseTable:
             slot = self._slots.pop(position)
             if slot.state is not SlotState.ACCEPTED:
                 self._open_prompts.discard(slot.prompt_index)
-
-    def count(self, is_counted: Callable[[Slot], bool]) -> int:
-        """Number of open visits that satisfy a predicate."""
-        return sum(map(is_counted, self._slots.values()))
 
     def _hold(self, slot: Slot, session: bytes, now: float) -> None:
         slot.state, slot.holder, slot.listed_at = SlotState.LEASED, session, now

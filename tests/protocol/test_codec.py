@@ -10,19 +10,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dcpo_async.errors import ProtocolError, VersionMismatchError
-from dcpo_async.protocol.codec import decode, encode
-from dcpo_async.protocol.messages import (
-    MESSAGE_TYPES,
-    PROTOCOL_VERSION,
-    Bye,
-    ChunkMessage,
-    Envelope,
-    GroupMessage,
-    Heartbeat,
-    LeaseMessage,
-    LeaseName,
-    Message,
-)
+from dcpo_async.protocol.codec import MESSAGE_TYPES, decode, encode
+from dcpo_async.protocol.messages import PROTOCOL_VERSION, Bye, Envelope, GroupMessage, Heartbeat, LeaseMessage, Message
+from dcpo_async.protocol.weight_messages import ChunkMessage
+from dcpo_async.records import LeaseName
 
 LIMIT = 1 << 20
 
@@ -39,8 +30,10 @@ def int_values(metadata: list[Any]) -> st.SearchStrategy[int]:
 
 
 def float_values(metadata: list[Any]) -> st.SearchStrategy[float]:
-    low = next(iter(bounds(metadata, annotated_types.Gt)), None)
-    return st.floats(low, exclude_min=low is not None, allow_nan=False, allow_infinity=False)
+    above = next(iter(bounds(metadata, annotated_types.Gt)), None)
+    low = next(iter(bounds(metadata, annotated_types.Ge)), above)
+    high = next(iter(bounds(metadata, annotated_types.Le)), None)
+    return st.floats(low, high, exclude_min=above is not None, allow_nan=False, allow_infinity=False)
 
 
 def values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
@@ -59,6 +52,8 @@ def values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
         return st.dictionaries(values(args[0], []), values(args[1], []), max_size=3)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return models(annotation)
+    if annotation is LeaseName:
+        return st.builds(LeaseName, int_values([]), int_values([]))
     return {
         bool: st.booleans(),
         int: int_values(metadata),
@@ -175,14 +170,16 @@ def test_mutated_frames_raise_nothing_but_a_protocol_error(data: st.DataObject) 
 
 @pytest.mark.parametrize(("version", "which"), [(0, "on the peer"), (99, "on this side")])
 def test_another_protocol_version_says_which_side_to_upgrade(version: int, which: str) -> None:
-    with pytest.raises(VersionMismatchError, match=f"version {version}, this side speaks 2.*{which}") as caught:
+    with pytest.raises(
+        VersionMismatchError, match=f"version {version}, this side speaks {PROTOCOL_VERSION}.*{which}"
+    ) as caught:
         decode(changed_header(v=version), LIMIT)
     assert (caught.value.peer_version, caught.value.kind) == (version, "group")
 
 
 def test_the_version_is_looked_at_before_anything_else_in_the_message() -> None:
     with pytest.raises(VersionMismatchError) as caught:
-        decode([msgpack.packb({"v": 3, "something": "new"}), b"more"], LIMIT)
+        decode([msgpack.packb({"v": PROTOCOL_VERSION + 1, "something": "new"}), b"more"], LIMIT)
     assert caught.value.kind == ""
 
 
@@ -258,3 +255,9 @@ def test_nested_names_of_leases_arrive_as_their_own_type() -> None:
 def test_anything_with_the_buffer_protocol_is_a_frame() -> None:
     frames = [bytearray(frame) for frame in encode(Envelope(Bye(reason="done")))]
     assert decode(frames, LIMIT).message == Bye(reason="done")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [[-5, 1], [1 << 63, 1], [1], [1, 2, 3], ["1", 2]])
+def test_names_of_leases_are_two_numbers_that_a_ledger_can_hold(name: list[object]) -> None:
+    hello = {"host": "h", "engine": "e", "held": [name]}
+    assert "held" in refusal(changed_header(kind="hello", body=hello, arrays=[])[:1])

@@ -1,32 +1,22 @@
-import random
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dcpo_async.errors import ProtocolError, UnreachableError
-from dcpo_async.protocol.codec import decode, encode
 from dcpo_async.protocol.conversion import lease_to_message
 from dcpo_async.protocol.messages import (
     Ack,
     Bye,
     Envelope,
-    GroupMessage,
     Heartbeat,
-    Hello,
     LeaseFailed,
-    LeaseName,
     Message,
     Reject,
     VersionMessage,
     Want,
-    Welcome,
 )
 from dcpo_async.protocol.session import (
     ActorSession,
-    CoordinatorSession,
     Dismissed,
     GroupAcknowledged,
     Joined,
@@ -34,44 +24,11 @@ from dcpo_async.protocol.session import (
     NewVersion,
     Refused,
 )
-from dcpo_async.protocol.transitions import ActorState, CoordinatorState
-from dcpo_async.records import Group, Lease, Response, VersionSegment
-from dcpo_async.transport.memory_channel import Faults
+from dcpo_async.protocol.transitions import ActorState
+from dcpo_async.records import LeaseName
+from tests.protocol.made_session import HELLO, WELCOME, group, joining, lease
 
-HELLO = Hello(session_id="s", host="h", engine="scripted")
-WELCOME = Welcome(
-    weights_port=5558,
-    weights_version=4,
-    group_size=2,
-    temperature=1.0,
-    max_response_tokens=8,
-    max_prompt_tokens=8,
-    seed=0,
-    dtype="float32",
-    extraction="boxed",
-    format_penalty=0.0,
-    grading_timeout_seconds=1.0,
-    grading_workers=1,
-    groups_in_flight=2,
-    kv_after_update="keep",
-    heartbeat_seconds=3.0,
-    silence_seconds=15.0,
-    chunk_bytes=1024,
-)
 REJOIN = Reject(reason="rejoin", detail="unknown session")
-
-
-def lease(position: int, attempt: int = 1) -> Lease:
-    return Lease(position, attempt, "p", 1, 1, np.array([1, 2], np.int32), "4")
-
-
-def group(position: int, attempt: int = 1) -> Group:
-    response = Response(np.array([5], np.int32), np.array([-1.0], np.float32), (VersionSegment(1, 1),), "stop", "4")
-    return Group(position, attempt, (response, response), (1.0, 0.0), ("", ""))
-
-
-def joining() -> ActorSession:
-    return ActorSession(HELLO, "tcp://learner:5557", now=0.0, join_timeout_seconds=60.0, rejoin_timeout_seconds=600.0)
 
 
 def take(session: ActorSession, message: Message, now: float = 0.0, run_id: str = "run") -> list[Any]:
@@ -371,128 +328,3 @@ def test_an_actor_that_never_joined_can_leave() -> None:
     session.drain(0.0, timeout_seconds=100.0, reason="SIGTERM")
     assert due(session, 0.0) == [Bye(reason="SIGTERM")]
     assert session.ended
-
-
-# ---- coordinator
-
-
-def test_an_unknown_session_must_say_hello_first() -> None:
-    session = CoordinatorSession(now=0.0, silence_seconds=15.0)
-    answer = session.on_message(Want(num_leases=1), 0.0)
-    assert answer is not None
-    assert answer.reason == "rejoin"
-    assert session.on_message(HELLO, 1.0) is None
-    assert session.state is CoordinatorState.ACTIVE
-
-
-def test_a_silent_session_is_lost_once_and_must_say_hello_again() -> None:
-    session = CoordinatorSession(now=0.0, silence_seconds=15.0)
-    session.on_message(HELLO, 0.0)
-    session.on_message(Want(num_leases=1), 10.0)
-    assert not session.check_silence(24.9)
-    assert session.check_silence(25.0)
-    assert not session.check_silence(26.0)
-    answer = session.on_message(Want(num_leases=1), 27.0)
-    assert answer is not None
-    assert answer.detail == "the session is lost here: say hello first"
-    assert session.on_message(HELLO, 28.0) is None
-
-
-def test_an_unroutable_session_is_lost_only_if_it_was_active() -> None:
-    session = CoordinatorSession(now=0.0, silence_seconds=15.0)
-    assert not session.lose()
-    session.on_message(HELLO, 0.0)
-    assert session.lose()
-    assert session.state is CoordinatorState.LOST
-
-
-def test_a_session_that_said_bye_is_over() -> None:
-    session = CoordinatorSession(now=0.0, silence_seconds=15.0)
-    session.on_message(HELLO, 0.0)
-    assert session.on_message(Bye(reason=""), 1.0) is None
-    assert not session.check_silence(100.0)
-    with pytest.raises(ProtocolError, match="that is ended"):
-        session.on_message(HELLO, 2.0)
-
-
-# ---- both
-
-
-class Learner:
-    """The least that a coordinator does: its ledger outlives it, its sessions do not."""
-
-    def __init__(self, num_groups: int) -> None:
-        self.waiting = list(range(num_groups))
-        self.leased: set[int] = set()
-        self.accepted: list[int] = []
-        self.session = CoordinatorSession(0.0, silence_seconds=15.0)
-
-    def restart(self, now: float) -> None:
-        self.session = CoordinatorSession(now, silence_seconds=15.0)
-        self.waiting, self.leased = sorted({*self.waiting, *self.leased}), set()
-
-    def answers(self, message: Message, now: float) -> list[Envelope]:
-        reject = self.session.on_message(message, now)
-        if reject:
-            return [Envelope(reject, run_id="run")]
-        match message:
-            case Hello(held=held):
-                self.hold(held)
-                return [Envelope(WELCOME, run_id="run")]
-            case Heartbeat(held=held):
-                self.waiting = sorted({*self.waiting, *self.leased} - {name.position for name in held})
-                self.leased &= {name.position for name in held}
-                return [Envelope(VersionMessage(weights_version=4, step=0), run_id="run")]
-            case Want(num_leases=number):
-                granted, self.waiting = self.waiting[:number], self.waiting[number:]
-                self.leased |= set(granted)
-                return [Envelope(*lease_to_message(lease(position)), "run") for position in granted]
-            case GroupMessage(position=position):
-                is_new = position not in self.accepted
-                if is_new:
-                    self.accepted.append(position)
-                    self.leased.discard(position)
-                    self.waiting = [other for other in self.waiting if other != position]
-                outcome: Any = "accepted" if is_new else "duplicate"
-                return [Envelope(Ack(position=position, attempt=1, outcome=outcome), run_id="run")]
-        return []
-
-    def hold(self, held: tuple[LeaseName, ...]) -> None:
-        for name in held:
-            if name.position in self.waiting:
-                self.waiting.remove(name.position)
-                self.leased.add(name.position)
-
-
-def carried(faults: Faults, withheld: list[Any], envelope: Envelope) -> list[Envelope]:
-    """What the other end decodes of an envelope that crosses a faulty network."""
-    return [decode(frames, 1 << 20) for _, frames in faults.arrivals((b"", encode(envelope)), withheld)]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 1 << 30), st.sets(st.integers(1, 100), max_size=3))
-def test_every_group_is_accepted_once_over_a_network_that_loses_doubles_and_reorders(
-    seed: int, restarts: set[int]
-) -> None:
-    learner, session, chance = Learner(num_groups=12), joining(), random.Random(seed)
-    faults = Faults(seed, loss=0.2, duplication=0.2, reordering=0.2)
-    to_learner: list[Any] = []
-    to_actor: list[Any] = []
-    in_work: list[Lease] = []
-    for second in range(2000):
-        now = float(second)
-        if second in restarts:
-            learner.restart(now)
-        session.capacity = 4 if session.welcome else 0
-        for request in session.messages_due(now):
-            for received in carried(faults, to_learner, request):
-                for answer in learner.answers(received.message, now):
-                    for envelope in carried(faults, to_actor, answer):
-                        events = session.on_envelope(envelope, now)
-                        in_work += [event.lease for event in events if isinstance(event, LeaseGranted)]
-        if in_work and chance.random() < 0.5:
-            session.finish(group(in_work.pop(0).position), now)
-        if len(learner.accepted) == 12 and not session.held:
-            break
-    assert sorted(learner.accepted) == list(range(12))
-    assert session.held == ()

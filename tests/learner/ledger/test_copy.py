@@ -13,8 +13,9 @@ import pytest
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.errors import LedgerError
 from learner.ledger.copy import copy_consistently, open_copy
-from learner.ledger.ledger import SCHEMA, Ledger
+from learner.ledger.ledger import Ledger
 from learner.ledger.reader import LedgerReader
+from learner.ledger.schema import SCHEMA
 
 WRITER = """
 import itertools, sqlite3, sys, time
@@ -71,7 +72,7 @@ def test_what_is_copied_while_the_log_begins_anew_is_copied_again(tmp_path: Path
                 # The database that was copied still says 0, the log that is copied next says nothing of it any more.
                 writer.execute("UPDATE meta SET value = '1' WHERE key = 'first'")
                 writer.execute("PRAGMA wal_checkpoint")
-                writer.execute("INSERT INTO versions VALUES (7, 5, 1, 1)")
+                writer.execute("INSERT INTO versions VALUES (7, 5, 1)")
 
         copy_consistently(path, copy, copy_file)
     assert copied == ["ledger.sqlite", "ledger.sqlite-wal"] * 2

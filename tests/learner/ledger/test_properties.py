@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dcpo_async.algorithm import RewardStats, smooth_advantages
-from dcpo_async.protocol.messages import LeaseName
-from dcpo_async.records import Lease
+from dcpo_async.records import Lease, LeaseName
 from learner.coordinator.intake import Intake
+from learner.coordinator.shards import step_groups
 from learner.scheduling.leases import SlotState
 from tests.learner.small_run import answer, make_config, make_intake
 
@@ -86,7 +86,7 @@ class Ledger(RuleBasedStateMachine):
         version = self.intake.grant_version(self.step)
         assert version not in self.steps_of
         self.steps_of[version] = self.step
-        if self.intake.publish(version, self.step):
+        if self.intake.publish(version):
             self.announced.append(version)
         self.intake.ledger.commit()
 
@@ -106,7 +106,7 @@ class Ledger(RuleBasedStateMachine):
     def save_checkpoint(self) -> None:
         if self.step % self.updates == 0:
             self.checkpoint = self.step
-            self.intake.release_arrays([self.checkpoint])
+            self.intake.ledger.release_segments(self.checkpoint)
 
     @precondition(lambda self: self.checkpoint < self.step and not self.is_calm)
     @rule()
@@ -115,11 +115,11 @@ class Ledger(RuleBasedStateMachine):
 
     def resume_trainer(self) -> None:
         self.step = self.checkpoint
-        self.intake.resume(self.step)
+        self.intake.versions.resume(self.step)
         self.publish()
 
     def check_step(self, step: int) -> None:
-        groups = self.intake.step_groups(step)
+        groups = step_groups(self.intake.ledger, step, self.intake.prompts, with_old=False)
         positions = [entry.group.position for entry in groups]
         assert self.batches.setdefault(step, positions) == positions
         assert positions == sorted(positions)
@@ -159,7 +159,7 @@ class Ledger(RuleBasedStateMachine):
     def check_lease(self, lease: Lease) -> None:
         """Its versions are young enough for the batch that it trains in, counted from the batches that stand."""
         done = {position for positions in self.batches.values() for position in positions}
-        rows = self.intake.ledger.visits("state IN ('leased', 'accepted') AND s.step IS NULL")
+        rows = self.intake.ledger.visits("leased", "accepted", is_open=True)
         ahead = [row.position for row in rows if row.position < lease.position and row.position not in done]
         next_step = self.intake.ledger.next_batch_step()
         batch_step = next_step + len(ahead) // (self.groups_per_step * self.updates) * self.updates
@@ -263,13 +263,15 @@ class Ledger(RuleBasedStateMachine):
     # ---- what always holds
 
     def quarantined_ids(self) -> set[str]:
-        return {self.intake.prompts[index].id for index in self.intake.quarantined}
+        return {
+            prompt.id for index, prompt in enumerate(self.intake.prompts.values()) if index in self.intake.quarantined
+        }
 
     @invariant()
     def every_visit_is_counted_exactly_once(self) -> None:
         if not hasattr(self, "intake"):
             return
-        assert self.intake.ledger.num_groups() == len(self.sent)
+        assert self.intake.ledger.num_groups == len(self.sent)
         visits = [(sent.lease.prompt_id, sent.lease.visit) for sent in self.sent.values()]
         assert len(set(visits)) == len(visits)
         for prompt_id, positions in self.order.items():

@@ -1,9 +1,6 @@
-"""Which groups train next: batches by hand, and the sharing of samples among ranks."""
+"""Which groups train next: batches by hand."""
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from learner.scheduling.batches import next_batch, split_by_tokens, too_old
+from learner.scheduling.batches import next_batch, too_old
 from learner.scheduling.leases import Slot, SlotState
 from learner.scheduling.staleness import StalenessGate
 
@@ -81,19 +78,3 @@ def test_the_groups_that_are_left_move_up_when_some_are_too_old() -> None:
     fresh = [Slot(i, i, 1, state=ACCEPTED, weights_step=5) for i in (1, 2)]
     stale = Slot(0, 0, 1, state=ACCEPTED, weights_step=0)
     assert too_old([stale, *fresh], step=6, gate=StalenessGate(1, 2)) == [0]
-
-
-def test_samples_are_shared_longest_first_to_the_rank_with_the_fewest_tokens() -> None:
-    assert split_by_tokens([5, 1, 4, 2], 2) == [[0, 1], [2, 3]]
-
-
-def test_more_ranks_than_samples_leave_some_without() -> None:
-    assert split_by_tokens([3], 3) == [[0], [], []]
-
-
-@given(st.lists(st.integers(0, 100), max_size=40), st.integers(1, 5))
-def test_every_sample_goes_to_one_rank_and_loads_differ_by_at_most_one_sample(lengths: list[int], ranks: int) -> None:
-    shards = split_by_tokens(lengths, ranks)
-    assert sorted(sample for shard in shards for sample in shard) == list(range(len(lengths)))
-    loads = [sum(lengths[i] for i in shard) for shard in shards]
-    assert max(loads) - min(loads) <= max(lengths, default=0)

@@ -1,6 +1,6 @@
 """The lease table, event by event."""
 
-from dcpo_async.protocol.messages import LeaseName
+from dcpo_async.records import LeaseName
 from learner.scheduling.leases import LeaseTable, Slot, SlotState
 
 
@@ -145,4 +145,4 @@ def test_thousands_of_open_visits_are_leased_in_linear_time() -> None:
         assert table.next_to_lease()[1] is None
         assert not table.is_prompt_open(20_000 + number)
         table.lease(table.open_new(20_000 + number, 1), b"a", weights_step=0, now=0.0)
-    assert table.count(lambda slot: slot.holder == b"a") == 20_000
+    assert sum(slot.holder == b"a" for slot in table.open_slots) == 20_000

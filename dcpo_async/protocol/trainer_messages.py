@@ -1,0 +1,103 @@
+"""Messages between the ranks of the trainer and the coordinator."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dcpo_async.protocol.messages import Message
+from dcpo_async.records import Count
+
+
+class TrainerHello(Message):
+    """A rank is up, with its state after `step` optimizer steps."""
+
+    kind = "trainer_hello"
+    rank: Count
+    num_ranks: Annotated[int, Field(gt=0)]
+    step: Count
+
+
+class ShardWant(Message):
+    """A rank asks for its shard of the batch that leads from `step` to `step + 1`."""
+
+    kind = "shard_want"
+    rank: Count
+    num_ranks: Annotated[int, Field(gt=0)]
+    step: Count
+
+
+class ShardMessage(Message):
+    """A rank's samples of one optimizer step, as parallel columns; arrays hold the samples one after another."""
+
+    kind = "shard"
+    array_dtypes = {
+        "prompt_token_ids": "<i4",
+        "token_ids": "<i4",
+        "behavior_logprobs": "<f4",
+        "old_logprobs": "<f4",
+        "token_lags": "<i4",
+    }
+    step: Count
+    positions: tuple[Count, ...]
+    indices: tuple[Count, ...]
+    prompt_lengths: tuple[Count, ...]
+    lengths: tuple[Count, ...]
+    advantages: tuple[float, ...]
+    token_weights: tuple[float, ...]
+
+
+class OldLogprobs(Message):
+    """A rank's log-probs of a shard at the start of its batch (`old: proximal`), in the order of the shard."""
+
+    kind = "old_logprobs"
+    array_dtypes = {"old_logprobs": "<f4"}
+    step: Count
+    positions: tuple[Count, ...]
+    indices: tuple[Count, ...]
+    lengths: tuple[Count, ...]
+
+
+class StepDone(Message):
+    """Rank 0: the optimizer step that led to `step` is done."""
+
+    kind = "step_done"
+    step: Count
+    metrics: dict[str, float]
+
+
+class VersionWant(Message):
+    """Rank 0 asks for the number under which it may publish its state after `step` steps."""
+
+    kind = "version_want"
+    step: Count
+
+
+class VersionGrant(Message):
+    """A number that was never used before."""
+
+    kind = "version_grant"
+    weights_version: Count
+    step: Count
+
+
+class Published(Message):
+    """Rank 0: the version stands whole in the weight store."""
+
+    kind = "published"
+    weights_version: Count
+    step: Count
+
+
+class Checkpointed(Message):
+    """Rank 0: the checkpoint after `step` steps stands whole; `retained` lists all that stand."""
+
+    kind = "checkpointed"
+    step: Count
+    retained: tuple[Count, ...]
+
+
+class TrainerFinished(Message):
+    """Coordinator → ranks: the run has reached its last step; checkpoint, export and end."""
+
+    kind = "finished"
+    step: Count

@@ -1,0 +1,45 @@
+"""Messages between whoever fetches weights and a weight server."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dcpo_async.protocol.messages import Message, Name, Text
+from dcpo_async.records import Count
+
+
+class ManifestWant(Message):
+    """Asks for the manifest of a version; 0 asks for the newest."""
+
+    kind = "manifest_want"
+    weights_version: Count
+
+
+class ManifestMessage(Message):
+    """The manifest of a version as JSON, or why there is none."""
+
+    kind = "manifest"
+    weights_version: Count
+    manifest_json: Annotated[str, Field(max_length=64 << 20)]
+    error: Text = ""
+
+
+class ChunkWant(Message):
+    """Asks for a stretch of one file of a version."""
+
+    kind = "chunk_want"
+    weights_version: Count
+    file: Name
+    offset: Count
+    num_bytes: Annotated[int, Field(gt=0, le=1 << 28)]
+
+
+class ChunkMessage(Message):
+    """The stretch, or why there is none."""
+
+    kind = "chunk"
+    array_dtypes = {"data": "|u1"}
+    weights_version: Count
+    file: Name
+    offset: Count
+    error: Text = ""
