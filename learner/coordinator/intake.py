@@ -1,44 +1,32 @@
-"""What goes out to actors and what comes back: leases, groups, statistics and batches, all in the ledger."""
+"""What goes out to actors and what comes back: leases, groups and batches, all in the ledger."""
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dcpo_async.algorithm import ADVANTAGES, fading_advantages, overlong_penalty
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, LedgerError
 from dcpo_async.prompts.order import PromptOrder
-from dcpo_async.protocol.codec import encode
-from dcpo_async.protocol.conversion import check_group
-from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage, LeaseName
-from dcpo_async.records import Lease, Prompt
-from learner.coordinator.shards import StepGroup, group_of
+from dcpo_async.protocol.conversion import check_group, group_from_message
+from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage, GroupOutcome
+from dcpo_async.records import Group, Lease, LeaseName, Prompt
+from learner.coordinator.scoring import score
+from learner.ledger.group_format import encode_group
 from learner.ledger.ledger import Ledger
 from learner.ledger.reader import StoredGroup, VisitRow
 from learner.scheduling.batches import next_batch, too_old
 from learner.scheduling.leases import LeaseTable, Slot, SlotState
 from learner.scheduling.staleness import StalenessGate
+from learner.scheduling.versions import PublishedVersion, PublishedVersions
 
 log = logging.getLogger(__name__)
 
 DISCARDED_BATCHES = 10
 """Batches' worth of groups that dynamic sampling discards in a row before it warns."""
-
-Outcome = Literal["accepted", "duplicate", "superseded", "invalid"]
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedVersion:
-    """A weights version that stands in the weight store."""
-
-    weights_version: int
-    step: int
 
 
 class Intake:
@@ -48,10 +36,10 @@ class Intake:
 
     Attributes:
         counts: what happened since this start, by name.
-        published: versions that leases may ask for, oldest first; their steps go up.
+        versions: that leases may ask for.
+        prompts: by id.
         generated_tokens: counted in all starts of the run, discarded groups included; None where an earlier release,
             which did not count them, began it.
-        version_steps: optimizer step of every version that was ever granted.
         table: open visits.
         quarantined: indices of prompts that are not leased any more.
 
@@ -68,28 +56,29 @@ class Intake:
                 f"{config.algorithm.updates_per_batch}: a prompt would be open twice; lower lag.max_lag, "
                 "algorithm.updates_per_batch or training.groups_per_step, or add problems"
             )
-        self.config, self.prompts, self.ledger = config, prompts, ledger
+        self.config, self.ledger = config, ledger
+        self.prompts = {prompt.id: prompt for prompt in prompts}
         self.counts: Counter[str] = Counter()
-        counted_tokens = ledger.meta("generated_tokens") or (None if ledger.num_groups() else "0")
+        counted_tokens = ledger.meta("generated_tokens") or (None if ledger.num_groups else "0")
         self.generated_tokens = None if counted_tokens is None else int(counted_tokens)
         self._num_discarded_in_a_row = 0
-        self.published: list[PublishedVersion] = []
-        self.version_steps = ledger.version_steps()
         updates = config.algorithm.updates_per_batch
         ledger.expect_meta(
             "updates_per_batch", str(updates), "its batches begin at other steps; choose another --folder"
         )
         ledger.write_prompts(prompts)
-        self.gate = StalenessGate(config.lag.max_lag, config.training.groups_per_step, updates)
+        self._gate = StalenessGate(config.lag.max_lag, config.training.groups_per_step, updates)
+        self.versions = PublishedVersions(self._gate, config.lag.publish_interval, ledger.version_steps())
         self._vocab_size = vocab_size
+        self._in_order = prompts
         self._index_of = {prompt.id: index for index, prompt in enumerate(prompts)}
         # The window may change from start to start, the order of the prompts must not.
         min_gap = int(ledger.meta("min_gap") or config.admission_window)
         ledger.set_meta("min_gap", str(min_gap))
         self._order = PromptOrder(len(prompts), config.seed, min_gap)
-        rows = ledger.visits("s.step IS NULL AND state IN ('leased', 'accepted')")
+        rows = ledger.visits("leased", "accepted", is_open=True)
         self.table = LeaseTable(map(self._slot, rows), ledger.next_position())
-        self.quarantined = {self._index_of[row.prompt_id] for row in ledger.visits("state = 'quarantined'")}
+        self.quarantined = {self._index_of[row.prompt_id] for row in ledger.visits("quarantined")}
         self._next_step = ledger.next_batch_step()
 
     def _slot(self, row: VisitRow) -> Slot:
@@ -104,46 +93,31 @@ class Intake:
             weights_step=row.weights_step,
         )
 
-    @property
-    def generated_responses(self) -> int:
-        """Counted in all starts of the run, discarded groups included."""
-        return self.ledger.num_groups() * self.config.sampling.group_size
+    def summary(self) -> dict[str, float]:
+        """What was counted, and where the open visits stand, as metrics."""
+        tokens, states = self.generated_tokens, Counter(slot.state for slot in self.table.open_slots)
+        return {
+            **{f"total_{name}": float(count) for name, count in self.counts.items()},
+            "generated_responses": float(self.ledger.num_groups * self.config.sampling.group_size),
+            **({} if tokens is None else {"generated_tokens": float(tokens)}),
+            "groups_waiting": float(states[SlotState.ACCEPTED]),
+            "groups_leased": float(states[SlotState.LEASED]),
+            "prompts_quarantined": float(len(self.quarantined)),
+        }
 
-    # ---- leases
+    # ---- versions
 
     def grant_version(self, step: int) -> int:
         """A weights version number that was never used, for the state after `step` optimizer steps."""
         version = self.ledger.grant_version(step)
-        self.version_steps[version] = step
+        self.versions.granted(version, step)
         return version
 
-    def publish(self, weights_version: int, step: int) -> bool:
-        """A version stands; returns whether actors should hear of it, and leases may ask for it.
+    def publish(self, weights_version: int) -> bool:
+        """A granted version stands; returns whether actors should hear of it."""
+        return self.versions.publish(weights_version, self._next_step)
 
-        While the trainer repeats committed batches, it publishes weights that lag behind those which actors have.
-        Adopted, they would only make groups too old; the version that stands when it needs new groups is offered.
-        """
-        self.ledger.write_published(weights_version)
-        interval = self.config.lag.publish_interval
-        if (step // interval + 1) * interval <= self._next_step:
-            return False
-        self.published = [version for version in self.published if version.step < step]
-        self.published.append(PublishedVersion(weights_version, step))
-        self._forget_old_versions()
-        return True
-
-    def resume(self, step: int) -> None:
-        """The trainer starts from the state after `step`: versions that it had published beyond are abandoned.
-
-        What actors generated with them stays valid, but the weight store does not keep them.
-        """
-        self.published = [version for version in self.published if version.step <= step]
-
-    def _forget_old_versions(self) -> None:
-        """Drop all that no lease can ask for any more, but the newest."""
-        oldest_step = self.gate.oldest_step(0, self._next_step)
-        newest = self.published[-1:]
-        self.published = [version for version in self.published if version.step >= oldest_step] or newest
+    # ---- leases
 
     def grant(self, session: bytes, now: float) -> Lease | None:
         """Lease the next visit to a session; None while the staleness gate is shut or the order must wait."""
@@ -156,7 +130,7 @@ class Intake:
         if slot is None:
             return None
         self.table.lease(slot, session, version.step, now)
-        prompt = self.prompts[slot.prompt_index]
+        prompt = self._in_order[slot.prompt_index]
         self.ledger.write_lease(slot.position, prompt.id, slot.visit, slot.attempt, version.step)
         self.counts["leases"] += 1
         self.counts["leases_again"] += slot.attempt > 1
@@ -171,18 +145,17 @@ class Intake:
         )
 
     def _version_for(self, number: int) -> PublishedVersion | None:
-        """The oldest published version that group number `number` may start from; all after it may serve too."""
+        """The oldest published version that group number `number` may start from; None where it must wait."""
         last_step = self.config.training.max_steps
-        if last_step is not None and self.gate.batch_step(number, self._next_step) >= last_step:
+        if last_step is not None and self._gate.batch_step(number, self._next_step) >= last_step:
             return None
-        oldest_step = self.gate.oldest_step(number, self._next_step)
-        return next((version for version in self.published if version.step >= oldest_step), None)
+        return self.versions.oldest_for(number, self._next_step)
 
     def answer_at(self, position: int) -> str:
         """Reference answer of the prompt at a position that was leased, its group discarded or not."""
         visit = self.ledger.visit(position)
         assert visit is not None
-        return self.prompts[self._index_of[visit.prompt_id]].answer
+        return self.prompts[visit.prompt_id].answer
 
     def _open_next_visit(self) -> Slot | None:
         """Open the next visit that may go out; None while the next prompt's last visit is still open."""
@@ -195,7 +168,7 @@ class Intake:
             position = self.table.next_position
             prompt_index, visit = self._order.index(position), self._order.epoch(position) + 1
             if prompt_index in self.quarantined:
-                self.ledger.write_quarantine(position, self.prompts[prompt_index].id, visit)
+                self.ledger.write_quarantine(position, self._in_order[prompt_index].id, visit)
                 self.table.skip_position()
             elif self.table.is_prompt_open(prompt_index):
                 return None
@@ -209,7 +182,7 @@ class Intake:
             return
         self.counts["lease_failures"] += is_prompts_fault
         self.ledger.write_failure(position, slot.failures)
-        prompt = self.prompts[slot.prompt_index]
+        prompt = self._in_order[slot.prompt_index]
         if slot.failures < self.config.actor.max_failures:
             log.warning("lease %d of prompt %s came back and goes out again first: %s", position, prompt.id, reason)
             return
@@ -235,6 +208,10 @@ class Intake:
         for slot in self.table.open_slots:
             slot.listed_at = now
 
+    def heartbeat(self, session: bytes, held: Sequence[LeaseName], now: float) -> None:
+        """A session still works on these leases."""
+        self.table.heartbeat(session, held, now)
+
     def reclaim(self, session: bytes, held: Sequence[LeaseName], now: float) -> None:
         """A session joins again and says what it holds."""
         self.table.reclaim(session, held, now)
@@ -251,11 +228,11 @@ class Intake:
         elif outcome == "invalid":
             detail = "the lease was never issued, or another session holds it"
         if outcome == "accepted":
-            self._count(envelope, message)
+            self._count(group_from_message(message, envelope.arrays))
         self.counts[f"groups_{outcome}"] += 1
         return Ack(position=message.position, attempt=message.attempt, outcome=outcome, detail=detail)
 
-    def _judge(self, session: bytes, message: GroupMessage) -> Outcome:
+    def _judge(self, session: bytes, message: GroupMessage) -> GroupOutcome:
         """What a group is by its lease alone: new, counted before, of an attempt that was replaced, or not its own."""
         slot = self.table.get(message.position)
         if slot is None:
@@ -267,7 +244,7 @@ class Intake:
         # A lease without a holder is that of a session which was lost, or which the last start of the learner knew.
         return "accepted" if slot.holder in (None, session) else "invalid"
 
-    def _judge_closed(self, message: GroupMessage) -> Outcome:
+    def _judge_closed(self, message: GroupMessage) -> GroupOutcome:
         visit = self.ledger.visit(message.position)
         if visit is None:
             return "invalid"
@@ -285,58 +262,48 @@ class Intake:
             allowed_rewards=(1.0, 0.0, -penalty),
         )
         versions = {version for spans in message.segments for version, _ in spans}
-        unknown = sorted(versions - self.version_steps.keys())
+        unknown = sorted(versions - self.versions.steps.keys())
         return fault or (f"weights versions {unknown} were never published by this run" if unknown else None)
 
-    def _count(self, envelope: Envelope, message: GroupMessage) -> None:
-        slot = self.table.get(message.position)
+    def _count(self, group: Group) -> None:
+        slot = self.table.get(group.position)
         assert slot is not None
-        prompt_id = self.prompts[slot.prompt_index].id
-        stats = self.ledger.reward_stats(prompt_id)
-        algorithm = self.config.algorithm
-        rewards = self._shaped_rewards(message)
-        if algorithm.half_life_visits is None:
-            advantages, stats = ADVANTAGES[algorithm.advantage](rewards, stats, algorithm.ddof)
-        else:
-            groups = [*self.ledger.rewards_until(prompt_id, slot.visit - 1), rewards]
-            advantages = fading_advantages(groups, algorithm.half_life_visits, algorithm.ddof)
-            stats = stats.with_rewards(rewards)
-        steps = [self.version_steps[version] for spans in message.segments for version, _ in spans]
+        prompt_id, algorithm = self._in_order[slot.prompt_index].id, self.config.algorithm
+        lengths = [len(response.token_ids) for response in group.responses]
+        scored = score(
+            group.rewards,
+            lengths,
+            self.ledger.reward_stats(prompt_id),
+            lambda: self.ledger.rewards_until(prompt_id, slot.visit - 1),
+            self.config,
+        )
+        steps = [self.versions.steps[span.weights_version] for item in group.responses for span in item.segments]
         weights_step = min(steps, default=slot.weights_step)
-        frames = tuple(bytes(frame) for frame in encode(envelope))
-        group = StoredGroup(message.position, frames, tuple(rewards), tuple(advantages))
-        self.ledger.accept(group, prompt_id, stats, weights_step)
-        self.table.accept(message.position, weights_step)
-        self.counts["responses"] += len(message.rewards)
-        self.counts["response_tokens"] += sum(message.lengths)
+        stored = StoredGroup(group.position, encode_group(group), scored.rewards, scored.advantages)
+        self.ledger.accept(stored, prompt_id, scored.stats, weights_step)
+        self.table.accept(group.position, weights_step)
+        self.counts["responses"] += len(lengths)
+        self.counts["response_tokens"] += sum(lengths)
         if self.generated_tokens is not None:
-            self.generated_tokens += sum(message.lengths)
+            self.generated_tokens += sum(lengths)
             self.ledger.set_meta("generated_tokens", str(self.generated_tokens))
         if algorithm.dynamic_sampling:
-            self._discard_if_equal(message)
+            self._discard_if_equal(group)
 
-    def _discard_if_equal(self, message: GroupMessage) -> None:
+    def _discard_if_equal(self, group: Group) -> None:
         """Take a group of equal rewards out; other visits take its place, and the prompt returns at its next one."""
-        if len(set(message.rewards)) > 1:
+        if len(set(group.rewards)) > 1:
             self._num_discarded_in_a_row = 0
             return
-        self.ledger.write_untrained([message.position], "discarded")
-        self.table.remove([message.position])
+        self.ledger.write_untrained([group.position], "discarded")
+        self.table.remove([group.position])
         self.counts["groups_discarded"] += 1
         self._num_discarded_in_a_row += 1
-        if self._num_discarded_in_a_row % (DISCARDED_BATCHES * self.gate.groups_per_batch) == 0:
+        if self._num_discarded_in_a_row % (DISCARDED_BATCHES * self._gate.groups_per_batch) == 0:
             log.warning(
                 "dynamic sampling has discarded %d groups in a row: the prompts are all too hard or all too easy",
                 self._num_discarded_in_a_row,
             )
-
-    def _shaped_rewards(self, message: GroupMessage) -> list[float]:
-        """Rewards less what overlong responses cost."""
-        buffer, limit = self.config.algorithm.overlong_buffer_tokens, self.config.sampling.max_response_tokens
-        return [
-            reward - overlong_penalty(length, limit, buffer)
-            for reward, length in zip(message.rewards, message.lengths, strict=True)
-        ]
 
     # ---- batches
 
@@ -349,47 +316,17 @@ class Intake:
                 f"{self.ledger.folder}: the trainer asks for step {step}, the ledger ends before step "
                 f"{self._next_step}: its checkpoint belongs to another ledger; move one of the two away"
             )
-        stale = too_old(self.table.open_slots, step, self.gate)
+        stale = too_old(self.table.open_slots, step, self._gate)
         if stale:
             self.ledger.write_untrained(stale, "too_old")
             self.table.remove(stale)
             self.counts["groups_too_old"] += len(stale)
             log.warning("%d groups lag too far behind and will not train; their statistics stand", len(stale))
-        positions = next_batch(self.table.open_slots, step, self.gate)
+        positions = next_batch(self.table.open_slots, step, self._gate)
         if positions is None:
             return False
         self.ledger.write_batch(step, positions, self.config.training.groups_per_step)
         self.table.remove(positions)
-        self._next_step = step + self.gate.updates_per_batch
-        self._forget_old_versions()
+        self._next_step = step + self._gate.updates_per_batch
+        self.versions.forget_old(self._next_step)
         return True
-
-    def step_groups(self, step: int) -> list[StepGroup]:
-        """The groups of a committed step as the ledger has them, in lease order."""
-        return [self._step_group(position) for position in self.ledger.step_positions(step)]
-
-    def _step_group(self, position: int) -> StepGroup:
-        stored, visit = self.ledger.read_group(position), self.ledger.visit(position)
-        assert visit is not None
-        group = group_of(stored)
-        prompt = self.prompts[self._index_of[visit.prompt_id]]
-        return StepGroup(
-            group=group,
-            prompt_token_ids=np.asarray(prompt.token_ids, dtype=np.int32),
-            advantages=stored.advantages,
-            visit=visit.visit,
-            old_logprobs=tuple(self._old_logprobs(position, i) for i in range(len(group.responses))),
-        )
-
-    def _old_logprobs(self, position: int, response: int) -> NDArray[np.float32] | None:
-        if self.config.algorithm.old == "behavior":
-            return None
-        data = self.ledger.read_old_logprobs(position, response)
-        return None if data is None else np.frombuffer(data, dtype="<f4")
-
-    def release_arrays(self, retained_steps: Sequence[int]) -> None:
-        """Delete arrays that every retained checkpoint already contains."""
-        if retained_steps:
-            released = self.ledger.release_segments(min(retained_steps))
-            if released:
-                log.info("segments %s are in every retained checkpoint and were deleted", json.dumps(released))

@@ -1,5 +1,6 @@
-"""From stored groups to the samples of one optimizer step: weights, lags and headline metrics. No tensors."""
+"""From stored groups to the samples of one optimizer step, shared among ranks; and its metrics. No tensors."""
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -8,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcpo_async.algorithm import only_token_mean_weights, rur, token_mean_weights
+from dcpo_async.columns import joined
 from dcpo_async.config import RunConfig
-from dcpo_async.protocol.codec import decode
-from dcpo_async.protocol.conversion import group_from_message
-from dcpo_async.protocol.messages import GroupMessage, ShardMessage, concatenated
-from dcpo_async.records import Group, Response, TrainingSample, VersionSegment
-from learner.ledger.reader import StoredGroup
+from dcpo_async.protocol.trainer_messages import ShardMessage
+from dcpo_async.records import Group, Prompt, Response, TrainingSample, VersionSegment
+from learner.ledger.reader import LedgerReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,28 @@ class StepGroup:
     old_logprobs: tuple[NDArray[np.float32] | None, ...]
 
 
-def group_of(stored: StoredGroup) -> Group:
-    """A stored group as a record; its arrays are views of the frames."""
-    envelope = decode(stored.frames, max_message_bytes=sum(map(len, stored.frames)))
-    assert isinstance(envelope.message, GroupMessage)
-    return group_from_message(envelope.message, envelope.arrays)
+def step_groups(ledger: LedgerReader, step: int, prompts: Mapping[str, Prompt], *, with_old: bool) -> list[StepGroup]:
+    """The groups of a committed step as the ledger has them, in lease order.
+
+    Args:
+        prompts: by id.
+        with_old: read stored old log-probs too (`old: proximal`).
+    """
+    return [_step_group(ledger, position, prompts, with_old) for position in ledger.step_positions(step)]
+
+
+def _step_group(ledger: LedgerReader, position: int, prompts: Mapping[str, Prompt], with_old: bool) -> StepGroup:
+    stored, visit = ledger.read_group(position), ledger.visit(position)
+    assert visit is not None
+    group = stored.group
+    stored_old = (ledger.read_old_logprobs(position, i) if with_old else None for i in range(len(group.responses)))
+    return StepGroup(
+        group=group,
+        prompt_token_ids=np.asarray(prompts[visit.prompt_id].token_ids, dtype=np.int32),
+        advantages=stored.advantages,
+        visit=visit.visit,
+        old_logprobs=tuple(None if data is None else np.frombuffer(data, dtype="<f4") for data in stored_old),
+    )
 
 
 def token_lags(segments: Sequence[VersionSegment], step: int, version_steps: Mapping[int, int]) -> NDArray[np.int32]:
@@ -114,6 +131,28 @@ def step_metrics(groups: Sequence[StepGroup], group_size: int) -> dict[str, floa
     return metrics
 
 
+def split_by_tokens(num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Share samples among ranks so that each gets about the same number of tokens.
+
+    Longest first, each to the rank with the fewest tokens so far; ties go to the lower rank, so that every rank
+    and every resumed run sees the same shards. `split_by_tokens([5, 1, 4, 2], 2)` is `[[0, 1], [2, 3]]`.
+
+    Args:
+        num_tokens: tokens of each sample.
+        num_ranks: number of shards.
+
+    Returns:
+        For each rank the numbers of its samples, ascending.
+    """
+    loads = [(0, rank) for rank in range(num_ranks)]
+    shards: list[list[int]] = [[] for _ in range(num_ranks)]
+    for sample in sorted(range(len(num_tokens)), key=lambda i: (-num_tokens[i], i)):
+        load, rank = heapq.heappop(loads)
+        shards[rank].append(sample)
+        heapq.heappush(loads, (load + num_tokens[sample], rank))
+    return [sorted(shard) for shard in shards]
+
+
 def shard_message(samples: Sequence[TrainingSample], step: int) -> tuple[ShardMessage, dict[str, NDArray[np.generic]]]:
     """A rank's samples as one message: columns in the header, tokens in the arrays."""
     message = ShardMessage(
@@ -126,7 +165,7 @@ def shard_message(samples: Sequence[TrainingSample], step: int) -> tuple[ShardMe
         token_weights=tuple(sample.token_weight for sample in samples),
     )
     arrays = {
-        name: concatenated([getattr(sample, name) for sample in samples], dtype)
+        name: joined([getattr(sample, name) for sample in samples], dtype)
         for name, dtype in ShardMessage.array_dtypes.items()
     }
     return message, arrays

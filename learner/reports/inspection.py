@@ -10,7 +10,6 @@ from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, ReleasedError
 from dcpo_async.grading import extract_answer
 from dcpo_async.records import Group, Response
-from learner.coordinator.shards import group_of
 from learner.ledger.reader import LedgerReader, VisitRow
 
 Outcome = Literal["correct", "wrong", "mixed"]
@@ -152,12 +151,12 @@ def _newest_first(reader: LedgerReader, selection: Selection) -> Iterator[list[V
         yield [_visit_at(reader, selection.position)]
     elif selection.prompt is not None:
         prompt_id = _prompt_id(reader, selection.prompt)
-        yield from ([visit] for visit in reversed(reader.visits("prompt_id = ?", prompt_id)))
+        yield from ([visit] for visit in reversed(reader.visits(prompt_id=prompt_id)))
     elif selection.step is not None:
         yield _visits_of_step(reader, selection.step)
     else:
         yield from (_visits_of_step(reader, step) for step in range(reader.next_batch_step(), 0, -1))
-        yield reader.visits("s.step IS NULL AND state IN ('accepted', 'too_old', 'discarded')")
+        yield reader.visits("accepted", "too_old", "discarded", is_open=True)
 
 
 def _visit_at(reader: LedgerReader, position: int) -> VisitRow:
@@ -179,7 +178,7 @@ def _prompt_id(reader: LedgerReader, prefix: str) -> str:
 
 
 def _visits_of_step(reader: LedgerReader, step: int) -> list[VisitRow]:
-    visits = reader.visits("s.step = ?", step - 1)
+    visits = reader.visits(step=step - 1)
     if not visits:
         raise ConfigError(f"step {step}: no batch was made for it; the newest is step {reader.next_batch_step()}")
     return visits
@@ -218,7 +217,7 @@ def _shown(reader: LedgerReader, config: RunConfig, version_steps: dict[int, int
 
 def _group(reader: LedgerReader, position: int) -> Group | None:
     try:
-        return group_of(reader.read_group(position))
+        return reader.read_group(position).group
     except ReleasedError:
         return None
 

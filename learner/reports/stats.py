@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with open_copy(RunFolder(options.run).ledger) as reader:
             statistics = read_statistics(reader)
-        print(export(statistics, options.out or options.run / "stats"))
+        print(export(statistics, options.out or RunFolder(options.run).stats))
     except DcpoError as error:
         print(f"dcpo stats: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -78,7 +78,7 @@ def read_statistics(reader: LedgerReader) -> Statistics:
     """All prompts that have been counted; raises ConfigError where none has."""
     version_of = {step: version for version, step in sorted(reader.version_steps().items())}
     last_visit, group_rewards = {}, []
-    for row in reader.visits("state IN ('accepted', 'too_old', 'discarded')"):
+    for row in reader.visits("accepted", "too_old", "discarded"):
         scores = reader.read_scores(row.position)
         assert scores is not None, f"position {row.position} was counted without a group"
         group_rewards.append(fmean(scores[0]))

@@ -21,7 +21,7 @@ _BLOCK_BYTES = 16 << 20
 Count = Annotated[int, Field(ge=0)]
 
 
-class Engine(Protocol):
+class DeepSpeedState(Protocol):
     """The part of a DeepSpeed engine that saves and loads its state; every rank calls both."""
 
     def save_checkpoint(self, save_dir: str, tag: str, *, save_latest: bool) -> Any: ...
@@ -74,7 +74,7 @@ def retained_steps(steps: Iterable[int], keep_last: int, keep_every_steps: int |
 
 
 def save_checkpoint(
-    engine: Engine, folder: Path, step: int, rank: int, config_digest: str, layout: CheckpointLayout
+    engine: DeepSpeedState, folder: Path, step: int, rank: int, config_digest: str, layout: CheckpointLayout
 ) -> None:
     """Write the checkpoint of `step`; all ranks call it. A process that dies in it leaves nothing that counts."""
     writing = folder / (_WRITING + step_folder(step))
@@ -130,7 +130,7 @@ def verified_checkpoint(folder: Path, step: int, layout: CheckpointLayout) -> Ch
     return meta
 
 
-def load_checkpoint(engine: Engine, folder: Path, step: int) -> None:
+def load_checkpoint(engine: DeepSpeedState, folder: Path, step: int) -> None:
     """Load a verified checkpoint into a fresh engine; all ranks call it."""
     loaded, _ = engine.load_checkpoint(str(folder), step_folder(step))
     if loaded is None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dcpo_async.durable import publish_folder
+from dcpo_async.durable import replace_folder
 
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[object]]
 """Makes partitioned parameters whole for the length of a context; all ranks enter in the same order."""
@@ -73,12 +73,8 @@ def write_skeleton(folder: Path, model: Any, tokenizer: Any, source: Path) -> No
 
 def export_weights(folder: Path, skeleton: Path, weights: Mapping[str, Tensor]) -> None:
     """Write a Hugging Face model folder; one that is there already is replaced once the new one stands whole."""
-    writing, replaced = folder.with_name(f".writing-{folder.name}"), folder.with_name(f".removing-{folder.name}")
-    for leftover in (writing, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
+    writing = folder.with_name(f".writing-{folder.name}")
+    shutil.rmtree(writing, ignore_errors=True)
     shutil.copytree(skeleton, writing)
     save_file(dict(weights), writing / "model.safetensors", metadata={"format": "pt"})
-    if folder.exists():
-        folder.rename(replaced)
-    publish_folder(writing, folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    replace_folder(writing, folder)

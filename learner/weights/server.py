@@ -13,16 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcpo_async.errors import DcpoError, PeerLostError, ProtocolError, WeightsError
-from dcpo_async.protocol.messages import (
-    ChunkMessage,
-    ChunkWant,
-    Envelope,
-    ManifestMessage,
-    ManifestWant,
-    Message,
-    Reject,
-)
-from dcpo_async.transport.interfaces import Received, Router
+from dcpo_async.protocol.messages import Envelope, Message, Reject
+from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant, ManifestMessage, ManifestWant
+from dcpo_async.transport.interfaces import MAX_MESSAGE_BYTES, Received, Router
 from dcpo_async.transport.security import load_server_keys
 from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.manifest import Manifest
@@ -30,18 +23,17 @@ from dcpo_async.weights.store import newest_version, read_manifest, version_fold
 
 log = logging.getLogger("weight_server")
 
-MAX_MESSAGE_BYTES = 1 << 30
 IDLE_SECONDS = 60.0
 
 
-async def serve(channel: Router, store_folder: Path, run_id: str, incarnation: int) -> None:
+async def serve(channel: Router, store_folder: Path, run_id: str) -> None:
     """Answer every request from the store, until cancelled; a request that cannot be met is told why."""
     shelf = _Shelf(store_folder)
     while True:
         for received in await channel.receive(IDLE_SECONDS):
             message, arrays = await _answer(shelf, received, run_id)
             try:
-                await channel.send(received.peer, Envelope(message, arrays, run_id, incarnation))
+                await channel.send(received.peer, Envelope(message, arrays, run_id))
             except PeerLostError as error:
                 log.warning("an answer is dropped, the actor will ask again: %s", error)
 
@@ -123,7 +115,7 @@ class _Shelf:
 async def _serve_until_told(options: argparse.Namespace) -> None:
     curve = load_server_keys(options.keys) if options.keys else None
     channel = RouterChannel(options.listen, MAX_MESSAGE_BYTES, curve, insecure=options.insecure)
-    serving = asyncio.create_task(serve(channel, options.store, options.run_id, options.incarnation))
+    serving = asyncio.create_task(serve(channel, options.store, options.run_id))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)
@@ -143,7 +135,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--listen", required=True, help="address, such as tcp://127.0.0.1:5558")
     parser.add_argument("--store", required=True, type=Path, help="folder of the weight store")
     parser.add_argument("--run-id", required=True)
-    parser.add_argument("--incarnation", required=True, type=int)
     parser.add_argument("--keys", type=Path, help="folder of the CURVE keys")
     parser.add_argument("--insecure", action="store_true", help="listen off loopback without keys")
     try:

@@ -57,7 +57,7 @@ def make_intake(config: RunConfig, num_prompts: int = 16, segment_bytes: int = 1
 def publish(intake: Intake, step: int) -> int:
     """Publish the state after `step` as the trainer does; returns the version."""
     version = intake.grant_version(step)
-    intake.publish(version, step)
+    intake.publish(version)
     return version
 
 

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from dcpo_async.devices import Devices
 from dcpo_async.errors import ConfigError
-from learner.launcher import Devices, described, parsed
+from dcpo_async.run_folder import RunFolder
+from learner.launcher import parsed, trainer_error
+from learner.run_setup import described
+from learner.trainer.rank import leave_error
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -53,3 +57,17 @@ def test_the_line_about_the_algorithm_names_the_correction_and_its_thresholds() 
     assert described(parsed([])[0]).endswith(
         "U 1, max_lag 4; old = behavior: the ratio to the engine's log-probs corrects, and the clip bounds it"
     )
+
+
+def test_what_the_rank_that_failed_first_said_is_told(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert trainer_error(folder) == f"no rank said why, see {tmp_path}/logs/trainer.log"
+    leave_error(folder, "CUDA out of memory\nand much more", exit_code=1)
+    leave_error(folder, "a peer is gone", exit_code=1)
+    assert trainer_error(folder) == "CUDA out of memory"
+
+
+def test_what_no_restart_can_mend_is_raised(tmp_path: Path) -> None:
+    leave_error(RunFolder(tmp_path), "the checkpoint is damaged", exit_code=2)
+    with pytest.raises(ConfigError, match=r"^the checkpoint is damaged$"):
+        trainer_error(RunFolder(tmp_path))

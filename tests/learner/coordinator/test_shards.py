@@ -4,10 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.records import FinishReason, Group, Response, VersionSegment
-from learner.coordinator.shards import StepGroup, shard_message, step_metrics, step_samples, token_lags
+from learner.coordinator.shards import (
+    StepGroup,
+    shard_message,
+    split_by_tokens,
+    step_metrics,
+    step_samples,
+    token_lags,
+)
 from learner.trainer.coordinator_link import samples_of
 from tests.learner.small_run import make_config
 
@@ -140,3 +149,19 @@ def test_a_rank_without_samples_gets_an_empty_shard() -> None:
     message, arrays = shard_message([], 7)
     assert message.positions == ()
     assert samples_of(Envelope(message, arrays)) == []
+
+
+def test_samples_are_shared_longest_first_to_the_rank_with_the_fewest_tokens() -> None:
+    assert split_by_tokens([5, 1, 4, 2], 2) == [[0, 1], [2, 3]]
+
+
+def test_more_ranks_than_samples_leave_some_without() -> None:
+    assert split_by_tokens([3], 3) == [[0], [], []]
+
+
+@given(st.lists(st.integers(0, 100), max_size=40), st.integers(1, 5))
+def test_every_sample_goes_to_one_rank_and_loads_differ_by_at_most_one_sample(lengths: list[int], ranks: int) -> None:
+    shards = split_by_tokens(lengths, ranks)
+    assert sorted(sample for shard in shards for sample in shard) == list(range(len(lengths)))
+    loads = [sum(lengths[i] for i in shard) for shard in shards]
+    assert max(loads) - min(loads) <= max(lengths, default=0)

@@ -5,17 +5,13 @@ import numpy as np
 import pytest
 
 from dcpo_async.errors import ProtocolError, TrainerError
-from dcpo_async.protocol.messages import (
-    Envelope,
-    Message,
-    Published,
-    Reject,
+from dcpo_async.protocol.messages import Envelope, Message, Reject
+from dcpo_async.protocol.trainer_messages import (
     ShardWant,
     StepDone,
     TrainerFinished,
     TrainerHello,
     VersionGrant,
-    VersionWant,
 )
 from dcpo_async.records import TrainingSample
 from dcpo_async.transport.interfaces import Router
@@ -24,11 +20,15 @@ from learner.coordinator.shards import shard_message
 from learner.trainer.coordinator_link import CoordinatorLink, samples_of
 
 
+def link_over(network: MemoryNetwork) -> CoordinatorLink:
+    channel = network.dealer(b"rank")
+    return CoordinatorLink(channel, "memory", "run", incarnation=3, rank=1, num_ranks=2, resend_seconds=0.02)
+
+
 def link_and_router() -> tuple[CoordinatorLink, Router]:
     network = MemoryNetwork()
     router = network.router()
-    link = CoordinatorLink(network.dealer(b"rank"), "memory", "run", rank=1, num_ranks=2, resend_seconds=0.02)
-    return link, router
+    return link_over(network), router
 
 
 async def heard(router: Router) -> list[Message]:
@@ -39,8 +39,8 @@ async def heard(router: Router) -> list[Message]:
     return messages
 
 
-async def say(router: Router, message: Message, incarnation: int = 1) -> None:
-    await router.send(b"rank", Envelope(message, {}, "run", incarnation))
+async def say(router: Router, message: Message) -> None:
+    await router.send(b"rank", Envelope(message, {}, "run", 3))
 
 
 def samples() -> list[TrainingSample]:
@@ -68,38 +68,24 @@ async def test_a_question_is_asked_again_until_it_is_answered() -> None:
     assert len(asked) > 1
     assert set(asked) == {ShardWant(rank=1, num_ranks=2, step=4)}
     await say(router, TrainerFinished(step=4))
-    assert (await asking).message == TrainerFinished(step=4)
+    assert await asking is None
 
 
 async def test_answers_about_another_step_are_passed_over() -> None:
     link, router = link_and_router()
-    link.step = 6
-    await say(router, VersionGrant(weights_version=8, step=5, incarnation=1))
-    await say(router, VersionGrant(weights_version=9, step=6, incarnation=1))
-    assert (await link.ask_for_version(deadline_seconds=5)).weights_version == 9
+    await say(router, VersionGrant(weights_version=8, step=5))
+    await say(router, VersionGrant(weights_version=9, step=6))
+    assert await link.ask_for_version(6, deadline_seconds=5) == 9
 
 
-async def test_a_restarted_coordinator_hears_hello_and_the_newest_facts_again() -> None:
+async def test_every_message_says_of_which_start_of_the_learner_the_rank_is() -> None:
     link, router = link_and_router()
-    for step in (3, 4):
-        await link.tell(StepDone(step=step, metrics={"loss": 0.5}))
-    await link.tell(Published(weights_version=2, step=4))
-    link.step = 4
-    await heard(router)
-    asking = asyncio.create_task(link.ask_for_version(deadline_seconds=5))
-    await say(router, Reject(reason="rejoin", detail="unknown"), incarnation=2)
-    await asyncio.sleep(0.1)
-    told = await heard(router)
-    assert told[:4] == [
-        VersionWant(step=4),
-        TrainerHello(rank=1, num_ranks=2, step=4),
-        StepDone(step=4, metrics={"loss": 0.5}),
-        Published(weights_version=2, step=4),
-    ]
-    assert set(told[4:]) == {VersionWant(step=4)}
-    assert link.incarnation == 2
-    await say(router, VersionGrant(weights_version=3, step=4, incarnation=2), incarnation=2)
-    assert (await asking).weights_version == 3
+    await link.join(step=6)
+    await link.tell(StepDone(step=7, metrics={"loss": 0.5}))
+    received = await router.receive(0.2)
+    envelopes = [one.envelope for one in received if isinstance(one.envelope, Envelope)]
+    assert [(envelope.run_id, envelope.incarnation) for envelope in envelopes] == [("run", 3)] * 2
+    assert envelopes[0].message == TrainerHello(rank=1, num_ranks=2, step=6)
 
 
 async def test_silence_beyond_the_deadline_names_the_coordinator() -> None:
@@ -110,13 +96,13 @@ async def test_silence_beyond_the_deadline_names_the_coordinator() -> None:
 
 async def test_a_coordinator_that_is_away_for_a_while_is_waited_for() -> None:
     network = MemoryNetwork()
-    link = CoordinatorLink(network.dealer(b"rank"), "memory", "run", rank=0, num_ranks=1, resend_seconds=0.02)
+    link = link_over(network)
     asking = asyncio.create_task(link.ask_for_shard(0, deadline_seconds=5))
     await asyncio.sleep(0.05)
     router = network.router()
-    assert ShardWant(rank=0, num_ranks=1, step=0) in await heard(router)
+    assert ShardWant(rank=1, num_ranks=2, step=0) in await heard(router)
     await say(router, TrainerFinished(step=0))
-    assert (await asking).message == TrainerFinished(step=0)
+    assert await asking is None
 
 
 async def test_a_refusal_ends_the_rank_with_its_reason() -> None:

@@ -16,11 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from dcpo_async.config import RunConfig
 from dcpo_async.processes import kill_group, last_lines, module_argv, spawn
-from dcpo_async.protocol.messages import (
-    Array,
+from dcpo_async.protocol.messages import Array, Envelope, Message
+from dcpo_async.protocol.trainer_messages import (
     Checkpointed,
-    Envelope,
-    Message,
     OldLogprobs,
     Published,
     ShardWant,
@@ -33,8 +31,7 @@ from dcpo_async.protocol.messages import (
 from dcpo_async.records import TrainingSample
 from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.store import version_folder, versions
-from learner.coordinator.shards import shard_message
-from learner.scheduling.batches import split_by_tokens
+from learner.coordinator.shards import shard_message, split_by_tokens
 from tests.tiny_model import make_tiny_model
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -93,9 +90,7 @@ class ScriptedCoordinator:
     def answer(self, message: Message) -> Envelope | None:
         if isinstance(message, VersionWant):
             self.num_versions += 1
-            return Envelope(
-                VersionGrant(weights_version=self.num_versions, step=message.step, incarnation=1), {}, "run", 1
-            )
+            return Envelope(VersionGrant(weights_version=self.num_versions, step=message.step), {}, "run", 1)
         if isinstance(message, ShardWant) and message.step >= NUM_STEPS:
             return Envelope(TrainerFinished(step=message.step), {}, "run", 1)
         if isinstance(message, ShardWant):
@@ -132,8 +127,9 @@ async def run_trainer(
     address = f"ipc://{config.folder}/trainer"
     coordinator = ScriptedCoordinator(RouterChannel(address, 1 << 30), **script)
     argv = module_argv("torch.distributed.run", "--standalone", "--max-restarts", "0")
-    argv += ["--nproc-per-node", str(num_ranks), "-m", "learner.trainer.trainer"]
+    argv += ["--nproc-per-node", str(num_ranks), "-m", "learner.trainer.rank"]
     argv += ["--config", str(config.folder / "config.json"), "--coordinator", address, "--run-id", "run"]
+    argv += ["--incarnation", "1"]
     log_file = config.folder / "trainer.log"
     environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     process = await spawn(argv, log_file, environment)
@@ -216,7 +212,12 @@ async def test_a_killed_and_resumed_run_ends_bit_identical(
     killed = await run_trainer(config, until=lambda message: isinstance(message, Checkpointed))
     assert len(killed.losses()) == 2
     assert not (config.folder / "export").exists()
+    # Another setting that shapes no number: the run says so, and ends in the same bits.
+    training = config.training.model_copy(update={"step_timeout_seconds": 900.0})
+    config = config.model_copy(update={"training": training})
     resumed = await run_trainer(config, num_versions=10)
+    log = (config.folder / "trainer.log").read_text()
+    assert log.count("settings have changed since the checkpoint of step 2 was written") == 1
     assert resumed.told[0] == TrainerHello(rank=0, num_ranks=1, step=2)
     assert resumed.told[2] == Published(weights_version=11, step=2)
     assert killed.losses() + resumed.losses() == reference[1].losses()

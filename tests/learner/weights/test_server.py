@@ -10,16 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcpo_async.protocol.messages import (
-    Bye,
-    ChunkMessage,
-    ChunkWant,
-    Envelope,
-    ManifestMessage,
-    ManifestWant,
-    Message,
-    Reject,
-)
+from dcpo_async.protocol.messages import Bye, Envelope, Message, Reject
+from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant, ManifestMessage, ManifestWant
 from dcpo_async.transport.memory_channel import MemoryDealer, MemoryNetwork
 from dcpo_async.transport.zmq_channel import DealerChannel
 from dcpo_async.weights.manifest import Manifest
@@ -50,7 +42,7 @@ def store(tmp_path: Path) -> Path:
 @pytest.fixture
 async def actor(store: Path) -> AsyncIterator[MemoryDealer]:
     network = MemoryNetwork()
-    serving = asyncio.create_task(serve(network.router(), store, "run", incarnation=4))
+    serving = asyncio.create_task(serve(network.router(), store, "run"))
     yield network.dealer(b"actor")
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
@@ -72,7 +64,7 @@ async def test_zero_asks_for_the_newest_manifest_whenever_it_was_published(store
         manifest = publish(store, version)
         envelope = await answer(actor, ManifestWant(weights_version=0))
         assert envelope.message == ManifestMessage(weights_version=version, manifest_json=manifest.to_json())
-        assert (envelope.run_id, envelope.incarnation) == ("run", 4)
+        assert envelope.run_id == "run"
 
 
 async def test_an_older_version_is_found_by_its_number(store: Path, actor: MemoryDealer) -> None:
@@ -145,14 +137,14 @@ async def test_an_actor_that_left_does_not_stop_the_others(store: Path) -> None:
     router = network.router()
     await leaving.send(Envelope(ManifestWant(weights_version=0), run_id="run"))
     leaving.close()
-    serving = asyncio.create_task(serve(router, store, "run", incarnation=4))
+    serving = asyncio.create_task(serve(router, store, "run"))
     assert isinstance((await answer(staying, ManifestWant(weights_version=0))).message, ManifestMessage)
     serving.cancel()
 
 
 def options(port: int, store: Path) -> list[str]:
     where = ["--listen", f"tcp://127.0.0.1:{port}", "--store", str(store)]
-    return [*where, "--run-id", "run", "--incarnation", "1"]
+    return [*where, "--run-id", "run"]
 
 
 def test_an_address_in_use_ends_the_process_with_code_2(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from learner.trainer.schedule import learning_rate
+from learner.trainer.engine import learning_rate
 
 
 def test_the_rate_rises_linearly_to_its_peak_and_stays_there() -> None:

@@ -1,0 +1,206 @@
+"""The coordinator's side of its talk with actors and evaluators: sessions, leases out, groups in."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dcpo_async.config import RunConfig
+from dcpo_async.protocol.conversion import lease_to_message, welcome_of
+from dcpo_async.protocol.messages import (
+    Bye,
+    Envelope,
+    GroupMessage,
+    Heartbeat,
+    Hello,
+    LeaseFailed,
+    Message,
+    Reject,
+    VersionMessage,
+    Want,
+)
+from dcpo_async.transport.interfaces import Router
+from learner.coordinator.intake import Intake
+from learner.coordinator.mail import Mail
+from learner.coordinator.regrading import Regrader
+from learner.coordinator.token_rate import TokenRate
+
+log = logging.getLogger(__name__)
+
+LEASES_AT_ONCE = 64
+"""Rounds of leases, one to each hungry actor, before anything else is done: far fewer than a channel queues."""
+
+
+@dataclass(slots=True)
+class ConnectedActor:
+    """An actor or evaluator that has said hello, and is neither silent nor gone.
+
+    Attributes:
+        heard_at: when its last message came, in monotonic seconds.
+        role: as it said in its hello.
+        credit: leases it still has room for.
+        tokens_generated: response tokens by its own count; None until its first heartbeat.
+    """
+
+    heard_at: float
+    host: str
+    engine: str
+    role: str
+    credit: int = 0
+    weights_version: int = 0
+    tokens_generated: int | None = None
+    groups_in_flight: int = 0
+    groups_accepted: int = 0
+
+
+class ActorDesk:
+    """Answers actors; whoever is in `connected` has a session, all others must say hello first.
+
+    Args:
+        config: of the run.
+        intake: leases and groups.
+        router: that actors reach.
+        mail: takes what is said.
+        regrader: grades a sampled share again.
+        weights_port: where the weight server listens, on the same host as the coordinator.
+        clock: monotonic seconds.
+
+    Attributes:
+        connected: by peer, in the order of joining.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        intake: Intake,
+        router: Router,
+        mail: Mail,
+        regrader: Regrader,
+        weights_port: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config, self._intake, self.router, self._mail = config, intake, router, mail
+        self._regrader, self._weights_port, self._clock = regrader, weights_port, clock
+        self.connected: dict[bytes, ConnectedActor] = {}
+        self._rate = TokenRate()
+        intake.start_clock(clock())
+
+    def on_envelope(self, peer: bytes, envelope: Envelope) -> None:
+        """Take a message and post its answer; one of a session that is not known here is answered by `rejoin`."""
+        message, now = envelope.message, self._clock()
+        if isinstance(message, Hello):
+            self._join(peer, message, now)
+            return
+        actor = self.connected.get(peer)
+        if isinstance(message, Bye):
+            self._leave(peer, message)
+        elif actor is None or envelope.incarnation != self._mail.incarnation:
+            self._post(peer, Reject(reason="rejoin", detail="the session is unknown here: say hello first"))
+        else:
+            actor.heard_at = now
+            self._on_message(peer, actor, envelope, now)
+
+    def _on_message(self, peer: bytes, actor: ConnectedActor, envelope: Envelope, now: float) -> None:
+        match envelope.message:
+            case Want() as want:
+                actor.credit = want.num_leases
+            case GroupMessage() as group:
+                self._take_group(peer, actor, group, envelope)
+            case Heartbeat() as heartbeat:
+                self._take_heartbeat(peer, actor, heartbeat, now)
+            case LeaseFailed() as failed:
+                self._intake.fail(peer, failed.position, failed.attempt, failed.reason, failed.is_prompts_fault)
+            case other:
+                self._post(peer, Reject(reason="invalid", detail=f"an actor does not send {other.kind}"))
+
+    def grant_leases(self) -> None:
+        """Hand out what the gate allows, one lease at a time to each actor in turn."""
+        now = self._clock()
+        for _ in range(LEASES_AT_ONCE):
+            for peer, actor in self.connected.items():
+                if actor.credit == 0:
+                    continue
+                lease = self._intake.grant(peer, now)
+                if lease is None:
+                    return
+                actor.credit -= 1
+                self._mail.post(self.router, peer, *lease_to_message(lease))
+
+    def announce(self) -> None:
+        """Tell everybody of the newest version."""
+        for peer in self.connected:
+            self._post(peer, self._newest)
+
+    def dismiss(self, reason: str) -> None:
+        """Tell everybody that no more groups are taken."""
+        for peer in self.connected:
+            self._post(peer, Reject(reason="draining", detail=reason))
+
+    def drop_silent(self) -> None:
+        """Lose the sessions that have been silent for too long, and leases that no heartbeat lists any more."""
+        now, limit = self._clock(), self._config.network.silence_seconds
+        for peer, actor in list(self.connected.items()):
+            if now - actor.heard_at >= limit:
+                self.lose(peer, f"silent for {now - actor.heard_at:.0f} s")
+        released = self._intake.release_unlisted(now)
+        if released:
+            log.warning("%d leases were listed by no heartbeat for %.0f s; they go out again", released, limit)
+
+    def lose(self, peer: bytes, reason: str) -> None:
+        """A peer cannot be reached; what it held goes out again."""
+        if self.connected.pop(peer, None) is not None:
+            released = self._intake.release_session(peer)
+            log.warning("actor %s lost: %s; %d leases go out again", name_of(peer), reason, released)
+
+    def metrics(self) -> dict[str, float]:
+        """Actors connected, and the response tokens they generate in a second."""
+        return {
+            "actors": float(sum(actor.role == "actor" for actor in self.connected.values())),
+            "actor_tokens_per_second": self._rate.per_second(self._clock()),
+        }
+
+    # ---- what comes in
+
+    def _join(self, peer: bytes, hello: Hello, now: float) -> None:
+        actor = self.connected.setdefault(peer, ConnectedActor(now, hello.host, hello.engine, hello.role))
+        actor.heard_at, actor.credit = now, 0
+        self._intake.reclaim(peer, hello.held, now)
+        log.info("%s %s joined from %s with %s", hello.role, name_of(peer), hello.host, hello.engine)
+        self._post(peer, welcome_of(self._config, self._weights_port, self._newest.weights_version))
+
+    def _leave(self, peer: bytes, bye: Bye) -> None:
+        self.connected.pop(peer, None)
+        released = self._intake.release_session(peer)
+        log.info("actor %s left (%s); %d leases go out again", name_of(peer), bye.reason, released)
+
+    def _take_group(self, peer: bytes, actor: ConnectedActor, group: GroupMessage, envelope: Envelope) -> None:
+        ack = self._intake.accept(peer, envelope)
+        if ack.outcome == "accepted":
+            actor.groups_accepted += 1
+            self._regrader.sample(group, self._intake.answer_at(group.position))
+        if ack.outcome == "invalid":
+            log.warning("group %d of %s refused: %s", ack.position, name_of(peer), ack.detail)
+            self._intake.fail(peer, group.position, group.attempt, ack.detail, is_prompts_fault=True)
+        self._post(peer, ack)
+
+    def _take_heartbeat(self, peer: bytes, actor: ConnectedActor, heartbeat: Heartbeat, now: float) -> None:
+        """Note what the actor says of itself; the answer tells it that the learner is alive."""
+        self._intake.heartbeat(peer, heartbeat.held, now)
+        actor.weights_version = heartbeat.weights_version
+        actor.groups_in_flight = heartbeat.groups_in_flight
+        if actor.tokens_generated is not None:
+            self._rate.add(now, heartbeat.tokens_generated - actor.tokens_generated)
+        actor.tokens_generated = heartbeat.tokens_generated
+        self._post(peer, self._newest)
+
+    @property
+    def _newest(self) -> VersionMessage:
+        newest = self._intake.versions.newest
+        return VersionMessage(weights_version=newest.weights_version, step=newest.step)
+
+    def _post(self, peer: bytes, message: Message) -> None:
+        self._mail.post(self.router, peer, message)
+
+
+def name_of(peer: bytes) -> str:
+    """A peer's identity, for people."""
+    return peer.decode("utf-8", "replace")

@@ -1,0 +1,120 @@
+"""What people and tools hear of a run: a line and a record for each step, and status.json every second."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dcpo_async.config import RunConfig
+from dcpo_async.durable import write_json
+from dcpo_async.metrics.sink import Sink
+from dcpo_async.run_folder import RunFolder
+from learner.coordinator.actor_desk import ActorDesk, ConnectedActor, name_of
+from learner.coordinator.intake import Intake
+from learner.coordinator.trainer_desk import TrainerDesk
+from learner.ledger.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+LOGGED_METRICS = ("reward", "rur", "tcr", "lag_mean", "actors")
+MAX_DISAGREEMENT_NATS = 1e-2
+"""kl_behavior of tokens that the weights which sampled them train; rounding leaves far less, in bfloat16 too."""
+
+
+class Status:
+    """Reports from what intake and desks know.
+
+    Args:
+        config: of the run.
+        run_id: as peers know it.
+        intake: what has been counted, and where open visits stand.
+        ledger: its numbers of groups and starts.
+        actors, ranks: who is connected, and how far the training is.
+        sinks: take the metrics of each step.
+        clock: monotonic seconds, as the desks have it.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_id: str,
+        intake: Intake,
+        ledger: Ledger,
+        actors: ActorDesk,
+        ranks: TrainerDesk,
+        sinks: Sequence[Sink],
+        clock: Callable[[], float],
+    ) -> None:
+        self._config, self._run_id, self._intake, self._ledger = config, run_id, intake, ledger
+        self._actors, self._ranks, self._sinks, self._clock = actors, ranks, sinks, clock
+        self._last_report: dict[str, float] = {}
+        self._warn_above_nats = MAX_DISAGREEMENT_NATS
+
+    def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write and log what a step says of itself, with what has been counted until now."""
+        report = {**metrics, **self._actors.metrics(), **self._intake.summary()}
+        self._last_report = report
+        for sink in self._sinks:
+            sink.write(step, report)
+        shown = ", ".join(f"{name} {report[name]:.4g}" for name in LOGGED_METRICS if name in report)
+        log.info("step %d: %s", step, shown)
+        if (step - 1) % self._config.algorithm.updates_per_batch == 0:
+            self._warn_of_disagreement(step, report.get("lag_0/kl_behavior", 0.0))
+
+    def write(self) -> None:
+        """Write `status.json`, which `dcpo status` and the demo's display read."""
+        connected, now = self._actors.connected.items(), self._clock()
+        leases = Counter(slot.holder for slot in self._intake.table.open_slots)
+        content = {
+            "run_id": self._run_id,
+            "incarnation": self._ledger.incarnation,
+            "step": self._ranks.step,
+            "max_steps": self._config.training.max_steps,
+            "weights_version": self._intake.versions.newest.weights_version,
+            "groups_counted": self._ledger.num_groups,
+            "is_finished": self._ranks.is_finished,
+            "trainer_restarts": self._ranks.restarts,
+            **self._actors.metrics(),
+            **self._intake.summary(),
+            "last_step": self._last_report,
+            "actors_connected": [
+                self._of_actor(peer, actor, leases[peer], now) for peer, actor in connected if actor.role == "actor"
+            ],
+            "evaluators_connected": [
+                {"session": name_of(peer), "host": actor.host, "weights_version": actor.weights_version}
+                for peer, actor in connected
+                if actor.role == "evaluator"
+            ],
+        }
+        write_json(RunFolder(self._config.folder).status, content)
+
+    def close(self) -> None:
+        """Close the sinks."""
+        for sink in self._sinks:
+            sink.close()
+
+    def _of_actor(self, peer: bytes, actor: ConnectedActor, num_leases: int, now: float) -> dict[str, Any]:
+        return {
+            "session": name_of(peer),
+            "host": actor.host,
+            "engine": actor.engine,
+            "weights_version": actor.weights_version,
+            "groups_in_flight": actor.groups_in_flight,
+            "groups_accepted": actor.groups_accepted,
+            "leases": num_leases,
+            "heard_seconds_ago": round(now - actor.heard_at, 1),
+        }
+
+    def _warn_of_disagreement(self, step: int, nats: float) -> None:
+        """Compare engine and learner where no update lies between them; again only when it has become twice as bad."""
+        if nats <= self._warn_above_nats:
+            return
+        self._warn_above_nats = 2 * nats
+        log.warning(
+            "step %d: tokens sampled by the very weights that train them have a kl_behavior of %.3g nats, expected is "
+            "at most %g: engine and learner disagree; compare them with bench/logprob_parity.py and, where responses "
+            "go on across updates, see whether actor.kv_after_update = recompute ends it",
+            step,
+            nats,
+            MAX_DISAGREEMENT_NATS,
+        )

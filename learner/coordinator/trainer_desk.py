@@ -1,0 +1,181 @@
+"""The coordinator's side of its talk with trainer ranks: shards out, facts about the training in."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from dcpo_async.columns import parted
+from dcpo_async.config import RunConfig
+from dcpo_async.errors import TrainerError
+from dcpo_async.protocol.messages import Array, Envelope, Message, Reject
+from dcpo_async.protocol.trainer_messages import (
+    Checkpointed,
+    OldLogprobs,
+    Published,
+    ShardWant,
+    StepDone,
+    TrainerFinished,
+    TrainerHello,
+    VersionGrant,
+    VersionWant,
+)
+from dcpo_async.records import TrainingSample
+from dcpo_async.transport.interfaces import Router
+from learner.coordinator.intake import Intake
+from learner.coordinator.mail import Mail
+from learner.coordinator.shards import shard_message, split_by_tokens, step_groups, step_metrics, step_samples
+from learner.ledger.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+_NO_SHARDS: tuple[int, list[list[TrainingSample]]] = (-1, [])
+
+
+class TrainerDesk:
+    """Answers ranks, and knows how far the training is.
+
+    Args:
+        config: of the run.
+        intake: batches and versions.
+        ledger: what ranks train on, and what they add to it.
+        router: that ranks reach.
+        mail: takes what is said.
+        on_published: called when actors should hear of a new version.
+        on_step: called with the step that is done, and its metrics.
+
+    Attributes:
+        step: optimizer steps that the trainer has taken.
+        restarts: of the trainer since this start.
+        is_finished: whether the trainer has been to the end of the run.
+        waiting: ranks whose shard is not there yet, by peer.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        intake: Intake,
+        ledger: Ledger,
+        router: Router,
+        mail: Mail,
+        on_published: Callable[[], None],
+        on_step: Callable[[int, Mapping[str, float]], None],
+    ) -> None:
+        self._config, self._intake, self._ledger, self.router, self._mail = config, intake, ledger, router, mail
+        self._on_published, self._on_step = on_published, on_step
+        self._is_proximal = config.algorithm.old == "proximal"
+        self.step = self.restarts = 0
+        self.is_finished = False
+        self.waiting: dict[bytes, ShardWant] = {}
+        self._shards = _NO_SHARDS
+        self._batch_metrics: dict[int, dict[str, float]] = {}
+
+    def on_envelope(self, peer: bytes, envelope: Envelope) -> None:
+        """Take a message of a rank; one that another start of the learner has left behind is turned away."""
+        if envelope.incarnation != self._mail.incarnation:
+            detail = f"this is start {self._mail.incarnation} of the run, the rank is of start {envelope.incarnation}"
+            self._post(peer, Reject(reason="invalid", detail=detail))
+            return
+        match envelope.message:
+            case TrainerHello() as hello:
+                self._join(hello)
+            case ShardWant() as want:
+                self.waiting[peer] = want
+            case VersionWant(step=step):
+                self._post(peer, VersionGrant(weights_version=self._intake.grant_version(step), step=step))
+            case Published() as published:
+                self._take_version(published)
+            case OldLogprobs() as message:
+                self._keep_old_logprobs(message, envelope.arrays["old_logprobs"])
+            case StepDone() as done:
+                self._finish_step(done)
+            case Checkpointed() as checkpointed:
+                self._release_arrays(checkpointed)
+            case other:
+                raise TrainerError(f"a trainer rank sent {other.kind}, which ranks do not send")
+
+    def serve_shards(self) -> None:
+        """Give every waiting rank its shard, as far as the groups are there."""
+        for peer, want in list(self.waiting.items()):
+            max_steps = self._config.training.max_steps
+            if max_steps is not None and want.step >= max_steps:
+                self._post(peer, TrainerFinished(step=want.step))
+            elif self._intake.commit_batch(want.step):
+                samples = self._split(want.step, want.num_ranks)[want.rank]
+                self._mail.post(self.router, peer, *shard_message(samples, want.step))
+            else:
+                continue
+            del self.waiting[peer]
+
+    def lose(self, peer: bytes) -> None:
+        """A rank cannot be reached."""
+        self.waiting.pop(peer, None)
+
+    def finish(self) -> None:
+        """The trainer has been to the end of the run."""
+        self.is_finished = True
+        self._ledger.set_meta("finished_step", str(self.step))
+
+    def restart(self) -> None:
+        """All ranks are gone and start again from their newest checkpoint."""
+        self.restarts += 1
+        self.waiting.clear()
+
+    # ---- what comes in
+
+    def _join(self, hello: TrainerHello) -> None:
+        if hello.rank == 0:
+            self.step = hello.step
+            self._intake.versions.resume(hello.step)
+        log.info("trainer rank %d of %d is at step %d", hello.rank, hello.num_ranks, hello.step)
+
+    def _take_version(self, published: Published) -> None:
+        version, step = published.weights_version, published.step
+        if self._intake.versions.steps.get(version) != step:
+            raise TrainerError(
+                f"a rank published version {version} of step {step}, which was not granted for that step"
+            )
+        if self._intake.publish(version):
+            self._on_published()
+
+    def _keep_old_logprobs(self, message: OldLogprobs, values: Array) -> None:
+        parts = parted(values, message.lengths)
+        for position, index, part in zip(message.positions, message.indices, parts, strict=True):
+            data = np.ascontiguousarray(part, dtype="<f4").tobytes()
+            self._ledger.write_old_logprobs(position, index, data)
+        # Other ranks still ask for shards of this step, which have them from now on.
+        if self._shards[0] == message.step:
+            self._shards = _NO_SHARDS
+
+    def _finish_step(self, done: StepDone) -> None:
+        if done.step <= self.step:
+            return
+        self.step = done.step
+        trained = done.step - 1
+        # Kept until a later step is done: a trainer that starts again may ask for the same shards.
+        self._batch_metrics = {step: batch for step, batch in self._batch_metrics.items() if step >= trained}
+        self._on_step(done.step, {**done.metrics, **self._batch_metrics.get(trained, {})})
+
+    def _release_arrays(self, checkpointed: Checkpointed) -> None:
+        """Delete arrays that every retained checkpoint already contains."""
+        log.info("the checkpoint of step %d stands", checkpointed.step)
+        if checkpointed.retained and (released := self._ledger.release_segments(min(checkpointed.retained))):
+            log.info("segments %s are in every retained checkpoint and were deleted", json.dumps(released))
+
+    # ---- shards
+
+    def _split(self, step: int, num_ranks: int) -> list[list[TrainingSample]]:
+        cached_step, shards = self._shards
+        if cached_step == step and len(shards) == num_ranks:
+            return shards
+        groups = step_groups(self._ledger, step, self._intake.prompts, with_old=self._is_proximal)
+        samples = step_samples(groups, step, self._config, self._intake.versions.steps)
+        lengths = [len(sample.prompt_token_ids) + len(sample.token_ids) for sample in samples]
+        shards = [[samples[i] for i in shard] for shard in split_by_tokens(lengths, num_ranks)]
+        self._shards = (step, shards)
+        self._batch_metrics[step] = step_metrics(groups, self._config.sampling.group_size)
+        return shards
+
+    def _post(self, peer: bytes, message: Message) -> None:
+        self._mail.post(self.router, peer, message)

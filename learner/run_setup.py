@@ -1,0 +1,114 @@
+"""What a start of the learner begins from: problems, prompts, the ledger and its identity, and what is written down.
+
+Tokenizers and the ledger bring transformers and torch, seconds of import: the launcher imports this module only once
+the command line and the settings are known to be sound.
+"""
+
+import json
+import logging
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcpo_async.config import RunConfig
+from dcpo_async.durable import write_json, write_text
+from dcpo_async.model_folder import load_tokenizer
+from dcpo_async.prompts import LoadedProblems, encode_prompts
+from dcpo_async.run_folder import RunFolder
+from learner.coordinator.intake import Intake
+from learner.ledger.ledger import Ledger
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("learner")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSetup:
+    """A run that may begin or go on."""
+
+    run_id: str
+    ledger: Ledger
+    intake: Intake
+    is_finished: bool
+
+
+def set_up(config: RunConfig, problems: LoadedProblems) -> RunSetup:
+    """Encode the prompts, open the ledger, and write down settings and what became of the data.
+
+    Raises:
+        ConfigError: the prompts cannot be made, or are too few.
+        LedgerError: the folder holds another run, or a learner is running on it.
+    """
+    tokenizer, folder = load_tokenizer(Path(config.model.path), "model.path"), RunFolder(config.folder)
+    encoded = encode_prompts(
+        problems.problems,
+        tokenizer,
+        system_prompt=config.data.system_prompt or None,
+        template=config.data.prompt_template,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+    )
+    left_out = {**problems.left_out, "too long": encoded.num_too_long}
+    reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items() if count)
+    log.info("%d prompts from %d rows; left out: %s", len(encoded.prompts), problems.num_rows, reasons or "none")
+    config.folder.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(folder.ledger)
+    run_id = _identify(ledger, config, encoded.digest)
+    intake = Intake(config, encoded.prompts, _vocab_size(config.model.path, tokenizer), ledger)
+    write_text(folder.config, config.model_dump_json(indent=2))
+    write_json(folder.data, {"rows": problems.num_rows, "prompts": len(encoded.prompts), "left_out": left_out})
+    return RunSetup(run_id, ledger, intake, _is_finished(ledger, config))
+
+
+def described(config: RunConfig) -> str:
+    """The algorithm in one line, every threshold that shapes the loss with it."""
+    algorithm, lag = config.algorithm, config.lag
+    corrections = {
+        "none": "no correction of π_old/π_behavior",
+        "truncated": f"truncated correction min(π_old/π_behavior, {algorithm.importance_cap:g})",
+        "masked": "masked correction, π_old/π_behavior within {:g} to {:g}".format(*algorithm.importance_mask),
+    }
+    anchors = {
+        "behavior": "old = behavior: the ratio to the engine's log-probs corrects, and the clip bounds it",
+        "proximal": f"old = proximal with {corrections[algorithm.correction]}",
+    }
+    return "; ".join(
+        (
+            f"{algorithm.advantage} advantages"
+            + ("" if algorithm.half_life_visits is None else f", half-life {algorithm.half_life_visits:g} visits"),
+            f"{algorithm.clip} clip of {algorithm.ratio} ratios, ε {algorithm.epsilon_low:g} and "
+            f"{algorithm.epsilon_high:g}, r_max {algorithm.max_ratio:g}",
+            f"{algorithm.loss_mean} {algorithm.otm_scale}",
+            *(["dynamic sampling"] if algorithm.dynamic_sampling else []),
+            *([f"{overlong} tokens of overlong shaping"] if (overlong := algorithm.overlong_buffer_tokens) else []),
+            *(["truncated responses without weight"] if algorithm.mask_truncated else []),
+            *(["CONTROL: every advantage is zero"] if algorithm.zero_advantages else []),
+            f"U {algorithm.updates_per_batch}, max_lag {lag.max_lag}",
+            anchors[algorithm.old],
+        )
+    )
+
+
+def _identify(ledger: Ledger, config: RunConfig, data_digest: str) -> str:
+    """The run's id; a folder that holds another run's ledger is refused."""
+    ledger.expect_meta("data", data_digest, "train on the same problems, or choose another --folder")
+    ledger.expect_meta("seed", str(config.seed), "the prompt order depends on it; choose another --folder")
+    ledger.expect_meta("group_size", str(config.sampling.group_size), "choose another --folder")
+    run_id = ledger.meta("run_id") or f"{config.folder.name}-{secrets.token_hex(4)}"
+    ledger.set_meta("run_id", run_id)
+    ledger.commit()
+    return run_id
+
+
+def _is_finished(ledger: Ledger, config: RunConfig) -> bool:
+    """Whether the trainer has been to the end of the run, and its export is still there."""
+    max_steps, trained = config.training.max_steps, int(ledger.meta("finished_step") or 0)
+    return max_steps is not None and trained >= max_steps and RunFolder(config.folder).export.is_dir()
+
+
+def _vocab_size(folder: str, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Token ids that an engine can sample: embeddings are often padded beyond the tokenizer's vocabulary."""
+    padded = json.loads((Path(folder) / "config.json").read_text()).get("vocab_size", 0)
+    return max(int(padded), len(tokenizer))

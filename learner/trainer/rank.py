@@ -1,0 +1,85 @@
+"""The process of one trainer rank; torchrun starts it."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import uuid
+from pathlib import Path
+
+from dcpo_async.config import RunConfig
+from dcpo_async.durable import write_json
+from dcpo_async.errors import DcpoError, TrainerError
+from dcpo_async.processes import die_with_parent
+from dcpo_async.run_folder import RunFolder
+from dcpo_async.transport.zmq_channel import DealerChannel
+from dcpo_async.weights.store import remove_unfinished
+from learner.trainer.coordinator_link import CoordinatorLink
+from learner.trainer.engine import TrainEngine
+from learner.trainer.trainer import Trainer
+from learner.weights.gather import write_skeleton
+
+log = logging.getLogger("learner.trainer")
+
+
+def main() -> int:
+    """Run one rank; returns its exit code."""
+    options = _parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    # torchrun starts ranks in sessions of their own: killing it would leave them training.
+    die_with_parent()
+    config = RunConfig.model_validate_json(options.config.read_bytes())
+    try:
+        asyncio.run(run_rank(config, options))
+    except Exception as error:
+        exit_code = error.exit_code if isinstance(error, DcpoError) else 1
+        log.error("%s: %s", type(error).__name__, error, exc_info=exit_code == 1)
+        leave_error(RunFolder(config.folder), str(error) or type(error).__name__, exit_code)
+        return exit_code
+    return 0
+
+
+async def run_rank(config: RunConfig, options: argparse.Namespace) -> None:
+    """Build a rank, train to the end of the run, and let go of everything.
+
+    Raises:
+        TrainerError: a rank failed, or did not come to a collective in time.
+    """
+    # torchrun tells each of its processes.
+    rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    # A rank that starts again must not be taken for the connection of the one that died.
+    identity = f"trainer-{rank}-{uuid.uuid4().hex}".encode()
+    channel = DealerChannel(options.coordinator, identity, config.network.max_message_bytes)
+    link = CoordinatorLink(channel, options.coordinator, options.run_id, options.incarnation, rank, num_ranks)
+    try:
+        engine, folder = TrainEngine(config), RunFolder(config.folder)
+        if rank == 0:
+            remove_unfinished(folder.weights)
+            write_skeleton(folder.skeleton, engine.model, engine.tokenizer, Path(config.model.path))
+        await Trainer(config, engine, link).train()
+        engine.close()
+    except RuntimeError as error:
+        # torch.distributed says RuntimeError to a peer that is gone and to a deadline that has passed.
+        raise TrainerError(f"rank {rank} of {num_ranks}: {error}") from error
+    finally:
+        channel.close()
+
+
+def leave_error(folder: RunFolder, message: str, exit_code: int) -> None:
+    """Tell the launcher why this rank ends; of several ranks the first one counts, the others suffer from it."""
+    if not folder.trainer_error.exists():
+        write_json(folder.trainer_error, {"message": message.partition("\n")[0], "exit_code": exit_code})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="learner.trainer.rank", description="One trainer rank; torchrun starts it.")
+    parser.add_argument("--config", type=Path, required=True, help="resolved configuration, JSON")
+    parser.add_argument("--coordinator", required=True, help="address of the coordinator")
+    parser.add_argument("--run-id", required=True)
+    parser.add_argument("--incarnation", type=int, required=True, help="start of the learner that this rank is of")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
