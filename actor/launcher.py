@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -14,14 +13,13 @@ from pathlib import Path
 from actor.engine.choice import add_engine_arguments, engine_words
 from dcpo_async.devices import checked_gpus, cuda_environment
 from dcpo_async.errors import ConfigError, DcpoError, EngineError
-from dcpo_async.processes import kill_group, last_lines, module_argv, spawn, stop
+from dcpo_async.processes import Child, keep_running, last_lines, module_argv
 from dcpo_async.transport.security import check_address, load_client_keys
 
 log = logging.getLogger("actor")
 
 MAX_QUICK_FAILURES = 5
 QUICK_SECONDS = 120.0
-READY = b"is ready with weights version"
 RESTART_SECONDS = 2.0
 
 
@@ -86,60 +84,32 @@ async def _supervise(options: argparse.Namespace, groups: Sequence[tuple[int, ..
     try:
         async with asyncio.TaskGroup() as tasks:
             for index, gpus in enumerate(groups):
-                tasks.create_task(_keep_engine(options, gpus, logs / f"engine-{index}.log", stopping))
+                tasks.create_task(keep_running(_engine(options, index, gpus, logs / f"engine-{index}.log"), stopping))
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
 
 
-async def _keep_engine(
-    options: argparse.Namespace, gpus: tuple[int, ...], log_file: Path, stopping: asyncio.Event
-) -> None:
-    """Run one engine process until the learner or a signal ends it; a crash starts it again."""
-    quick_failures = 0
-    loop = asyncio.get_running_loop()
-    while not stopping.is_set():
-        started, num_ready = loop.time(), _num_ready(log_file)
-        process = await spawn(_engine_argv(options), log_file, _environment(gpus))
-        log.info("engine process %d started", process.pid)
-        code = await _wait(process, stopping)
-        if code == 0 or stopping.is_set():
-            return
-        if code == ConfigError.exit_code:
-            raise ConfigError(last_lines(log_file, 1).removeprefix("dcpo-actor: "))
+def _engine(options: argparse.Namespace, index: int, gpus: tuple[int, ...], log_file: Path) -> Child:
+    """One engine process, which runs until the learner or a signal ends it."""
+    ready = log_file.with_suffix(".ready")
+
+    def argv() -> list[str]:
+        ready.unlink(missing_ok=True)
+        return _engine_argv(options, ready)
+
+    return Child(
+        name=f"engine process {index}",
+        argv=argv,
+        log_file=log_file,
+        environment=_environment(gpus),
         # A large model may take minutes to fail at its start, which is no progress either.
-        is_quick = loop.time() - started < QUICK_SECONDS or _num_ready(log_file) == num_ready
-        quick_failures = quick_failures + 1 if is_quick else 1
-        if quick_failures > MAX_QUICK_FAILURES:
-            raise EngineError(
-                f"an engine process failed {quick_failures} times in a row; the end of {log_file}:\n"
-                + last_lines(log_file, 15)
-            )
-        reason = last_lines(log_file, 1)
-        log.warning("engine process %d ended with code %d and is started again: %s", process.pid, code, reason)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), RESTART_SECONDS)
-
-
-def _num_ready(log_file: Path) -> int:
-    """How often an engine of this log has become ready."""
-    return log_file.read_bytes().count(READY) if log_file.exists() else 0
-
-
-async def _wait(process: asyncio.subprocess.Process, stopping: asyncio.Event) -> int:
-    """Wait for the end of an engine process; pass a stop on to it and let it drain."""
-    ended, asked = asyncio.create_task(process.wait()), asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            process.terminate()
-        return await ended
-    except asyncio.CancelledError:
-        await stop(process, grace_seconds=5)
-        raise
-    finally:
-        ended.cancel()
-        asked.cancel()
-        kill_group(process)
+        has_progressed=lambda seconds: seconds >= QUICK_SECONDS and ready.exists(),
+        failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-actor: "),
+        max_failures=MAX_QUICK_FAILURES,
+        error=EngineError,
+        grace_seconds=5,
+        pause_seconds=RESTART_SECONDS,
+    )
 
 
 def _environment(gpus: tuple[int, ...]) -> dict[str, str]:
@@ -148,9 +118,9 @@ def _environment(gpus: tuple[int, ...]) -> dict[str, str]:
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
-def _engine_argv(options: argparse.Namespace) -> list[str]:
-    argv = module_argv("actor.service", "--learner", options.learner, *engine_words(options))
-    argv += ["--join-seconds", str(options.join_seconds)]
+def _engine_argv(options: argparse.Namespace, ready: Path) -> list[str]:
+    argv = module_argv("actor.engine_process", "--learner", options.learner, *engine_words(options))
+    argv += ["--join-seconds", str(options.join_seconds), "--ready-file", str(ready)]
     argv += ["--keys", str(options.keys)] if options.keys else []
     argv += ["--insecure"] if options.insecure else []
     return argv

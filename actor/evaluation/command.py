@@ -15,15 +15,20 @@ from rich.logging import RichHandler
 from actor.engine.choice import add_engine_arguments
 from actor.evaluation.evaluator import Evaluator, Modes
 from actor.evaluation.run_follower import RunFollower
+from actor.learner_link import LearnerLink
 from dcpo_async.config import DataSettings, GradingSettings
 from dcpo_async.devices import checked_gpus, cuda_environment
 from dcpo_async.errors import ConfigError, DcpoError, WeightsError
 from dcpo_async.evaluation.results import ResultsFolder
 from dcpo_async.metrics.jsonl import MetricsWriter
+from dcpo_async.metrics.sink import Sink
+from dcpo_async.metrics.tensorboard import TensorBoardWriter
 from dcpo_async.model_folder import model_folder
 from dcpo_async.prompts import PRESETS, LoadedProblems, load, problem_source
 from dcpo_async.records import Sampling
+from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.security import check_address, load_client_keys
+from dcpo_async.transport.zmq_channel import connecting
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
 from dcpo_async.weights.store import model_digest, verify
 
@@ -143,10 +148,15 @@ def _manifest(folder: Path) -> Manifest | None:
 async def _measure_run(options: argparse.Namespace, evaluator: Evaluator, results: ResultsFolder) -> None:
     """Measure the run's newest weights again and again, each version as a whole, until the run ends."""
     keys = load_client_keys(options.keys) if options.keys else None
-    follower = RunFollower(
-        options.learner, keys, insecure=options.insecure, engine=options.engine, join_seconds=options.join_seconds
+    link = LearnerLink(
+        connecting(keys, insecure=options.insecure),
+        options.learner,
+        engine=options.engine,
+        role="evaluator",
+        join_seconds=options.join_seconds,
     )
-    metrics = MetricsWriter(options.out)
+    follower = RunFollower(link)
+    sinks: list[Sink] = [MetricsWriter(options.out), TensorBoardWriter(RunFolder(options.out).tensorboard)]
     try:
         async with follower:
             welcome = await follower.joined()
@@ -157,12 +167,15 @@ async def _measure_run(options: argparse.Namespace, evaluator: Evaluator, result
             while (found := await follower.next_weights(from_step=step)) is not None:
                 folder, manifest = found
                 name = f"step-{manifest.step:08d}-v{manifest.weights_version}"
-                metrics.write(manifest.step, await evaluator.measure(name, folder, manifest))
+                figures = await evaluator.measure(name, folder, manifest)
+                for sink in sinks:
+                    sink.write(manifest.step, figures)
                 if options.once:
                     break
                 step = (manifest.step // options.every_steps + 1) * options.every_steps
     finally:
-        metrics.close()
+        for sink in sinks:
+            sink.close()
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -10,22 +10,15 @@ import pytest
 import torch
 
 from actor.evaluation.run_follower import RunFollower
-from actor.weights.puller import default_cache_folder
+from actor.learner_link import LearnerLink
+from actor.weights.cache import default_cache_folder
 from dcpo_async.errors import RefusedError
-from dcpo_async.protocol.messages import (
-    Bye,
-    Envelope,
-    Heartbeat,
-    Hello,
-    Message,
-    Reject,
-    VersionMessage,
-)
-from dcpo_async.transport.zmq_channel import RouterChannel
+from dcpo_async.protocol.messages import Bye, Envelope, Heartbeat, Hello, Message, Reject, VersionMessage
+from dcpo_async.transport.zmq_channel import RouterChannel, connecting
 from dcpo_async.weights.manifest import Manifest
 from dcpo_async.weights.store import versions, write_snapshot
 from learner.weights.server import serve
-from tests.protocol.test_session import WELCOME
+from tests.protocol.made_session import WELCOME
 
 MAX_BYTES = 1 << 30
 
@@ -44,7 +37,7 @@ class Learner:
         self._newest = VersionMessage(weights_version=0, step=0)
 
     async def run(self) -> None:
-        serving = asyncio.create_task(serve(self.weights, self.store, self.run_id, incarnation=1))
+        serving = asyncio.create_task(serve(self.weights, self.store, self.run_id))
         try:
             while True:
                 for received in await self.coordinator.receive(1.0):
@@ -93,7 +86,8 @@ class Learner:
 
     def follower(self) -> RunFollower:
         address = f"tcp://127.0.0.1:{self.coordinator.port}"
-        return RunFollower(address, None, insecure=False, engine="scripted", join_seconds=5.0)
+        connect = connecting(None, insecure=False)
+        return RunFollower(LearnerLink(connect, address, engine="scripted", role="evaluator", join_seconds=5.0))
 
 
 @asynccontextmanager

@@ -1,0 +1,71 @@
+"""The process of one engine; the launcher starts it."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from actor.engine.choice import add_engine_arguments, make_engine
+from actor.engine.interface import Engine
+from actor.learner_link import LearnerLink
+from actor.service import ActorService
+from dcpo_async.errors import DcpoError
+from dcpo_async.grading import GradingPool
+from dcpo_async.protocol.messages import Welcome
+from dcpo_async.transport.security import load_client_keys
+from dcpo_async.transport.zmq_channel import connecting
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; exits as `dcpo-actor` does."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        asyncio.run(_serve(_parser().parse_args(argv)))
+    except DcpoError as error:
+        print(f"dcpo-actor: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    keys = load_client_keys(options.keys) if options.keys else None
+    connect = connecting(keys, insecure=options.insecure)
+    link = LearnerLink(connect, options.learner, engine=options.engine, join_seconds=options.join_seconds)
+    service = ActorService(link, lambda welcome: _engine_of(options, welcome), _grading_of, options.ready_file.touch)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.drain)
+    await service.run()
+
+
+def _engine_of(options: argparse.Namespace, welcome: Welcome) -> Engine:
+    sampling, actor = welcome.sampling, welcome.actor
+    return make_engine(
+        options,
+        dtype=welcome.dtype,
+        max_model_tokens=welcome.max_prompt_tokens + sampling.max_response_tokens,
+        max_responses=actor.groups_in_flight * sampling.group_size,
+        kv_after_update=actor.kv_after_update,
+    )
+
+
+def _grading_of(welcome: Welcome) -> GradingPool:
+    grading = welcome.grading
+    return GradingPool(grading.workers, grading.timeout_seconds, grading.extraction)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="actor.engine_process", description="One engine; dcpo-actor starts it.")
+    parser.add_argument("--learner", required=True)
+    add_engine_arguments(parser)
+    parser.add_argument("--join-seconds", type=float, default=300.0)
+    parser.add_argument("--ready-file", type=Path, required=True, help="made once the engine holds its first weights")
+    parser.add_argument("--keys", type=Path)
+    parser.add_argument("--insecure", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Brings an engine to every newer weights version: fetch, adopt, let waiting leases go on."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from actor.engine.interface import Engine
+from actor.learner_link import LearnerLink
+from actor.weights.cache import default_cache_folder
+from actor.weights.puller import WeightPuller
+from dcpo_async.errors import WeightsError
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 2.0
+
+
+class WeightsFollower:
+    """Keeps an engine at the newest version of the run that a link has joined.
+
+    Args:
+        link: its session is told what the engine has adopted, and has no room for leases before the first version.
+        on_ready: called once the engine holds its first version.
+    """
+
+    def __init__(self, link: LearnerLink, on_ready: Callable[[], None]) -> None:
+        self._link, self._on_ready = link, on_ready
+        self._heard = asyncio.Event()
+        self._adopted = asyncio.Condition()
+
+    def hear(self) -> None:
+        """There is a newer version than before."""
+        self._heard.set()
+
+    async def reach(self, engine: Engine, weights_version: int) -> None:
+        """Wait until the engine's next token is sampled from at least this version."""
+        async with self._adopted:
+            await self._adopted.wait_for(lambda: engine.weights_version >= weights_version)
+
+    async def follow(self, engine: Engine, capacity: int) -> None:
+        """Adopt the newest version whenever a newer one is heard of; the first one starts the engine.
+
+        Args:
+            capacity: leases that this engine can work on at once.
+
+        Raises:
+            EngineError, WeightsError: the engine cannot go on.
+        """
+        with opened_puller(self._link) as puller:
+            while True:
+                await self._heard.wait()
+                self._heard.clear()
+                try:
+                    folder, manifest = await puller.fetch()
+                except WeightsError as error:
+                    log.warning("%s; the fetch is tried again in %.0f s", error, RETRY_SECONDS)
+                    await asyncio.sleep(RETRY_SECONDS)
+                    self._heard.set()
+                    continue
+                await self._adopt(engine, folder, manifest.weights_version)
+                self._link.session.capacity = capacity
+                await asyncio.to_thread(puller.prune, {manifest.weights_version})
+
+    async def _adopt(self, engine: Engine, folder: Path, weights_version: int) -> None:
+        """Bring the engine to a version that lies whole in a folder, and let waiting leases go on."""
+        if engine.weights_version == 0:
+            await engine.start(folder, weights_version)
+            log.info("engine %s is ready with weights version %d", engine.name, weights_version)
+            self._on_ready()
+        elif weights_version > engine.weights_version:
+            timing = await engine.adopt(folder, weights_version)
+            log.info(
+                "adopted weights version %d: paused for %.3f s with %d responses in flight",
+                weights_version,
+                timing.pause_seconds,
+                timing.responses_in_flight,
+            )
+        self._link.session.weights_version = weights_version
+        async with self._adopted:
+            self._adopted.notify_all()
+
+
+@contextmanager
+def opened_puller(link: LearnerLink) -> Iterator[WeightPuller]:
+    """Fetches the weights of the run that a link has joined; what it holds is let go at the end."""
+    run_id, peer = link.session.run_id, f"the weight server at {link.weights_address}"
+    cache = default_cache_folder(run_id)
+    channel = link.connect_to_weights()
+    puller = WeightPuller(channel, cache, run_id, link.welcome.chunk_bytes, peer=peer)
+    try:
+        yield puller
+    finally:
+        puller.close()
+        # Shared memory outlives its processes: the last actor of a run leaves no weights in it.
+        puller.prune(())
+        channel.close()

@@ -1,0 +1,152 @@
+"""The whole life of an actor with a real coordinator and weight server, without a process or a socket."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from actor.engine.scripted import ScriptedEngine
+from actor.service import ActorService
+from actor.weights.cache import default_cache_folder
+from dcpo_async.errors import EngineError, RefusedError, UnreachableError
+from dcpo_async.weights.store import versions
+from learner.scheduling.leases import SlotState
+from tests.actor.world import ADDRESS, World
+
+SLOW = 100.0
+"""Tokens per second at which a response of 8 takes up to 0.08 s."""
+
+
+@asynccontextmanager
+async def serving(actor: ActorService) -> AsyncIterator["asyncio.Task[None]"]:
+    """An actor at work; whatever a test does, it ends with the block."""
+    task = asyncio.create_task(actor.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(happened: Callable[[], bool], within_seconds: float = 5.0) -> None:
+    async with asyncio.timeout(within_seconds):
+        while not happened():  # noqa: ASYNC110 - ledger and coordinator have no event for a test
+            await asyncio.sleep(0.005)
+
+
+def versions_of(world: World) -> list[tuple[int, ...]]:
+    """For each counted group in lease order the versions that its responses carry."""
+    groups = [world.ledger.read_group(row.position).group for row in world.ledger.visits("accepted")]
+    return [tuple({span.weights_version for one in group.responses for span in one.segments}) for group in groups]
+
+
+async def test_an_actor_joins_fills_the_window_and_follows_the_weights(tmp_path: Path) -> None:
+    async with World(tmp_path) as world, serving(world.actor()):
+        await until(lambda: len(world.coordinator.actors.connected) == 1)
+        assert world.ledger.num_groups == 0
+        await world.publish(0)
+        # max_lag 1 and two groups to a step: weights of step 0 serve four groups.
+        await until(lambda: world.ledger.num_groups == 4)
+        assert world.intake.commit_batch(0)
+        await world.publish(1)
+        await until(lambda: world.ledger.num_groups == 6)
+        assert versions_of(world) == [(1,)] * 4 + [(2,)] * 2
+        (actor,) = world.coordinator.actors.connected.values()
+        await until(lambda: actor.weights_version == 2)
+        assert actor.groups_accepted == 6
+        assert versions(default_cache_folder(world.run_id)) == [2]
+        assert world.intake.counts["groups_invalid"] == world.intake.counts["groups_duplicate"] == 0
+    assert versions(default_cache_folder(world.run_id)) == []
+
+
+async def test_rewards_are_those_of_the_texts(tmp_path: Path) -> None:
+    async with World(tmp_path) as world, serving(world.actor(ScriptedEngine(correct_share=1.0))):
+        await world.publish(0)
+        await until(lambda: world.ledger.num_groups == 4)
+        stored = [world.ledger.read_group(row.position) for row in world.ledger.visits("accepted")]
+        assert [group.rewards for group in stored] == [(1.0, 1.0)] * 4
+        assert all(group.group.reasons == ("equal", "equal") for group in stored)
+
+
+async def test_a_draining_actor_finishes_what_it_holds_and_says_bye(tmp_path: Path) -> None:
+    async with World(tmp_path) as world:
+        actor = world.actor(ScriptedEngine(tokens_per_second=SLOW))
+        async with serving(actor) as life:
+            await world.publish(0)
+            await until(lambda: actor.session.num_working == 4)
+            actor.drain()
+            await asyncio.wait_for(life, 5.0)
+        assert world.ledger.num_groups == 4
+        await until(lambda: not world.coordinator.actors.connected)
+        assert world.intake.counts["leases_released"] == 0
+
+
+async def test_an_actor_that_is_dismissed_ends_well(tmp_path: Path) -> None:
+    async with World(tmp_path) as world, serving(world.actor()) as life:
+        await until(lambda: len(world.coordinator.actors.connected) == 1)
+        await world.coordinator.end("the run is finished")
+        await asyncio.wait_for(life, 5.0)
+
+
+async def test_an_actor_that_finds_another_run_at_its_address_is_refused_in_words(tmp_path: Path) -> None:
+    async with World(tmp_path) as world, serving(world.actor()) as life:
+        await until(lambda: len(world.coordinator.actors.connected) == 1)
+        await world.stop()
+        world.run_id = "another"
+        world.start()
+        with pytest.raises(RefusedError, match="this learner is on run another, the peer on run run-"):
+            await asyncio.wait_for(life, 5.0)
+
+
+async def test_an_actor_gives_up_where_no_learner_answers(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with serving(world.actor(join_seconds=0.1)) as life:
+        with pytest.raises(UnreachableError, match=f"no answer from the learner at {ADDRESS} within 0.1 s"):
+            await asyncio.wait_for(life, 5.0)
+
+
+async def test_an_actor_works_on_through_a_restart_of_its_learner(tmp_path: Path) -> None:
+    async with World(tmp_path) as world:
+        engine = ScriptedEngine(tokens_per_second=SLOW)
+        actor = world.actor(engine)
+        async with serving(actor):
+            await world.publish(0)
+            await until(lambda: actor.session.num_working == 4)
+            await world.stop()
+            await until(lambda: len(actor.session.held) == 4 and actor.session.num_working < 4)
+            world.start()
+            await until(lambda: world.ledger.num_groups == 4)
+            assert [row.attempt for row in world.ledger.visits("accepted")] == [1] * 4
+            assert world.intake.commit_batch(0)
+            await world.publish(1)
+            await until(lambda: engine.weights_version == 2 and world.ledger.num_groups == 6)
+
+
+async def test_a_dead_engine_ends_the_actor_and_gives_its_leases_back_at_once(tmp_path: Path) -> None:
+    async with World(tmp_path) as world, serving(world.actor(ScriptedEngine(crash_after_groups=3))) as life:
+        await world.publish(0)
+        with pytest.raises(EngineError, match="has died"):
+            await asyncio.wait_for(life, 5.0)
+        await until(lambda: not world.coordinator.actors.connected)
+        assert world.intake.counts["lease_failures"] == 0
+        states = {slot.state for slot in world.intake.table.open_slots}
+        assert SlotState.WAITING in states
+        assert SlotState.LEASED not in states
+        async with serving(world.actor()):
+            await until(lambda: world.ledger.num_groups == 4)
+
+
+async def test_a_prompt_that_always_fails_is_given_back_by_name_and_quarantined(tmp_path: Path) -> None:
+    async with World(tmp_path, actor={"max_failures": 2}) as world:
+        first = world.intake.prompts["prompt-0"].id
+        async with serving(world.actor(ScriptedEngine(fail_prompts={first}))):
+            await world.publish(0)
+            for step in range(8):
+                await until(lambda step=step: world.intake.commit_batch(step))  # type: ignore[misc]
+                if world.intake.quarantined:
+                    break
+                await world.publish(step + 1)
+        assert world.intake.quarantined == {0}
+        assert world.intake.counts["lease_failures"] == 2
