@@ -70,6 +70,11 @@ class RunFolder:
         return self.path / "evaluation"
 
     @property
+    def stats(self) -> Path:
+        """What `dcpo stats` writes, where it is not told to write elsewhere."""
+        return self.path / "stats"
+
+    @property
     def trainer_error(self) -> Path:
         """Why the rank that failed first ended, for the launcher; JSON."""
         return self.path / "trainer_error.json"

@@ -91,7 +91,7 @@ class LaterAdvantages:
 def later_advantages(run: ComparedRun) -> LaterAdvantages | None:
     """From the ledger of a run, without what dynamic sampling discarded; None where no advantage is above 0."""
     with open_copy(RunFolder(run.folder).ledger) as reader:
-        scores = [reader.read_scores(row.position) for row in reader.visits("state = 'accepted' AND visit > 1")]
+        scores = [reader.read_scores(row.position) for row in reader.visits("accepted") if row.visit > 1]
     groups = [(len(set(rewards)) == 1, [abs(value) for value in values]) for rewards, values in filter(None, scores)]
     total = sum(sum(sizes) for _, sizes in groups)
     if total == 0:

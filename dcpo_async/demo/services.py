@@ -5,7 +5,8 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dcpo_async.config import RunConfig, load_config
+from dcpo_async.config import RunConfig
+from dcpo_async.config_loading import load_config
 from dcpo_async.errors import EngineError, TrainerError
 from dcpo_async.processes import last_lines, module_argv, spawn, stop
 

@@ -66,7 +66,7 @@ class Service:
         return self.log_file.read_text()
 
     def child(self, module: str) -> psutil.Process | None:
-        """The descendant that runs a module, such as `actor.service`; torchrun, which names it too, is not it."""
+        """The descendant that runs a module, such as `learner.trainer.rank`; torchrun names it too, and is not it."""
         for process in psutil.Process(self.process.pid).children(recursive=True):
             words = command_line(process)
             if module in words and "torch.distributed.run" not in words:

@@ -112,7 +112,8 @@ BAD_INPUTS = {
     ),
     "a learner of a newer protocol version": (
         "dcpo-actor --engine scripted --learner tcp://127.0.0.1:{newer_port}",
-        "the learner at tcp://127.0.0.1:{newer_port}: the peer speaks protocol version 3, this side speaks 2: "
+        "the learner at tcp://127.0.0.1:{newer_port}: the peer speaks protocol version "
+        f"{PROTOCOL_VERSION + 1}, this side speaks {PROTOCOL_VERSION}: "
         "upgrade dcpo-async on this side",
     ),
     "a learner that is on another run now": (
@@ -235,7 +236,7 @@ def asked(address: str, frames: Sequence[Frame]) -> Envelope:
 
 
 def test_a_learner_refuses_strangers_in_words_and_another_data_set_in_its_folder(tmp_path: Path, model: Path) -> None:
-    hello = Hello(session_id="stranger", host="elsewhere", engine="none")
+    hello = Hello(host="elsewhere", engine="none")
     with Services(tmp_path, model) as services:
         learner = services.start_learner("--lag.max_lag", "0")
         services.until("the learner", lambda: "actors reach it at" in learner.log)
@@ -247,7 +248,10 @@ def test_a_learner_refuses_strangers_in_words_and_another_data_set_in_its_folder
         said = refusal(f"dcpo-learner {services.config} --lag.max_lag 0 --data.source {tmp_path}/few.jsonl")
     assert isinstance(older, Reject)
     assert older.reason == "protocol_version"
-    assert older.detail == ("the peer speaks protocol version 1, this side speaks 2: upgrade dcpo-async on the peer")
+    assert older.detail == (
+        f"the peer speaks protocol version {PROTOCOL_VERSION - 1}, this side speaks {PROTOCOL_VERSION}: "
+        "upgrade dcpo-async on the peer"
+    )
     assert isinstance(strayed, Reject)
     assert strayed.reason == "run_id"
     assert re.search(r"this learner is on run run-\w+, the peer on run elsewhere-1", strayed.detail)

@@ -95,8 +95,8 @@ def test_actors_keep_generating_while_a_killed_trainer_comes_back(tmp_path: Path
         learner, actor = services.start_learner(*words), services.start_actor(*SLOW)
         services.until_step(4)
         # An engine that stands still lets the trainer use up all groups: what is counted later was made later.
-        engine = actor.child("actor.service")
-        rank = learner.child("learner.trainer.trainer")
+        engine = actor.child("actor.engine_process")
+        rank = learner.child("learner.trainer.rank")
         assert engine is not None
         assert rank is not None
         engine.suspend()

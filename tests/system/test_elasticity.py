@@ -65,7 +65,7 @@ def test_an_actor_that_knows_nothing_but_the_address_has_leases_within_ten_secon
 
 
 def test_the_leases_of_a_killed_engine_go_out_again_and_its_launcher_starts_it_again(run: Run) -> None:
-    engine = run.actor.child("actor.service")
+    engine = run.actor.child("actor.engine_process")
     assert engine is not None
     family, released = [engine, *engine.children(recursive=True)], run.num_released()
     # An engine that stands still keeps its leases, so that some are lost with it for certain.
@@ -95,5 +95,5 @@ def test_every_visit_is_counted_once_whoever_came_and_went(run: Run) -> None:
 
 def engine_pid(actor: Service) -> int:
     """The engine process of a launcher; 0 while there is none."""
-    engine = actor.child("actor.service")
+    engine = actor.child("actor.engine_process")
     return engine.pid if engine is not None else 0

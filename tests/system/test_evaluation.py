@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actor.evaluation.command import main
-from actor.weights.puller import default_cache_folder
+from actor.weights.cache import default_cache_folder
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.weights.store import versions
 from tests.system.conftest import STEADY

@@ -9,13 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actor.weights.puller import default_cache_folder
+from actor.weights.cache import default_cache_folder
 from dcpo_async.weights.store import versions
 from tests.system.services import Services, assert_counted_once
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 MAX_LAG, NUM_STEPS = 2, 12
+KEPT_VERSIONS = 3
 WORDS = ("--lag.max_lag", "2", "--training.max_steps", "12", "--checkpoint.interval_steps", "3")
 RETENTION = ("--checkpoint.keep_last", "1", "--checkpoint.keep_every_steps", "6")
 
@@ -62,8 +63,10 @@ def test_checkpoints_follow_the_retention(run: Services) -> None:
 
 
 def test_weights_versions_only_go_up(run: Services) -> None:
-    published = run.ledger("SELECT weights_version, step, is_published FROM versions ORDER BY weights_version")
-    assert published == [(step + 1, step, 1) for step in range(NUM_STEPS + 1)]
+    granted = run.ledger("SELECT weights_version, step FROM versions ORDER BY weights_version")
+    assert granted == [(step + 1, step) for step in range(NUM_STEPS + 1)]
+    assert run.status()["weights_version"] == granted[-1][0]
+    assert versions(run.run / "weights") == [version for version, _ in granted[-KEPT_VERSIONS:]]
     adopted = [int(version) for version in re.findall(r"adopted weights version (\d+)", engine_log(run))]
     assert adopted == sorted(set(adopted))
     assert len(adopted) > 0

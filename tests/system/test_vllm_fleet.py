@@ -17,7 +17,7 @@ CHECKPOINTS = ("--checkpoint.interval_steps", "5")
 
 
 def engine_of(actor: Service) -> psutil.Process:
-    engine = actor.child("actor.service")
+    engine = actor.child("actor.engine_process")
     assert engine is not None
     return engine
 
@@ -50,7 +50,7 @@ def test_a_fleet_of_vllm_engines_joins_dies_and_loses_nothing(tmp_path: Path, mo
         print(f"the first actor was killed: {num_released:.0f} leases came back")
 
         counted, step = services.status()["groups_counted"], services.status()["step"]
-        trainer = learner.child("learner.trainer.trainer")
+        trainer = learner.child("learner.trainer.rank")
         assert trainer is not None
         trainer.kill()
         services.until("a restart", lambda: services.status()["trainer_restarts"] == 1, seconds=30)
