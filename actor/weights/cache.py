@@ -5,15 +5,16 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 from actor.weights.silence import Silence
 from dcpo_async.errors import WeightsError
+from dcpo_async.weights.locks import has_lock, hold, let_go, opened
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
 from dcpo_async.weights.store import (
     discard,
+    discard_unused,
     remove_unfinished,
     unfinished_folder,
     verify,
@@ -24,6 +25,7 @@ from dcpo_async.weights.store import (
 LOCK_NAME = ".fetch.lock"
 POLL_SECONDS = 0.05
 MIN_MEMORY_BYTES = 1 << 30
+OTHERS_WRITE = 0o022
 
 
 def default_cache_folder(run_id: str) -> Path:
@@ -65,11 +67,18 @@ class WeightsCache:
         folder = version_folder(self._folder, manifest.weights_version)
         rejected: set[int] = set()
         while not await self._hold_cached(folder, manifest, rejected):
-            with _opened(self._folder / LOCK_NAME, os.O_RDWR | os.O_CREAT) as lock:
+            with opened(self._folder / LOCK_NAME, os.O_RDWR | os.O_CREAT) as lock:
                 if await self._may_download(lock, folder, rejected):
                     await self._download(manifest, folder, download)
                     break
         return folder
+
+    async def hold_in_place(self, folder: Path, manifest: Manifest) -> bool:
+        """Hold a version where its writer has put it, on this machine, instead of a copy; False where that is not safe.
+
+        It is not where another user could write to it, or where its bytes are not those of the manifest.
+        """
+        return _is_private(folder) and await self._hold_cached(folder, manifest, set())
 
     def report_progress(self) -> None:
         """A download goes on: other processes need not give up on this one."""
@@ -81,18 +90,18 @@ class WeightsCache:
         Returns the versions removed. Freeing gigabytes takes a moment: call it in a thread.
         """
         for version in [held for held in self._held if held not in keep]:
-            _let_go(self._held.pop(version))
+            let_go(self._held.pop(version))
         removed = []
         for version in versions(self._folder):
             folder = version_folder(self._folder, version)
-            if version not in keep and _discard_unused(folder):
+            if version not in keep and discard_unused(folder):
                 removed.append(version)
         return removed
 
     def close(self) -> None:
         """Let go of every version."""
         while self._held:
-            _let_go(self._held.popitem()[1])
+            let_go(self._held.popitem()[1])
 
     async def _hold_cached(self, folder: Path, manifest: Manifest, rejected: set[int]) -> bool:
         """Hold the version's folder if it is there and whole; one that is not is added to `rejected`."""
@@ -106,21 +115,17 @@ class WeightsCache:
         # A folder that was exchanged meanwhile is not the one that is held.
         if is_whole and _inode(folder) == inode:
             return True
-        _let_go(self._held.pop(manifest.weights_version))
+        let_go(self._held.pop(manifest.weights_version))
         rejected.add(inode)
         return False
 
     def _hold(self, folder: Path, version: int) -> bool:
         """Lock a folder against removal, for as long as this process uses it."""
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:
-            return False
-        if not _has_lock(descriptor, fcntl.LOCK_SH):
-            os.close(descriptor)
+        descriptor = hold(folder)
+        if descriptor is None:
             return False
         if version in self._held:
-            _let_go(self._held[version])
+            let_go(self._held[version])
         self._held[version] = descriptor
         return True
 
@@ -128,13 +133,13 @@ class WeightsCache:
         """Wait for the download lock; False once another process has brought the version in."""
         silence = Silence(self._silence_seconds)
         heartbeat = os.fstat(lock).st_mtime_ns
-        while not (has_lock := _has_lock(lock, fcntl.LOCK_EX)) and _inode(folder) in {None, *rejected}:
+        while not (is_ours := has_lock(lock, fcntl.LOCK_EX)) and _inode(folder) in {None, *rejected}:
             await asyncio.sleep(POLL_SECONDS)
             if heartbeat != (heartbeat := os.fstat(lock).st_mtime_ns):
                 silence.broken()
             holder = os.pread(lock, 20, 0).decode(errors="replace").strip()
             silence.check(f"process {holder} of this machine, which fetches weights to {folder.parent},")
-        if has_lock and _inode(folder) in {None, *rejected}:
+        if is_ours and _inode(folder) in {None, *rejected}:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             return True
@@ -161,45 +166,17 @@ def _make_private(folder: Path) -> None:
     for path, owners in ((folder, {os.getuid()}), (folder.parent, {os.getuid(), 0})):
         if (owner := path.lstat().st_uid) not in owners:
             raise WeightsError(f"{path} belongs to user {owner}, not {os.getuid()}: weights there are not safe")
-    if folder.stat().st_mode & 0o022:
+    if folder.stat().st_mode & OTHERS_WRITE:
         raise WeightsError(f"others may write to {folder}; run chmod go-w on it")
 
 
-def _discard_unused(folder: Path) -> bool:
-    """Remove a version's folder unless some process holds it."""
+def _is_private(folder: Path) -> bool:
+    """Whether only this user, or root, can change a version and its name."""
     try:
-        with _opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-            if not _has_lock(descriptor, fcntl.LOCK_EX):
-                return False
-            discard(folder)
-            return True
-    except FileNotFoundError:
+        stats = [path.stat() for path in (folder, folder.parent)]
+    except OSError:
         return False
-
-
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """A file descriptor; closing it drops its lock."""
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        yield descriptor
-    finally:
-        _let_go(descriptor)
-
-
-def _let_go(descriptor: int) -> None:
-    """Unlock and close; a lock that is only closed would live on in a forked child."""
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
-
-
-def _has_lock(descriptor: int, kind: int) -> bool:
-    """Try to lock without waiting."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return all(stat.st_uid in (os.getuid(), 0) and not stat.st_mode & OTHERS_WRITE for stat in stats)
 
 
 def _inode(folder: Path) -> int | None:

@@ -1,7 +1,7 @@
 """Fetches weights versions from a weight server, into a folder that all engine processes of a machine share."""
 
 import asyncio
-import os
+import shutil
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +15,7 @@ from dcpo_async.errors import PeerLostError, ProtocolError, RefusedError, Weight
 from dcpo_async.protocol.messages import Envelope, Message, Reject
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant, ManifestMessage, ManifestWant
 from dcpo_async.transport.interfaces import Dealer
+from dcpo_async.weights.locks import machine_id
 from dcpo_async.weights.manifest import Manifest
 
 SENDS = 6
@@ -33,6 +34,8 @@ class WeightPuller:
         credit: int = 8,
         timeout_seconds: float = 30.0,
         peer: str = "the weight server",
+        *,
+        in_place: bool = True,
     ) -> None:
         """Fetch nothing yet.
 
@@ -43,12 +46,13 @@ class WeightPuller:
             credit: chunks that may be asked for and not yet here.
             timeout_seconds: silence after which a fetch gives up; requests are repeated SENDS times within it.
             peer: what errors call the other end.
+            in_place: versions that stand on this machine are used where they are, without a copy.
         """
         self._channel, self._run_id = channel, run_id
         # A process that downloads gives up after one time-out of silence; twice that leaves it time to let go.
         self._cache = WeightsCache(cache_folder, 2 * timeout_seconds)
         self._chunk_bytes, self._credit, self._timeout_seconds = chunk_bytes, credit, timeout_seconds
-        self._peer = peer
+        self._peer, self._in_place = peer, in_place
         self._lost = ""
         self._one_at_a_time = asyncio.Lock()
 
@@ -65,13 +69,15 @@ class WeightPuller:
             ProtocolError: the server sent something that the protocol does not allow.
         """
         async with self._one_at_a_time:
-            manifest = await self._ask_for_manifest(version)
+            manifest, here = await self._ask_for_manifest(version)
+            if here is not None and await self._cache.hold_in_place(here, manifest):
+                return here, manifest
             return await self._cache.hold(manifest, lambda writing: self._download(manifest, writing)), manifest
 
     async def newest(self) -> Manifest:
         """The manifest of the newest version; raises as `fetch` does."""
         async with self._one_at_a_time:
-            return await self._ask_for_manifest(0)
+            return (await self._ask_for_manifest(0))[0]
 
     def prune(self, keep: Collection[int]) -> list[int]:
         """Let go of all versions but these, and remove those that no process of this machine uses.
@@ -86,7 +92,8 @@ class WeightPuller:
 
     # ---- the server
 
-    async def _ask_for_manifest(self, version: int) -> Manifest:
+    async def _ask_for_manifest(self, version: int) -> tuple[Manifest, Path | None]:
+        """A manifest, and where its version stands if that is on this machine."""
         # An answer that came too late for an earlier call would pass for this one's.
         while await self._channel.receive(0) is not None:
             continue
@@ -97,8 +104,12 @@ class WeightPuller:
             if answer is not None and isinstance(answer.message, ManifestMessage):
                 manifest = self._checked(answer.message)
                 if version in (0, manifest.weights_version):
-                    return manifest
+                    return manifest, self._place(answer.message)
             silence.check(self._named_peer())
+
+    def _place(self, message: ManifestMessage) -> Path | None:
+        is_here = self._in_place and message.folder and message.machine == machine_id() != ""
+        return Path(message.folder) if is_here else None
 
     def _checked(self, message: ManifestMessage) -> Manifest:
         if message.error:
@@ -189,11 +200,16 @@ def _chunks(manifest: Manifest, chunk_bytes: int) -> Iterator[ChunkWant]:
 
 
 def _allocate(folder: Path, manifest: Manifest) -> None:
-    """Make all files at their full length, so that a version without room fails at once."""
+    """Make all files at their full length; a version without room fails at once.
+
+    Their pages are not filled: in shared memory that would touch every byte once more than the download does.
+    """
+    needed, free = sum(entry.num_bytes for entry in manifest.files), shutil.disk_usage(folder).free
+    if needed > free:
+        raise WeightsError(f"{folder.parent} has {free} bytes free, version {manifest.weights_version} needs {needed}")
     for entry in manifest.files:
         with (folder / entry.name).open("xb") as file:
-            if entry.num_bytes:
-                os.posix_fallocate(file.fileno(), 0, entry.num_bytes)
+            file.truncate(entry.num_bytes)
 
 
 def _write(path: Path, offset: int, data: NDArray[np.uint8]) -> None:

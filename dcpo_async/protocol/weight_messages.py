@@ -16,11 +16,16 @@ class ManifestWant(Message):
 
 
 class ManifestMessage(Message):
-    """The manifest of a version as JSON, or why there is none."""
+    """The manifest of a version as JSON, or why there is none.
+
+    Whoever runs on the same machine, and may read its folder there, need not fetch it.
+    """
 
     kind = "manifest"
     weights_version: Count
     manifest_json: Annotated[str, Field(max_length=64 << 20)]
+    machine: Text = ""
+    folder: Text = ""
     error: Text = ""
 
 

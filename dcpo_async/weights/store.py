@@ -1,5 +1,6 @@
 """The weight store: immutable versions, each a whole Hugging Face model folder with its manifest."""
 
+import os
 import re
 import shutil
 import tempfile
@@ -10,13 +11,13 @@ from pathlib import Path
 
 import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dcpo_async.durable import publish_folder
 from dcpo_async.errors import WeightsError
+from dcpo_async.weights.locks import is_unused, opened
 from dcpo_async.weights.manifest import MANIFEST_NAME, FileEntry, Manifest, TensorEntry, is_publishable
-from dcpo_async.weights.raw import bytes_digest, dtype_name, raw_bytes
+from dcpo_async.weights.raw import dtype_name
+from dcpo_async.weights.tensor_file import write_tensors
 
 WEIGHTS_NAME = "model.safetensors"
 UNFINISHED = ".unfinished-"
@@ -52,7 +53,10 @@ def write_snapshot(
     skeleton_folder: Path,
     tied: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Publish full weights as a new version: it stands whole and on disk, or not at all.
+    """Publish full weights as a new version: readers see it whole or not at all.
+
+    Nothing is fsynced (decision 19): after a power failure the digests tell a torn version, and a resumed trainer
+    publishes its state anew.
 
     Args:
         store_folder: made if it does not exist; has one writer.
@@ -77,7 +81,9 @@ def write_snapshot(
     store_folder.mkdir(parents=True, exist_ok=True)
     with unfinished_folder(store_folder) as folder:
         _copy_skeleton(skeleton_folder, folder)
-        save_file(whole, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+        digests = write_tensors(folder / WEIGHTS_NAME, whole)
+        weights = FileEntry(name=WEIGHTS_NAME, num_bytes=(folder / WEIGHTS_NAME).stat().st_size, digest=digests.file)
+        others = [path for path in sorted(folder.iterdir()) if path.name != WEIGHTS_NAME]
         manifest = Manifest(
             weights_version=weights_version,
             run_id=run_id,
@@ -85,12 +91,12 @@ def write_snapshot(
             step=step,
             base_version=None,
             dtype=_main_dtype(whole),
-            files=tuple(_file_entry(path) for path in sorted(folder.iterdir())),
-            tensors=tuple(_tensor_entry(name, tensor) for name, tensor in whole.items()),
+            files=(*map(_file_entry, others), weights),
+            tensors=tuple(_tensor_entry(name, tensor, digests.tensors[name]) for name, tensor in whole.items()),
             tied=tied,
         )
         (folder / MANIFEST_NAME).write_text(manifest.to_json())
-        publish_folder(folder, version_folder(store_folder, weights_version))
+        folder.rename(version_folder(store_folder, weights_version))
     return manifest
 
 
@@ -127,16 +133,14 @@ def verify(folder: Path, on_progress: Callable[[], None] = lambda: None) -> Mani
 
 
 def prune(store_folder: Path, keep: int, protect: Set[int] = frozenset()) -> list[int]:
-    """Remove all versions but the newest `keep` and those to protect; returns what was removed.
+    """Remove all versions but the newest `keep`, those to protect and those in use; returns what was removed.
 
-    The newest version always stays. Raises ValueError for a `keep` under 1.
+    The newest version always stays, and one that is in use until a later call. Raises ValueError for a `keep` under 1.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least the newest version has to stay")
-    removed = [version for version in versions(store_folder)[:-keep] if version not in protect]
-    for version in removed:
-        discard(version_folder(store_folder, version))
-    return removed
+    superfluous = [version for version in versions(store_folder)[:-keep] if version not in protect]
+    return [version for version in superfluous if discard_unused(version_folder(store_folder, version))]
 
 
 def discard(folder: Path) -> None:
@@ -148,6 +152,18 @@ def discard(folder: Path) -> None:
         pass
     finally:
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def discard_unused(folder: Path) -> bool:
+    """Remove a version unless some process holds it; False where one does, or there is none."""
+    try:
+        with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+            if not is_unused(descriptor):
+                return False
+            discard(folder)
+            return True
+    except FileNotFoundError:
+        return False
 
 
 def remove_unfinished(store_folder: Path) -> None:
@@ -223,13 +239,8 @@ def _file_entry(path: Path) -> FileEntry:
     return FileEntry(name=path.name, num_bytes=path.stat().st_size, digest=_file_digest(path))
 
 
-def _tensor_entry(name: str, tensor: Tensor) -> TensorEntry:
-    return TensorEntry(
-        name=name,
-        dtype=dtype_name(tensor),
-        shape=tuple(tensor.shape),
-        digest=bytes_digest(raw_bytes(tensor)),
-    )
+def _tensor_entry(name: str, tensor: Tensor, digest: str) -> TensorEntry:
+    return TensorEntry(name=name, dtype=dtype_name(tensor), shape=tuple(tensor.shape), digest=digest)
 
 
 def _file_digest(path: Path, on_progress: Callable[[], None] = lambda: None) -> str:

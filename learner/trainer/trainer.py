@@ -185,8 +185,8 @@ class Trainer:
                 tied=tied_names(self.engine.model),
                 skeleton_folder=self.folder.skeleton,
             )
-            prune(self.folder.weights, self.config.lag.keep_versions)
             await self.link.tell(Published(weights_version=version, step=self.step))
+            prune(self.folder.weights, self.config.lag.keep_versions)
 
     async def checkpoint(self) -> None:
         """Write a checkpoint, remove those it makes superfluous, and tell the coordinator which ones stand."""

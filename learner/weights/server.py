@@ -18,6 +18,7 @@ from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant, Manifes
 from dcpo_async.transport.interfaces import MAX_MESSAGE_BYTES, Received, Router
 from dcpo_async.transport.security import load_server_keys
 from dcpo_async.transport.zmq_channel import RouterChannel
+from dcpo_async.weights.locks import machine_id
 from dcpo_async.weights.manifest import Manifest
 from dcpo_async.weights.store import newest_version, read_manifest, version_folder
 
@@ -61,7 +62,12 @@ def _manifest_message(shelf: "_Shelf", want: ManifestWant) -> ManifestMessage:
         manifest = shelf.manifest(want.weights_version or shelf.newest())
     except WeightsError as error:
         return ManifestMessage(weights_version=want.weights_version, manifest_json="", error=str(error))
-    return ManifestMessage(weights_version=manifest.weights_version, manifest_json=manifest.to_json())
+    return ManifestMessage(
+        weights_version=manifest.weights_version,
+        manifest_json=manifest.to_json(),
+        machine=machine_id(),
+        folder=str(shelf.folder(manifest.weights_version)),
+    )
 
 
 def _chunk_message(shelf: "_Shelf", want: ChunkWant) -> tuple[ChunkMessage, dict[str, NDArray[np.uint8]]]:
@@ -86,6 +92,10 @@ class _Shelf:
         if version is None:
             raise WeightsError("no weights version is published yet; ask again")
         return version
+
+    def folder(self, weights_version: int) -> Path:
+        """Where a version stands on this machine."""
+        return version_folder(self._store_folder, weights_version).resolve()
 
     def chunk(self, want: ChunkWant) -> NDArray[np.uint8]:
         """A stretch of a file that the manifest lists; raises WeightsError."""

@@ -11,7 +11,7 @@ from actor.engine.scripted import ScriptedEngine
 from actor.service import ActorService
 from actor.weights.cache import default_cache_folder
 from dcpo_async.errors import EngineError, RefusedError, UnreachableError
-from dcpo_async.weights.store import versions
+from dcpo_async.weights.store import discard_unused, version_folder, versions
 from learner.scheduling.leases import SlotState
 from tests.actor.world import ADDRESS, World
 
@@ -56,9 +56,12 @@ async def test_an_actor_joins_fills_the_window_and_follows_the_weights(tmp_path:
         (actor,) = world.coordinator.actors.connected.values()
         await until(lambda: actor.weights_version == 2)
         assert actor.groups_accepted == 6
-        assert versions(default_cache_folder(world.run_id)) == [2]
+        # The store is on this machine: version 2 is used where it stands, and kept from being removed meanwhile.
+        assert versions(default_cache_folder(world.run_id)) == []
+        await until(lambda: discard_unused(version_folder(world.store, 1)))
+        assert not discard_unused(version_folder(world.store, 2))
         assert world.intake.counts["groups_invalid"] == world.intake.counts["groups_duplicate"] == 0
-    assert versions(default_cache_folder(world.run_id)) == []
+    assert discard_unused(version_folder(world.store, 2))
 
 
 async def test_rewards_are_those_of_the_texts(tmp_path: Path) -> None:

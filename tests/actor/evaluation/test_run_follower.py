@@ -1,6 +1,7 @@
 """An evaluator's connection to a learner: the real weight server, and a coordinator that says what a test wants."""
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,8 +16,9 @@ from actor.weights.cache import default_cache_folder
 from dcpo_async.errors import RefusedError
 from dcpo_async.protocol.messages import Bye, Envelope, Heartbeat, Hello, Message, Reject, VersionMessage
 from dcpo_async.transport.zmq_channel import RouterChannel, connecting
+from dcpo_async.weights.locks import is_unused, opened
 from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.store import versions, write_snapshot
+from dcpo_async.weights.store import version_folder, versions, write_snapshot
 from learner.weights.server import serve
 from tests.protocol.made_session import WELCOME
 
@@ -125,24 +127,34 @@ async def test_it_joins_as_an_evaluator_asks_for_no_lease_and_says_bye(tmp_path:
     assert {type(message) for message in others} == {Heartbeat, Bye}
 
 
+def in_use(store: Path) -> list[int]:
+    """The versions of a store that some process holds."""
+    held = []
+    for version in versions(store):
+        with opened(version_folder(store, version), os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+            if not is_unused(descriptor):
+                held.append(version)
+    return held
+
+
 async def test_it_takes_the_newest_version_from_a_step_on_and_lets_the_earlier_one_go(tmp_path: Path) -> None:
     async with learning(tmp_path) as learner:
-        cache = default_cache_folder(learner.run_id)
         await learner.publish(1, step=0)
         async with learner.follower() as follower:
             assert (await next_manifest(follower)).step == 0
             await learner.publish(2, step=4)
             await learner.publish(3, step=9)
-            assert versions(cache) == [1]
+            assert in_use(learner.store) == [1]
             assert (await next_manifest(follower, from_step=5)).weights_version == 3
-            assert versions(cache) == [3]
+            assert in_use(learner.store) == [3]
             early = asyncio.create_task(next_manifest(follower, from_step=15))
             await learner.publish(4, step=14)
             await asyncio.wait({early}, timeout=0.3)
             assert not early.done()
             await learner.publish(5, step=15)
             assert (await early).weights_version == 5
-        assert versions(cache) == []
+        assert in_use(learner.store) == []
+        assert versions(default_cache_folder(learner.run_id)) == []
 
 
 async def test_the_runs_end_is_an_end_and_no_failure(tmp_path: Path) -> None:

@@ -4,13 +4,18 @@ import asyncio
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from actor.weights.cache import default_cache_folder
 from dcpo_async.errors import WeightsError
+from dcpo_async.protocol.messages import Envelope
+from dcpo_async.protocol.weight_messages import ManifestMessage
+from dcpo_async.transport.interfaces import Dealer, Router
 from dcpo_async.transport.memory_channel import MemoryNetwork
+from dcpo_async.weights.store import discard_unused, prune, version_folder, versions
 from tests.actor.weights.served import NUM_CHUNKS, Watched, contents, names, publish, puller, served
 
 HOLD_THE_LOCK = """
@@ -120,3 +125,70 @@ def test_the_default_cache_is_the_users_own_and_the_runs_own() -> None:
 def test_a_run_id_that_cannot_name_a_folder_is_refused(run_id: str) -> None:
     with pytest.raises(WeightsError, match="cannot name a folder"):
         default_cache_folder(run_id)
+
+
+# ---- a store on the same machine
+
+
+async def test_a_version_that_stands_on_this_machine_is_used_where_it_is(store: Path, cache: Path) -> None:
+    publish(store, 1)
+    network = MemoryNetwork()
+    async with served(network.router(), store):
+        client = puller(network.dealer(b"actor"), cache, in_place=True)
+        folder, manifest = await client.fetch()
+        assert folder == version_folder(store, manifest.weights_version)
+        assert versions(cache) == []
+        publish(store, 2)
+        assert prune(store, keep=1) == []
+        assert (await client.fetch())[0] == version_folder(store, 2)
+        client.prune({2})
+        assert prune(store, keep=1) == [1]
+        client.close()
+
+
+async def test_a_version_that_others_could_change_is_copied(store: Path, cache: Path) -> None:
+    publish(store, 1)
+    network = MemoryNetwork()
+    version_folder(store, 1).chmod(0o777)
+    async with served(network.router(), store):
+        client = puller(network.dealer(b"actor"), cache, in_place=True)
+        assert (await client.fetch())[0] == version_folder(cache, 1)
+        client.close()
+
+
+async def test_a_version_that_does_not_match_its_manifest_is_not_used_in_place(store: Path, cache: Path) -> None:
+    publish(store, 1)
+    network = MemoryNetwork()
+    async with served(network.router(), store):
+        client = puller(network.dealer(b"actor"), cache, in_place=True)
+        await client.newest()
+        with (version_folder(store, 1) / "model.safetensors").open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"x")
+        with pytest.raises(WeightsError, match="does not match its digest"):
+            await client.fetch()
+        assert discard_unused(version_folder(store, 1))
+
+
+async def test_a_version_on_another_machine_is_fetched(store: Path, cache: Path) -> None:
+    publish(store, 1)
+    network, elsewhere = MemoryNetwork(), MemoryNetwork()
+
+    async def of_another_machine(router: Router, dealer: Dealer) -> None:
+        while True:
+            for received in await router.receive(1.0):
+                assert isinstance(received.envelope, Envelope)
+                await dealer.send(received.envelope)
+                answer = await dealer.receive(5.0)
+                assert answer is not None
+                if isinstance(answer.message, ManifestMessage):
+                    answer = replace(answer, message=answer.message.model_copy(update={"machine": "another"}))
+                await router.send(received.peer, answer)
+
+    async with served(network.router(), store):
+        relay = asyncio.create_task(of_another_machine(elsewhere.router(), network.dealer(b"relay")))
+        client = puller(elsewhere.dealer(b"actor"), cache, in_place=True)
+        assert (await client.fetch())[0] == version_folder(cache, 1)
+        relay.cancel()
+        await asyncio.gather(relay, return_exceptions=True)
+        client.close()

@@ -14,8 +14,9 @@ from dcpo_async.protocol.messages import Bye, Envelope, Message, Reject
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant, ManifestMessage, ManifestWant
 from dcpo_async.transport.memory_channel import MemoryDealer, MemoryNetwork
 from dcpo_async.transport.zmq_channel import DealerChannel
+from dcpo_async.weights.locks import machine_id
 from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.store import write_snapshot
+from dcpo_async.weights.store import version_folder, write_snapshot
 from learner.weights.server import main, serve
 
 
@@ -31,6 +32,15 @@ def publish(store: Path, version: int) -> Manifest:
         step=version,
         tensors={"w": torch.arange(100.0) + version},
         skeleton_folder=skeleton,
+    )
+
+
+def told(store: Path, manifest: Manifest) -> ManifestMessage:
+    """What the server says of a version: its manifest, and where it stands on this machine."""
+    version = manifest.weights_version
+    folder = str(version_folder(store, version).resolve())
+    return ManifestMessage(
+        weights_version=version, manifest_json=manifest.to_json(), machine=machine_id(), folder=folder
     )
 
 
@@ -63,7 +73,7 @@ async def test_zero_asks_for_the_newest_manifest_whenever_it_was_published(store
     for version in (1, 2):
         manifest = publish(store, version)
         envelope = await answer(actor, ManifestWant(weights_version=0))
-        assert envelope.message == ManifestMessage(weights_version=version, manifest_json=manifest.to_json())
+        assert envelope.message == told(store, manifest)
         assert envelope.run_id == "run"
 
 
@@ -71,7 +81,7 @@ async def test_an_older_version_is_found_by_its_number(store: Path, actor: Memor
     first = publish(store, 1)
     publish(store, 2)
     message = (await answer(actor, ManifestWant(weights_version=1))).message
-    assert message == ManifestMessage(weights_version=1, manifest_json=first.to_json())
+    assert message == told(store, first)
 
 
 async def test_an_empty_store_and_an_unknown_version_are_named(store: Path, actor: MemoryDealer) -> None:
@@ -170,7 +180,7 @@ async def test_the_process_serves_over_tcp_until_it_is_told_to_end(store: Path) 
         await actor.send(Envelope(ManifestWant(weights_version=0), run_id="run"))
         envelope = await actor.receive(30)
         assert envelope is not None
-        assert envelope.message == ManifestMessage(weights_version=1, manifest_json=manifest.to_json())
+        assert envelope.message == told(store, manifest)
         process.terminate()
         assert await asyncio.wait_for(process.wait(), 30) == 0
     finally:

@@ -1,0 +1,62 @@
+"""Locks on the folders of versions: whoever reads one keeps it from being removed.
+
+They are flocks on the folder itself: the kernel drops those of a process that dies, whatever it was doing.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+
+def hold(folder: Path) -> int | None:
+    """Lock a folder against removal; returns what `let_go` takes, None where there is none or it is being removed."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    if has_lock(descriptor, fcntl.LOCK_SH):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def let_go(descriptor: int) -> None:
+    """Unlock and close; a lock that is only closed would live on in a forked child."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def has_lock(descriptor: int, kind: int) -> bool:
+    """Try to lock without waiting."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """A file descriptor; closing it drops its lock."""
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        yield descriptor
+    finally:
+        let_go(descriptor)
+
+
+def is_unused(descriptor: int) -> bool:
+    """Whether nobody holds the folder; then it is locked for this descriptor alone."""
+    return has_lock(descriptor, fcntl.LOCK_EX)
+
+
+@cache
+def machine_id() -> str:
+    """The same for all processes between two boots of a machine, whose locks see each other; empty where unknown."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,79 @@
+"""Writes safetensors files, and digests each byte on its way: once, for the file and for its tensors alike."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import xxhash
+from torch import Tensor
+
+from dcpo_async.errors import WeightsError
+from dcpo_async.weights.raw import dtype_name, raw_bytes
+
+_ALIGNMENT = 8
+_PIECE_BYTES = 4 << 20
+"""What is hashed for its tensor is still in the cache when it is hashed for the file, and written."""
+_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
+
+
+class Digests(NamedTuple):
+    """xxh3_128 of a file, and of each tensor's bytes by its name."""
+
+    file: str
+    tensors: dict[str, str]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digests:
+    """Write a safetensors file, as `transformers` and vLLM read them.
+
+    Args:
+        path: does not exist.
+        tensors: dense ones on the CPU; larger elements come first, so that each begins at a multiple of its size.
+
+    Raises WeightsError for a type that safetensors does not know.
+    """
+    ordered = sorted(tensors.items(), key=lambda named: (-named[1].element_size(), named[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, tensor in ordered:
+        if (dtype := _DTYPES.get(dtype_name(tensor))) is None:
+            raise WeightsError(f"tensor {name!r} is {dtype_name(tensor)}; a safetensors file holds {sorted(_DTYPES)}")
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, start + tensor.nbytes]}
+        start += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    whole = xxhash.xxh3_128()
+    of_tensors: dict[str, str] = {}
+    with path.open("xb") as file:
+        for piece in (len(text).to_bytes(8, "little"), text):
+            whole.update(piece)
+            file.write(piece)
+        for name, tensor in ordered:
+            of_tensors[name] = _write_tensor(file, whole, raw_bytes(tensor).data)
+    return Digests(whole.hexdigest(), of_tensors)
+
+
+def _write_tensor(file: BinaryIO, whole: Any, raw: memoryview) -> str:
+    """Write a tensor's bytes and add them to the digest of the file; returns their own."""
+    digest = xxhash.xxh3_128()
+    for start in range(0, len(raw), _PIECE_BYTES):
+        piece = raw[start : start + _PIECE_BYTES]
+        digest.update(piece)
+        whole.update(piece)
+        file.write(piece)
+    found: str = digest.hexdigest()
+    return found
