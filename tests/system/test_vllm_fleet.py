@@ -65,6 +65,8 @@ def test_a_fleet_of_vllm_engines_joins_dies_and_loses_nothing(tmp_path: Path, mo
         services.ends_well(learner)
         services.ends_well(second)
         assert_counted_once(services)
-        again = services.ledger("SELECT COUNT(*) FROM visits WHERE attempt > 1 AND state = 'accepted'")[0][0]
-        print(f"{services.ledger('SELECT COUNT(*) FROM groups')[0][0]} visits counted once, {again} at a later attempt")
+        # A lease may come back twice: unlisted, given to the same silent session again, and lost with it.
+        again = services.ledger("SELECT SUM(attempt - 1) FROM visits WHERE state = 'accepted'")[0][0]
+        (counted,) = services.ledger("SELECT COUNT(*) FROM groups")[0]
+        print(f"{counted} visits counted once, after {again} further attempts")
         assert again >= num_released
