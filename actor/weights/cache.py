@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actor.weights.silence import Silence
 from dcpo_async.errors import WeightsError
-from dcpo_async.weights.locks import has_lock, hold, let_go, opened
+from dcpo_async.weights.locks import can_be_locked, has_lock, hold, let_go, opened
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
 from dcpo_async.weights.store import (
     discard,
@@ -76,9 +76,11 @@ class WeightsCache:
     async def hold_in_place(self, folder: Path, manifest: Manifest) -> bool:
         """Hold a version where its writer has put it, on this machine, instead of a copy; False where that is not safe.
 
-        It is not where another user could write to it, or where its bytes are not those of the manifest.
+        It is not where another user could write to it, where its file system knows no locks that would keep it from
+        being removed, or where its bytes are not those of the manifest.
         """
-        return _is_private(folder) and await self._hold_cached(folder, manifest, set())
+        is_safe = _is_private(folder) and can_be_locked(folder.parent)
+        return is_safe and await self._hold_cached(folder, manifest, set())
 
     def report_progress(self) -> None:
         """A download goes on: other processes need not give up on this one."""

@@ -3,6 +3,7 @@
 They are flocks on the folder itself: the kernel drops those of a process that dies, whatever it was doing.
 """
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -17,15 +18,17 @@ def hold(folder: Path) -> int | None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return None
-    if has_lock(descriptor, fcntl.LOCK_SH):
-        return descriptor
+    with contextlib.suppress(OSError):
+        if has_lock(descriptor, fcntl.LOCK_SH):
+            return descriptor
     os.close(descriptor)
     return None
 
 
 def let_go(descriptor: int) -> None:
     """Unlock and close; a lock that is only closed would live on in a forked child."""
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
@@ -49,8 +52,21 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 
 
 def is_unused(descriptor: int) -> bool:
-    """Whether nobody holds the folder; then it is locked for this descriptor alone."""
-    return has_lock(descriptor, fcntl.LOCK_EX)
+    """Whether nobody holds the folder; then it is locked for this descriptor alone, where that is possible at all."""
+    try:
+        return has_lock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return True
+
+
+def can_be_locked(folder: Path) -> bool:
+    """Whether a folder of this file system can be locked for one process alone: NFS refuses that, having no writer."""
+    try:
+        with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+            has_lock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 @cache
