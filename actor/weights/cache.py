@@ -2,15 +2,18 @@
 
 import asyncio
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
+from stat import S_ISVTX
+from typing import NamedTuple
 
 from actor.weights.silence import Silence
 from dcpo_async.errors import WeightsError
-from dcpo_async.weights.locks import can_be_locked, has_lock, hold, let_go, opened
+from dcpo_async.weights.locks import has_lock, hold, let_go, opened
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
 from dcpo_async.weights.store import (
     discard,
@@ -21,6 +24,8 @@ from dcpo_async.weights.store import (
     version_folder,
     versions,
 )
+
+log = logging.getLogger(__name__)
 
 LOCK_NAME = ".fetch.lock"
 POLL_SECONDS = 0.05
@@ -39,6 +44,14 @@ def default_cache_folder(run_id: str) -> Path:
     return parent / f"dcpo-{os.getuid()}" / run_id
 
 
+class Place(NamedTuple):
+    """A folder on this machine, and what tells that it is the same one for another process."""
+
+    folder: Path
+    device: int
+    inode: int
+
+
 class WeightsCache:
     """A folder of whole versions, for all processes of a user that follow one run.
 
@@ -52,7 +65,7 @@ class WeightsCache:
 
     def __init__(self, folder: Path, silence_seconds: float) -> None:
         self._folder, self._silence_seconds = folder, silence_seconds
-        self._held: dict[int, int] = {}
+        self._held: dict[tuple[int, Path], int] = {}
 
     async def hold(self, manifest: Manifest, download: Callable[[Path], Awaitable[None]]) -> Path:
         """The folder of a version, every byte checked; it stays until `prune` or `close`.
@@ -73,14 +86,23 @@ class WeightsCache:
                     break
         return folder
 
-    async def hold_in_place(self, folder: Path, manifest: Manifest) -> bool:
-        """Hold a version where its writer has put it, on this machine, instead of a copy; False where that is not safe.
+    async def hold_in_place(self, place: Place, manifest: Manifest) -> Path | None:
+        """Hold a version where its writer has put it, on this machine, instead of a copy; None where that is not safe.
 
-        It is not where another user could write to it, where its file system knows no locks that would keep it from
-        being removed, or where its bytes are not those of the manifest.
+        It is not where another user could change it or its way, where the folder is another one under the same name
+        (its locks would not be seen), or where its bytes are not those of the manifest.
         """
-        is_safe = _is_private(folder) and can_be_locked(folder.parent)
-        return is_safe and await self._hold_cached(folder, manifest, set())
+        try:
+            folder = place.folder.resolve(strict=True)
+            found = folder.stat()
+            is_safe = (found.st_dev, found.st_ino) == (place.device, place.inode) and _is_private(folder)
+            if is_safe and await self._hold_cached(folder, manifest, set()):
+                return folder
+        except OSError as error:
+            log.info("version %d is copied: %s", manifest.weights_version, error)
+            return None
+        log.info("version %d is copied: %s is not this learner's, or not safe", manifest.weights_version, place.folder)
+        return None
 
     def report_progress(self) -> None:
         """A download goes on: other processes need not give up on this one."""
@@ -91,8 +113,8 @@ class WeightsCache:
 
         Returns the versions removed. Freeing gigabytes takes a moment: call it in a thread.
         """
-        for version in [held for held in self._held if held not in keep]:
-            let_go(self._held.pop(version))
+        for held in [held for held in self._held if held[0] not in keep]:
+            let_go(self._held.pop(held))
         removed = []
         for version in versions(self._folder):
             folder = version_folder(self._folder, version)
@@ -109,7 +131,8 @@ class WeightsCache:
         """Hold the version's folder if it is there and whole; one that is not is added to `rejected`."""
         if not self._hold(folder, manifest.weights_version):
             return False
-        inode = os.fstat(self._held[manifest.weights_version]).st_ino
+        key = (manifest.weights_version, folder)
+        inode = os.fstat(self._held[key]).st_ino
         try:
             is_whole = await asyncio.to_thread(verify, folder) == manifest
         except (WeightsError, OSError):
@@ -117,7 +140,7 @@ class WeightsCache:
         # A folder that was exchanged meanwhile is not the one that is held.
         if is_whole and _inode(folder) == inode:
             return True
-        let_go(self._held.pop(manifest.weights_version))
+        let_go(self._held.pop(key))
         rejected.add(inode)
         return False
 
@@ -126,9 +149,9 @@ class WeightsCache:
         descriptor = hold(folder)
         if descriptor is None:
             return False
-        if version in self._held:
-            let_go(self._held[version])
-        self._held[version] = descriptor
+        if (version, folder) in self._held:
+            let_go(self._held[version, folder])
+        self._held[version, folder] = descriptor
         return True
 
     async def _may_download(self, lock: int, folder: Path, rejected: set[int]) -> bool:
@@ -157,7 +180,8 @@ class WeightsCache:
             # Not fsynced: what a power failure leaves is checked before it is used.
             await asyncio.to_thread(verify, writing, self.report_progress)
             # Held before it has its name, so that no other process can remove it in between.
-            self._hold(writing, manifest.weights_version)
+            if not self._hold(writing, manifest.weights_version):
+                raise WeightsError(f"{writing} cannot be locked; put the cache on another file system")
             await asyncio.to_thread(discard, folder)
             writing.rename(folder)
 
@@ -173,12 +197,11 @@ def _make_private(folder: Path) -> None:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether only this user, or root, can change a version and its name."""
-    try:
-        stats = [path.stat() for path in (folder, folder.parent)]
-    except OSError:
-        return False
-    return all(stat.st_uid in (os.getuid(), 0) and not stat.st_mode & OTHERS_WRITE for stat in stats)
+    """Whether only this user, or root, can change a version or the way to it."""
+    return all(
+        stat.st_uid in (os.getuid(), 0) and (not stat.st_mode & OTHERS_WRITE or stat.st_mode & S_ISVTX)
+        for stat in (path.stat() for path in (folder, *folder.parents))
+    )
 
 
 def _inode(folder: Path) -> int | None:

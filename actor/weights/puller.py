@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from actor.weights.cache import WeightsCache
+from actor.weights.cache import Place, WeightsCache
 from actor.weights.silence import Silence
 from dcpo_async.errors import PeerLostError, ProtocolError, RefusedError, WeightsError
 from dcpo_async.protocol.messages import Envelope, Message, Reject
@@ -70,8 +70,8 @@ class WeightPuller:
         """
         async with self._one_at_a_time:
             manifest, here = await self._ask_for_manifest(version)
-            if here is not None and await self._cache.hold_in_place(here, manifest):
-                return here, manifest
+            if here is not None and (folder := await self._cache.hold_in_place(here, manifest)) is not None:
+                return folder, manifest
             return await self._cache.hold(manifest, lambda writing: self._download(manifest, writing)), manifest
 
     async def newest(self) -> Manifest:
@@ -92,7 +92,7 @@ class WeightPuller:
 
     # ---- the server
 
-    async def _ask_for_manifest(self, version: int) -> tuple[Manifest, Path | None]:
+    async def _ask_for_manifest(self, version: int) -> tuple[Manifest, Place | None]:
         """A manifest, and where its version stands if that is on this machine."""
         # An answer that came too late for an earlier call would pass for this one's.
         while await self._channel.receive(0) is not None:
@@ -107,9 +107,11 @@ class WeightPuller:
                     return manifest, self._place(answer.message)
             silence.check(self._named_peer())
 
-    def _place(self, message: ManifestMessage) -> Path | None:
-        is_here = self._in_place and message.folder and message.machine == machine_id() != ""
-        return Path(message.folder) if is_here else None
+    def _place(self, message: ManifestMessage) -> Place | None:
+        is_here = self._in_place and message.folder.startswith("/") and "\0" not in message.folder
+        if not is_here or not message.machine or message.machine != machine_id():
+            return None
+        return Place(Path(message.folder), message.device, message.inode)
 
     def _checked(self, message: ManifestMessage) -> Manifest:
         if message.error:
@@ -204,9 +206,12 @@ def _allocate(folder: Path, manifest: Manifest) -> None:
 
     Their pages are not filled: in shared memory that would touch every byte once more than the download does.
     """
-    needed, free = sum(entry.num_bytes for entry in manifest.files), shutil.disk_usage(folder).free
-    if needed > free:
-        raise WeightsError(f"{folder.parent} has {free} bytes free, version {manifest.weights_version} needs {needed}")
+    needed, disk = sum(entry.num_bytes for entry in manifest.files), shutil.disk_usage(folder)
+    # A file system without a size of its own, such as ramfs, says 0 of everything.
+    if disk.total and needed > disk.free:
+        raise WeightsError(
+            f"{folder.parent} has {disk.free} bytes free, version {manifest.weights_version} needs {needed}"
+        )
     for entry in manifest.files:
         with (folder / entry.name).open("xb") as file:
             file.truncate(entry.num_bytes)

@@ -18,7 +18,7 @@ class ManifestWant(Message):
 class ManifestMessage(Message):
     """The manifest of a version as JSON, or why there is none.
 
-    Whoever runs on the same machine, and may read its folder there, need not fetch it.
+    Whoever runs on the same machine, and finds the same folder there (by device and inode), need not fetch it.
     """
 
     kind = "manifest"
@@ -26,6 +26,8 @@ class ManifestMessage(Message):
     manifest_json: Annotated[str, Field(max_length=64 << 20)]
     machine: Text = ""
     folder: Text = ""
+    device: Count = 0
+    inode: Count = 0
     error: Text = ""
 
 

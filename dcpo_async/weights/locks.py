@@ -4,12 +4,15 @@ They are flocks on the folder itself: the kernel drops those of a process that d
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+
+UNLOCKABLE = (errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def hold(folder: Path) -> int | None:
@@ -18,9 +21,8 @@ def hold(folder: Path) -> int | None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return None
-    with contextlib.suppress(OSError):
-        if has_lock(descriptor, fcntl.LOCK_SH):
-            return descriptor
+    if has_lock(descriptor, fcntl.LOCK_SH):
+        return descriptor
     os.close(descriptor)
     return None
 
@@ -51,22 +53,18 @@ def opened(path: Path, flags: int) -> Iterator[int]:
         let_go(descriptor)
 
 
-def is_unused(descriptor: int) -> bool:
-    """Whether nobody holds the folder; then it is locked for this descriptor alone, where that is possible at all."""
+def is_unused(descriptor: int, *, if_unlockable: bool = False) -> bool:
+    """Whether nobody holds the folder; then it is locked for this descriptor alone.
+
+    Args:
+        if_unlockable: the answer where the file system knows no such locks, so that nobody can hold anything.
+    """
     try:
         return has_lock(descriptor, fcntl.LOCK_EX)
-    except OSError:
-        return True
-
-
-def can_be_locked(folder: Path) -> bool:
-    """Whether a folder of this file system can be locked for one process alone: NFS refuses that, having no writer."""
-    try:
-        with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-            has_lock(descriptor, fcntl.LOCK_EX)
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        if error.errno in UNLOCKABLE:
+            return if_unlockable
+        raise
 
 
 @cache

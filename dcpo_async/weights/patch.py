@@ -36,10 +36,11 @@ _LONG_GAP = (1 << 16) - 1
 _MAX_STEP, _FAR = 127, -128
 _DENSE_FROM = 1 / 3
 """A tensor of which so much changes is not worth a try at sparse coding."""
+_FEW = 64
 _ZSTD_LEVEL = 1
 _TILE_BYTES = 1 << 20
 """Tensors are compared in stretches that stay in a core's cache."""
-_MAX_HEADER_BYTES = 64 << 20
+_MAX_HEADER_BYTES = 16 << 20
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.unsignedinteger[Any]]
@@ -59,13 +60,13 @@ class _Change(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     name: str
     dtype: str
-    shape: tuple[Count, ...]
+    shape: Annotated[tuple[Count, ...], Field(max_length=64)]
     digest: Digest
     encoding: Literal["same", "sparse", "dense"]
     num_changes: Count = 0
     num_gaps: Count = 0
     num_far: Count = 0
-    section_bytes: tuple[Count, ...] = ()
+    section_bytes: Annotated[tuple[Count, ...], Field(max_length=3 + 8)] = ()
 
 
 _CHANGES = TypeAdapter(tuple[_Change, ...])
@@ -126,13 +127,14 @@ def _encoded(
 ) -> tuple[_Change, list[bytes | memoryview]]:
     raw = raw_bytes(new)
     words, old = _as_words(raw, new), _as_words(raw_bytes(base), new)
-    changed = _changed(words, old, differs)
+    most = int(_DENSE_FROM * words.size)
+    changed = _changed(words, old, differs, most)
     change = _Change(
         name=name, dtype=dtype_name(new), shape=tuple(new.shape), digest=bytes_digest(raw), encoding="same"
     )
-    if changed.size == 0:
+    if changed is not None and changed.size == 0:
         return change, []
-    if changed.size <= _DENSE_FROM * words.size:
+    if changed is not None:
         gaps = _gaps_of(changed)
         steps, far = _steps_of(words[changed], old[changed])
         compress = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress
@@ -194,26 +196,26 @@ def _change_words(words: Words, change: _Change, sections: Sequence[memoryview])
     is_far = steps == _FAR
     if int(np.count_nonzero(is_far)) != change.num_far:
         raise WeightsError(f"tensor {change.name!r}: the patch has bits of {change.num_far} words, its steps say other")
+    planes = [_plane(change, section, change.num_far) for section in sections[3:]]
     words[indices] += steps.astype(words.dtype)
-    if change.num_far:
-        planes = [_plane(change, section, change.num_far) for section in sections[3:]]
-        words[indices[is_far]] = _joined_planes(planes, words.dtype.str)
+    words[indices[is_far]] = _joined_planes(planes, words.dtype.str)
 
 
 def _require_dense(change: _Change, sections: Sequence[memoryview], words: Words) -> None:
     found = [section.nbytes for section in sections]
-    if found != [words.nbytes] or change.num_changes != words.size:
+    if found != [words.nbytes] or change.num_changes != words.size or not words.size:
         raise WeightsError(f"tensor {change.name!r} has {words.nbytes} bytes, the patch stores {found}")
 
 
 # ---- gaps and values
 
 
-def _changed(new: Words, old: Words, differs: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _changed(new: Words, old: Words, differs: NDArray[np.bool_], most: int) -> NDArray[np.int64] | None:
     """Indices of the words that differ, ascending; compared 8 bytes at a time, most of which are equal.
 
     Args:
         differs: overwritten; a place for each 8 bytes of a tile.
+        most: None is returned as soon as there are more; small tensors may have a few all the same.
     """
     num_whole = new.nbytes // 8 * 8 // new.itemsize
     per_block = max(1, 8 // new.itemsize)
@@ -224,8 +226,11 @@ def _changed(new: Words, old: Words, differs: NDArray[np.bool_]) -> NDArray[np.i
         blocks = np.flatnonzero(np.not_equal(one, other, out=differs[: len(one)]))
         within = np.flatnonzero((one[blocks] ^ other[blocks]).view(new.dtype))
         found.append((blocks[within // per_block] + start) * per_block + within % per_block)
+        if sum(map(len, found)) > max(most, _FEW):
+            return None
     found.append(num_whole + np.flatnonzero(new[num_whole:] != old[num_whole:]))
-    return np.concatenate(found)
+    indices: NDArray[np.int64] = np.concatenate(found)
+    return indices
 
 
 def _gaps_of(indices: NDArray[np.int64]) -> NDArray[np.uint16]:
@@ -268,7 +273,9 @@ def _plane(change: _Change, section: memoryview, num_bytes: int) -> Bytes:
     try:
         # What a frame says of itself is allocated before anything else is looked at.
         if zstandard.frame_content_size(section) == num_bytes:
-            plane = np.frombuffer(zstandard.ZstdDecompressor().decompress(section), dtype=np.uint8)
+            plane = np.frombuffer(
+                zstandard.ZstdDecompressor().decompress(section, allow_extra_data=False), dtype=np.uint8
+            )
             if len(plane) == num_bytes:
                 return plane
     except zstandard.ZstdError as error:

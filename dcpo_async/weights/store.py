@@ -78,7 +78,8 @@ def write_snapshot(
         raise WeightsError(f"no config.json in {skeleton_folder}; it must be a Hugging Face model folder")
     tied = dict(tied or {})
     whole = _storable(tensors, tied)
-    store_folder.mkdir(parents=True, exist_ok=True)
+    # Not writable for others, whatever the umask: actors of this machine read it only then.
+    store_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     with unfinished_folder(store_folder) as folder:
         _copy_skeleton(skeleton_folder, folder)
         digests = write_tensors(folder / WEIGHTS_NAME, whole)
@@ -140,7 +141,9 @@ def prune(store_folder: Path, keep: int, protect: Set[int] = frozenset()) -> lis
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least the newest version has to stay")
     superfluous = [version for version in versions(store_folder)[:-keep] if version not in protect]
-    return [version for version in superfluous if discard_unused(version_folder(store_folder, version))]
+    return [
+        version for version in superfluous if discard_unused(version_folder(store_folder, version), if_unlockable=True)
+    ]
 
 
 def discard(folder: Path) -> None:
@@ -154,15 +157,21 @@ def discard(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def discard_unused(folder: Path) -> bool:
-    """Remove a version unless some process holds it; False where one does, or there is none."""
+def discard_unused(folder: Path, *, if_unlockable: bool = False) -> bool:
+    """Remove a version unless some process holds it; False where one does, or there is none.
+
+    Args:
+        if_unlockable: remove it where the file system knows no locks, so that nobody can hold it.
+    """
     try:
         with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-            if not is_unused(descriptor):
+            is_ours = is_unused(descriptor, if_unlockable=if_unlockable)
+            # Another process may have removed what was opened, and a new version may stand there by now.
+            if not is_ours or not os.path.samestat(os.fstat(descriptor), folder.stat()):
                 return False
             discard(folder)
             return True
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -24,6 +24,9 @@ _DTYPES = {
     "int16": "I16",
     "int8": "I8",
     "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
     "bool": "BOOL",
     "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2",
@@ -52,6 +55,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digests:
     for name, tensor in ordered:
         if (dtype := _DTYPES.get(dtype_name(tensor))) is None:
             raise WeightsError(f"tensor {name!r} is {dtype_name(tensor)}; a safetensors file holds {sorted(_DTYPES)}")
+        if name in header:
+            raise WeightsError(f"tensor {name!r} has the name of a safetensors file's own words")
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, start + tensor.nbytes]}
         start += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -62,12 +62,18 @@ def _manifest_message(shelf: "_Shelf", want: ManifestWant) -> ManifestMessage:
         manifest = shelf.manifest(want.weights_version or shelf.newest())
     except WeightsError as error:
         return ManifestMessage(weights_version=want.weights_version, manifest_json="", error=str(error))
-    return ManifestMessage(
-        weights_version=manifest.weights_version,
-        manifest_json=manifest.to_json(),
-        machine=machine_id(),
-        folder=str(shelf.folder(manifest.weights_version)),
-    )
+    text = ManifestMessage(weights_version=manifest.weights_version, manifest_json=manifest.to_json())
+    return text.model_copy(update=_place_of(shelf.folder(manifest.weights_version)))
+
+
+def _place_of(folder: Path) -> dict[str, str | int]:
+    """What tells a peer that a folder of its own is this one; nothing where its name cannot be sent."""
+    try:
+        found = folder.stat()
+        str(folder).encode()
+    except (OSError, UnicodeEncodeError):
+        return {}
+    return {"machine": machine_id(), "folder": str(folder), "device": found.st_dev, "inode": found.st_ino}
 
 
 def _chunk_message(shelf: "_Shelf", want: ChunkWant) -> tuple[ChunkMessage, dict[str, NDArray[np.uint8]]]:

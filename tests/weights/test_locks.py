@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from dcpo_async.weights.locks import can_be_locked, hold, is_unused, let_go, machine_id, opened
+from dcpo_async.weights.locks import hold, is_unused, let_go, machine_id, opened
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY
 
@@ -31,13 +31,12 @@ def test_a_folder_that_is_being_removed_or_is_not_there_cannot_be_held(tmp_path:
     let_go(descriptor)
 
 
-def test_a_folder_that_cannot_be_locked_is_removed_as_if_it_were_unused(tmp_path: Path) -> None:
+def test_where_folders_cannot_be_locked_the_caller_says_what_follows(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, FOLDER)
     os.close(descriptor)
-    # What NFS says to an exclusive lock on a folder is what the kernel says of a closed descriptor.
-    assert is_unused(descriptor)
-    assert can_be_locked(tmp_path)
-    assert not can_be_locked(tmp_path / "nowhere")
+    # A closed descriptor cannot be locked either, and says so by the same error.
+    assert not is_unused(descriptor)
+    assert is_unused(descriptor, if_unlockable=True)
 
 
 def test_a_machine_is_the_same_for_all_its_processes() -> None:

@@ -248,6 +248,9 @@ ONE = planes(b"\1", b"\0", b"\xf9", *NO_BITS)
         change(*planes(b"\1", b"\0", b"\x80", *NO_BITS), **STEP),  # far, without its bits
         change(*planes(b"\1", b"\0", b"\xf9", b"\0", b"\0", b"\0", b"\0"), **FAR),  # bits of a word that is near
         change(*ONE[:3], **STEP),
+        change(*ONE[:3], *planes(b"x", b"x", b"x", b"x"), **STEP),  # bits that nobody asks for
+        change(ONE[0] + ONE[1], *ONE[1:], **STEP),  # something behind a frame
+        change(*[b""] * 12, **STEP),
         change(*ONE, *planes(b""), **STEP),
         change(b"\1", b"\0", b"\xf9", *NO_BITS, **STEP),  # not compressed
         change(*ONE, **STEP | {"num_changes": 5, "num_gaps": 5}),
@@ -270,6 +273,21 @@ ONE = planes(b"\1", b"\0", b"\xf9", *NO_BITS)
 def test_a_sealed_patch_with_impossible_content_is_refused(head: bytes, payload: bytes) -> None:
     with pytest.raises(WeightsError):
         apply_patch({"w": torch.tensor([0, 7, 0, 0], dtype=torch.int32)}, sealed(head, payload))
+
+
+def test_an_empty_tensor_has_nothing_to_store() -> None:
+    head, payload = change(b"", shape=[0], digest=xxhash.xxh3_128(b"").hexdigest(), encoding="dense")
+    with pytest.raises(WeightsError):
+        apply_patch({"w": torch.empty(0, dtype=torch.int32)}, sealed(head, payload))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32, torch.float64])
+def test_changes_at_the_edges_of_what_is_compared_at_once_are_found(dtype: torch.dtype) -> None:
+    num_words = (1 << 20) // dtype.itemsize
+    base = {"w": torch.zeros(2 * num_words + 3, dtype=dtype)}
+    new = {"w": base["w"].clone()}
+    new["w"][[0, num_words - 1, num_words, 2 * num_words - 1, 2 * num_words, 2 * num_words + 2]] = 1
+    assert torch.equal(apply_patch(base, encode_patch(base, new))["w"], new["w"])
 
 
 def test_a_frame_that_claims_to_be_huge_is_refused_before_it_is_unpacked() -> None:

@@ -1,5 +1,6 @@
 """Tensors on disk, as the library of safetensors reads them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,11 @@ def test_what_was_written_is_what_the_library_loads(tmp_path: Path) -> None:
     for name, tensor in TENSORS.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
         assert raw_bytes(found[name]).tobytes() == raw_bytes(tensor).tobytes(), name
+    content = (tmp_path / "model.safetensors").read_bytes()
+    header = json.loads(content[8 : (start := 8 + int.from_bytes(content[:8], "little"))])
+    assert start % 8 == 0
+    for name, tensor in TENSORS.items():
+        assert header[name]["data_offsets"][0] % tensor.element_size() == 0, name
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
 
@@ -44,6 +50,11 @@ def test_the_digests_are_those_of_the_bytes(tmp_path: Path) -> None:
 def test_no_tensors_are_a_file_too(tmp_path: Path) -> None:
     write_tensors(tmp_path / "model.safetensors", {})
     assert load_file(tmp_path / "model.safetensors") == {}
+
+
+def test_a_name_of_the_files_own_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="__metadata__"):
+        write_tensors(tmp_path / "model.safetensors", {"__metadata__": torch.zeros(2)})
 
 
 def test_a_type_that_safetensors_does_not_know_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,10 +147,12 @@ async def test_a_version_that_stands_on_this_machine_is_used_where_it_is(store: 
         client.close()
 
 
-async def test_a_version_that_others_could_change_is_copied(store: Path, cache: Path) -> None:
+@pytest.mark.parametrize("up", [0, 1, 2])
+async def test_a_version_that_others_could_change_is_copied(store: Path, cache: Path, up: int) -> None:
     publish(store, 1)
     network = MemoryNetwork()
-    version_folder(store, 1).chmod(0o777)
+    # The version, the store, or a folder above it.
+    (version_folder(store, 1), *version_folder(store, 1).parents)[up].chmod(0o777)
     async with served(network.router(), store):
         client = puller(network.dealer(b"actor"), cache, in_place=True)
         assert (await client.fetch())[0] == version_folder(cache, 1)
@@ -170,7 +173,13 @@ async def test_a_version_that_does_not_match_its_manifest_is_not_used_in_place(s
         assert discard_unused(version_folder(store, 1))
 
 
-async def test_a_version_on_another_machine_is_fetched(store: Path, cache: Path) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [{"machine": "another"}, {"inode": 1}, {"device": 1}, {"folder": "v00000001"}, {"folder": "/a\0b"}, {"folder": ""}],
+)
+async def test_a_version_on_another_machine_or_in_another_folder_is_fetched(
+    store: Path, cache: Path, other: dict[str, Any]
+) -> None:
     publish(store, 1)
     network, elsewhere = MemoryNetwork(), MemoryNetwork()
 
@@ -182,7 +191,7 @@ async def test_a_version_on_another_machine_is_fetched(store: Path, cache: Path)
                 answer = await dealer.receive(5.0)
                 assert answer is not None
                 if isinstance(answer.message, ManifestMessage):
-                    answer = replace(answer, message=answer.message.model_copy(update={"machine": "another"}))
+                    answer = replace(answer, message=answer.message.model_copy(update=other))
                 await router.send(received.peer, answer)
 
     async with served(network.router(), store):

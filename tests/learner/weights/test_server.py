@@ -38,10 +38,10 @@ def publish(store: Path, version: int) -> Manifest:
 def told(store: Path, manifest: Manifest) -> ManifestMessage:
     """What the server says of a version: its manifest, and where it stands on this machine."""
     version = manifest.weights_version
-    folder = str(version_folder(store, version).resolve())
-    return ManifestMessage(
-        weights_version=version, manifest_json=manifest.to_json(), machine=machine_id(), folder=folder
-    )
+    folder = version_folder(store, version).resolve()
+    text = ManifestMessage(weights_version=version, manifest_json=manifest.to_json())
+    place = {"device": folder.stat().st_dev, "inode": folder.stat().st_ino}
+    return text.model_copy(update={"machine": machine_id(), "folder": str(folder), **place})
 
 
 @pytest.fixture
