@@ -12,6 +12,7 @@ from dcpo_async.protocol.conversion import group_to_message
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.records import Group, Lease, Prompt, Response, VersionSegment
 from learner.coordinator.intake import Intake
+from learner.coordinator.shards import StepGroup, step_groups
 from learner.ledger.ledger import Ledger
 
 VOCAB_SIZE = 50
@@ -97,3 +98,20 @@ def train(intake: Intake, *steps: Sequence[Sequence[float]], text: str = "respon
             assert lease is not None
             assert intake.accept(b"a", answer(lease, version, rewards, text=text)).outcome == "accepted"
         assert intake.commit_batch(step)
+
+
+def leases_of(intake: Intake, session: bytes = b"a", at_most: int = 100) -> list[Lease]:
+    """Everything that the gate gives out now, at most `at_most`."""
+    granted: list[Lease] = []
+    while len(granted) < at_most and (lease := intake.grant(session, now=0.0)) is not None:
+        granted.append(lease)
+    return granted
+
+
+def stored_groups(intake: Intake, step: int) -> list[StepGroup]:
+    """What ranks would train on at this step."""
+    return step_groups(intake.ledger, step, intake.prompts, with_old=False)
+
+
+def outcome(intake: Intake, group: Envelope, session: bytes = b"a") -> str:
+    return intake.accept(session, group).outcome

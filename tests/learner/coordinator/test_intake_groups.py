@@ -8,30 +8,9 @@ import pytest
 from dcpo_async.algorithm import fading_advantages, smooth_advantages
 from dcpo_async.algorithm.reward_stats import RewardStats
 from dcpo_async.errors import LedgerError
-from dcpo_async.protocol.messages import Envelope
 from dcpo_async.records import Lease
-from learner.coordinator.intake import Intake
-from learner.coordinator.shards import StepGroup, step_groups
 from learner.scheduling.leases import SlotState
-from tests.learner.small_run import OpenIntake, answer, make_config, publish
-
-
-def leases_of(intake: Intake, session: bytes = b"a", at_most: int = 100) -> list[Lease]:
-    """Everything that the gate gives out now, at most `at_most`."""
-    granted: list[Lease] = []
-    while len(granted) < at_most and (lease := intake.grant(session, now=0.0)) is not None:
-        granted.append(lease)
-    return granted
-
-
-def stored_groups(intake: Intake, step: int) -> list[StepGroup]:
-    """What ranks would train on at this step."""
-    return step_groups(intake.ledger, step, intake.prompts, with_old=False)
-
-
-def outcome(intake: Intake, group: Envelope, session: bytes = b"a") -> str:
-    return intake.accept(session, group).outcome
-
+from tests.learner.small_run import OpenIntake, answer, leases_of, make_config, outcome, publish, stored_groups
 
 # ---- groups
 
