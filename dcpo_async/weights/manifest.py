@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dcpo_async.errors import WeightsError
+from dcpo_async.weights.canary import Canary
 
 MANIFEST_NAME = "manifest.json"
 
@@ -59,6 +60,7 @@ class Manifest(BaseModel):
         base_version: the version that a patch applies to; None for a full snapshot.
         dtype: type of the learner's forward pass, as torch spells it.
         tied: further names of tensors that stand in `tensors` under another name, each with that name.
+        canary: log-probs under these weights, for the engine's proof; None where the writer has no model.
     """
 
     model_config = _FROZEN
@@ -71,6 +73,7 @@ class Manifest(BaseModel):
     files: tuple[FileEntry, ...]
     tensors: tuple[TensorEntry, ...]
     tied: Mapping[str, str]
+    canary: Canary | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

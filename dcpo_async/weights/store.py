@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dcpo_async.errors import WeightsError
+from dcpo_async.weights.canary import Canary
 from dcpo_async.weights.locks import is_unused, opened
 from dcpo_async.weights.manifest import MANIFEST_NAME, FileEntry, Manifest, TensorEntry, is_publishable
 from dcpo_async.weights.raw import dtype_name
@@ -52,6 +53,7 @@ def write_snapshot(
     tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
     skeleton_folder: Path,
     tied: Mapping[str, str] | None = None,
+    canary: Canary | None = None,
 ) -> Manifest:
     """Publish full weights as a new version: readers see it whole or not at all.
 
@@ -65,6 +67,7 @@ def write_snapshot(
         skeleton_folder: the model's configuration and tokenizer; not its weights, and no files that could be
             executed or unpickled.
         tied: further names of tensors, each with the name that it stands under.
+        canary: what the trainer's model says under these weights.
 
     Raises:
         WeightsError: the number was used, the skeleton has no config.json, or the disk is full.
@@ -95,6 +98,7 @@ def write_snapshot(
             files=(*map(_file_entry, others), weights),
             tensors=tuple(_tensor_entry(name, tensor, digests.tensors[name]) for name, tensor in whole.items()),
             tied=tied,
+            canary=canary,
         )
         (folder / MANIFEST_NAME).write_text(manifest.to_json())
         folder.rename(version_folder(store_folder, weights_version))
