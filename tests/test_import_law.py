@@ -48,6 +48,7 @@ SERVICES = {
     "learner/coordinator": "ledger scheduling",
     "learner/reports": "ledger",
     "learner/trainer": "weights",
+    "learner/publisher": "trainer weights",
     "learner/run_setup": "coordinator ledger",
     "learner/launcher": "coordinator problems run_setup",
 }

@@ -8,7 +8,6 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +23,7 @@ from dcpo_async.errors import TrainerError
 from learner.trainer.checkpoint import CheckpointLayout, load_checkpoint, save_checkpoint, verified_checkpoint
 from learner.trainer.packing import MicroBatch
 from learner.trainer.policy import PolicyModel
-from learner.weights.gather import gather_weights
+from learner.weights.layout import Layout, Schema, tied_names
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +38,7 @@ class TrainEngine:
         device: of the model.
         dtype: of the forward pass and of published weights.
         tokenizer: of the model.
+        schema: of the weights that are published.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -68,6 +68,7 @@ class TrainEngine:
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
         # Small integers are agreed on between CPUs, so that no agreement waits for a GPU.
         self._host_group = dist.new_group(backend="gloo", timeout=deadline)
+        self.schema = Schema(layout=Layout.of(self.model, self.dtype), tied=tied_names(self.model))
         self._layout = CheckpointLayout(
             num_ranks=self.num_ranks, zero_stage=self._deepspeed.zero_optimization_stage(), dtype=str(self.dtype)
         )
@@ -147,11 +148,6 @@ class TrainEngine:
         return result
 
     # ---- state
-
-    def gather_weights(self) -> dict[str, Tensor]:
-        """The weights on rank 0; empty on the others, which have to call it all the same."""
-        gather = deepspeed.zero.GatheredParameters if self._layout.zero_stage == 3 else nullcontext
-        return gather_weights(self.model, self.dtype, gather, keep=self.rank == 0)
 
     def save(self, folder: Path, step: int, config_digest: str) -> None:
         """Write the checkpoint of a step; all ranks call it."""
