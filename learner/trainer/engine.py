@@ -17,13 +17,14 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from dcpo_async.config import RunConfig, merged
 from dcpo_async.errors import TrainerError
 from learner.trainer.checkpoint import CheckpointLayout, load_checkpoint, save_checkpoint, verified_checkpoint
 from learner.trainer.packing import MicroBatch
 from learner.trainer.policy import PolicyModel
+from learner.weights.checkpoint_format import checkpoint_views, in_checkpoint_format, loaded_model
 from learner.weights.gather import gather_weights
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class TrainEngine:
         device: of the model.
         dtype: of the forward pass and of published weights.
         tokenizer: of the model.
+        views: where the tensors of the model's checkpoint lie in the model.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -51,7 +53,8 @@ class TrainEngine:
         deadline = timedelta(seconds=config.training.step_timeout_seconds)
         deepspeed.init_distributed(backend, timeout=deadline, verbose=False)
         self._settings, self.dtype = config.training, forward_dtype(config)
-        model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=self.dtype)
+        model = loaded_model(config.model.path, self.dtype)
+        self.views = checkpoint_views(model)
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         policy = PolicyModel(model, config.sampling.temperature).train()
@@ -149,9 +152,10 @@ class TrainEngine:
     # ---- state
 
     def gather_weights(self) -> dict[str, Tensor]:
-        """The weights on rank 0; empty on the others, which have to call it all the same."""
+        """The weights on rank 0, as a checkpoint has them; empty on the others, which have to call it all the same."""
         gather = deepspeed.zero.GatheredParameters if self._layout.zero_stage == 3 else nullcontext
-        return gather_weights(self.model, self.dtype, gather, keep=self.rank == 0)
+        state = gather_weights(self.model, self.dtype, gather, keep=self.rank == 0)
+        return in_checkpoint_format(state, self.views) if state else {}
 
     def save(self, folder: Path, step: int, config_digest: str) -> None:
         """Write the checkpoint of a step; all ranks call it."""

@@ -1,4 +1,4 @@
-"""From the trainer's model to whole weights: gathered layer by layer, named as in the model's own checkpoint."""
+"""From the trainer's model to whole weights, gathered layer by layer, and to a folder that they can be loaded from."""
 
 import re
 import shutil
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcpo_async.durable import replace_folder
+from dcpo_async.weights.tensor_file import write_tensors
 
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[object]]
 """Makes partitioned parameters whole for the length of a context; all ranks enter in the same order."""
@@ -22,9 +22,10 @@ _LAYER = re.compile(r"(.*?\.\d+)\.")
 
 
 def gather_weights(model: nn.Module, dtype: torch.dtype, gather: Gather, keep: bool) -> dict[str, Tensor]:
-    """Return the model's weights on the CPU; every rank has to call it, and only those that keep get them.
+    """Return the model's state on the CPU; every rank has to call it, and only those that keep get it.
 
     A layer at a time is whole on each rank, never the model. A tensor with several names stands under the first.
+    Persistent buffers keep their type: they are not rounded in the forward pass.
 
     Args:
         model: a Hugging Face model, partitioned or not.
@@ -39,6 +40,10 @@ def gather_weights(model: nn.Module, dtype: torch.dtype, gather: Gather, keep: b
             if keep:
                 # Copied out: what the context shows is taken back when it ends, or trained on.
                 weights |= {name: parameter.detach().to("cpu", dtype, copy=True) for name, parameter in named}
+    if keep:
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+        weights |= {name: buffer.to("cpu", copy=True) for name, buffer in buffers.items()}
     return weights
 
 
@@ -76,5 +81,5 @@ def export_weights(folder: Path, skeleton: Path, weights: Mapping[str, Tensor]) 
     writing = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(writing, ignore_errors=True)
     shutil.copytree(skeleton, writing)
-    save_file(dict(weights), writing / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(writing / "model.safetensors", weights)
     replace_folder(writing, folder)
