@@ -14,8 +14,8 @@ _ALL = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "max_position_embeddings": 256,
     "tie_word_embeddings": False,
     "pad_token_id": 0,
@@ -37,11 +37,12 @@ _GROUPS = {
 }
 _LATENT = {
     "q_lora_rank": 32,
-    "kv_lora_rank": 32,
+    # vLLM's latent attention takes these two in no other sizes.
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 16,
     "v_head_dim": 32,
-    "num_key_value_heads": 4,
+    "num_key_value_heads": 2,
     # transformers has no use for these two, but DeepSeek's own folders have them, and vLLM would route otherwise.
     "topk_method": "noaux_tc",
     "scoring_func": "sigmoid",
@@ -53,7 +54,7 @@ DENSE: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
     "gemma2": _WINDOW,
     "gemma3_text": _WINDOW,
-    "phi": {"num_key_value_heads": 4},
+    "phi": {"num_key_value_heads": 2},
     "phi3": {},
 }
 MIXTURES: dict[str, dict[str, Any]] = {

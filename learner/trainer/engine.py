@@ -24,8 +24,9 @@ from dcpo_async.errors import TrainerError
 from learner.trainer.checkpoint import CheckpointLayout, load_checkpoint, save_checkpoint, verified_checkpoint
 from learner.trainer.packing import MicroBatch
 from learner.trainer.policy import PolicyModel
-from learner.weights.checkpoint_format import checkpoint_views, in_checkpoint_format, loaded_model
+from learner.weights.checkpoint_format import checkpoint_views, in_checkpoint_format
 from learner.weights.gather import gather_weights
+from learner.weights.loading import loaded_model
 
 log = logging.getLogger(__name__)
 
