@@ -49,7 +49,7 @@ _LATENT = {
 }
 DENSE: dict[str, dict[str, Any]] = {
     "llama": {},
-    "mistral": {"sliding_window": None},
+    "mistral": {"sliding_window": 16},
     "qwen2": {},
     "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
     "gemma2": _WINDOW,

@@ -74,9 +74,17 @@ def in_checkpoint_format(state: Mapping[str, Tensor], views: Mapping[str, Tensor
 
 
 class _NoCopies(TorchDispatchMode):
-    """Copies are views of what they are copied from, so that a result tells where its values come from."""
+    """Copies are views of what they are copied from, so that a result tells where its values come from.
+
+    Attributes:
+        storage: which the last operation took a tensor from.
+    """
+
+    storage: int | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(args[0], Tensor):
+            self.storage = args[0].untyped_storage()._cdata
         if func is torch.ops.aten.clone.default:
             return torch.ops.aten.alias.default(args[0])
         if func._schema.is_mutable:
@@ -95,12 +103,16 @@ def all_views(model: Any) -> dict[str, TensorView]:
         for name, tensor in model.state_dict().items()
         if name not in ignored
     }
+    sources = {tensor.untyped_storage()._cdata: name for name, tensor in state.items()}
+    operations = _NoCopies()  # type: ignore[no-untyped-call]
     try:
-        with _NoCopies():  # type: ignore[no-untyped-call]
+        with operations:
             reverted = revert_weight_conversion(model, dict(state))
     except Exception as error:
-        raise ConfigError(f"the checkpoint format of {kind} cannot be written: {first_line(error)}") from error
-    sources = {tensor.untyped_storage()._cdata: name for name, tensor in state.items()}
+        name = sources.get(operations.storage, "unknown")
+        raise ConfigError(
+            f"tensor {name} of a {kind} model has no plain place in its checkpoint: {first_line(error)}"
+        ) from error
     views: dict[str, TensorView] = {}
     num_seen: Counter[str] = Counter()
     for name, tensor in reverted.items():
