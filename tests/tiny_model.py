@@ -11,19 +11,7 @@ CHARACTERS = "\n 0123456789+-*/=?().,:abcdefghijklmnopqrstuvwxyz{}\\#"
 
 def make_tiny_model(folder: Path, seed: int, *, hidden_size: int = 64, num_layers: int = 2, tied: bool = False) -> None:
     """Write a Hugging Face model folder with a vocabulary of 64 and random weights that follow from the seed."""
-    words = ["<pad>", "<bos>", "<eos>", "<unk>", *CHARACTERS]
-    words += [f"<unused{number}>" for number in range(64 - len(words))]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        model_max_length=256,
-    ).save_pretrained(folder)
+    write_tokenizer(folder)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -40,3 +28,20 @@ def make_tiny_model(folder: Path, seed: int, *, hidden_size: int = 64, num_layer
         )
     )
     model.save_pretrained(folder)
+
+
+def write_tokenizer(folder: Path, vocab_size: int = 64) -> None:
+    """Write a tokenizer of characters into a folder."""
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *CHARACTERS]
+    words += [f"<unused{number}>" for number in range(vocab_size - len(words))]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=256,
+    ).save_pretrained(folder)

@@ -20,8 +20,10 @@ class WorkerExtension:
 
     def load_folder(self, folder: str) -> None:
         """Exchange the model's weights for those of a Hugging Face folder, in place."""
+        model = self.model_runner.get_model()
+        forget_packed_experts(model)
         self.reload_weights(weights_iterator=mapped_tensors(Path(folder)))
-        pack_tied_heads(self.model_runner.get_model())
+        pack_tied_heads(model)
 
     def exit_with(self, process_id: int) -> None:
         """End this process when the given one ends: vLLM's own would live on after a SIGKILL of its parent."""
@@ -41,6 +43,20 @@ def mapped_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 yield name, file.get_tensor(name)
+
+
+def forget_packed_experts(model: nn.Module) -> None:
+    """Have the next reload pack the experts of a mixture as the first load did.
+
+    On a CPU the kernel of experts takes weights that are padded and packed for it. vLLM does both once, when it makes
+    the kernel; where there is one, a reload would hand it the weights as they stand in the checkpoint, and the engine
+    would sample from noise. On other devices nothing is packed, and the kernel must stay the one that was captured.
+    """
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
+        method: Any = getattr(module, "quant_method", None)
+        if hasattr(method, "moe_kernel") and all(weight.device.type == "cpu" for weight in module.parameters()):
+            method.moe_kernel = None
 
 
 def pack_tied_heads(model: nn.Module) -> None:

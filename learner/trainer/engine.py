@@ -16,14 +16,16 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from dcpo_async.config import RunConfig, merged
 from dcpo_async.errors import TrainerError
 from learner.trainer.checkpoint import CheckpointLayout, load_checkpoint, save_checkpoint, verified_checkpoint
 from learner.trainer.packing import MicroBatch
 from learner.trainer.policy import PolicyModel
-from learner.weights.layout import Layout, Schema, tied_names
+from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
+from learner.weights.layout import Layout, Schema
+from learner.weights.loading import loaded_model
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,9 @@ class TrainEngine:
         deadline = timedelta(seconds=config.training.step_timeout_seconds)
         deepspeed.init_distributed(backend, timeout=deadline, verbose=False)
         self._settings, self.dtype = config.training, forward_dtype(config)
-        model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=self.dtype)
+        model = loaded_model(config.model.path, self.dtype)
+        # Before anything wraps or partitions the model.
+        views, tied = checkpoint_views(model), tied_checkpoint_names(model)
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         policy = PolicyModel(model, config.sampling.temperature).train()
@@ -68,7 +72,7 @@ class TrainEngine:
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
         # Small integers are agreed on between CPUs, so that no agreement waits for a GPU.
         self._host_group = dist.new_group(backend="gloo", timeout=deadline)
-        self.schema = Schema(layout=Layout.of(self.model, self.dtype), tied=tied_names(self.model))
+        self.schema = Schema(layout=Layout.of(self.model, self.dtype), views=views, tied=tied)
         self._layout = CheckpointLayout(
             num_ranks=self.num_ranks, zero_stage=self._deepspeed.zero_optimization_stage(), dtype=str(self.dtype)
         )

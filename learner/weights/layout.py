@@ -1,6 +1,6 @@
 """Where each tensor of a model lies in a shared buffer, and which stretches of it are a rank's own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, NamedTuple, Self
 
 import torch
@@ -16,6 +16,24 @@ Count = Annotated[int, Field(ge=0)]
 _FROZEN = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+Shape = tuple[int, ...]
+
+
+class TensorView(NamedTuple):
+    """How a tensor of the checkpoint lies within one tensor of the model, as torch.as_strided has it.
+
+    Attributes:
+        source: name of the model's tensor in its state_dict; of a tied one the first.
+        shape: of the checkpoint's tensor.
+        stride, offset: in elements of the source, which is contiguous.
+    """
+
+    source: str
+    shape: Shape
+    stride: Shape
+    offset: int
+
+
 class Place(BaseModel):
     """One tensor: its type as torch spells it, its shape, and its first byte."""
 
@@ -29,6 +47,19 @@ class Place(BaseModel):
         dtype: torch.dtype = getattr(torch, self.dtype)
         num_bytes = dtype.itemsize * torch.Size(self.shape).numel()
         return whole[self.start : self.start + num_bytes].view(dtype).reshape(self.shape)
+
+
+def in_checkpoint_format(state: Mapping[str, Tensor], views: Mapping[str, TensorView]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, as views that share the memory of the model's own.
+
+    Args:
+        state: whole tensors by their names in the model's state_dict, contiguous; there may be more than views need.
+        views: where they lie.
+    """
+    return {
+        name: state[view.source].as_strided(view.shape, view.stride, state[view.source].storage_offset() + view.offset)
+        for name, view in views.items()
+    }
 
 
 class Layout(BaseModel):
@@ -63,17 +94,19 @@ class Schema(BaseModel):
     """What all states of a model have in common.
 
     Attributes:
-        layout: where the tensors lie.
-        tied: further names of tensors, each with the name that it stands under.
+        layout: where the tensors of the model lie in a state.
+        views: where those of its checkpoint lie in them, by the names that they have there.
+        tied: further names in the checkpoint, each with the name that the tensor stands under.
     """
 
     model_config = _FROZEN
     layout: Layout
+    views: dict[str, TensorView]
     tied: dict[str, str]
 
     def tensors(self, state: Tensor) -> dict[str, Tensor]:
         """What is published of a state (uint8 [layout.num_bytes]), sharing its memory."""
-        return self.layout.tensors(state)
+        return in_checkpoint_format(self.layout.tensors(state), self.views)
 
 
 class Part(NamedTuple):
@@ -119,16 +152,6 @@ def published_tensors(model: nn.Module) -> dict[str, Tensor]:
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     persistent = model.state_dict().keys()
     return parameters | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
-
-
-def tied_names(model: nn.Module) -> dict[str, str]:
-    """Each further name of a shared parameter with the name under which it is published."""
-    first_names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        name: first_names[id(parameter)]
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if first_names[id(parameter)] != name
-    }
 
 
 def _slice_of(name: str, parameter: Tensor) -> Part | None:

@@ -19,7 +19,7 @@ from dcpo_async.protocol.trainer_messages import Published, VersionGrant, Versio
 from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.store import UNFINISHED, read_manifest, verify, version_folder, versions
 from learner.weights.buffers import SharedBuffers
-from learner.weights.layout import Layout, Place, Schema
+from learner.weights.layout import Layout, Place, Schema, TensorView
 
 pytestmark = pytest.mark.system
 
@@ -39,7 +39,7 @@ class Trainer:
         self.channel = RouterChannel(self.address, 1 << 20)
         self.shared = SharedBuffers(buffers)
         for buffer in self.shared.buffers:
-            buffer.prepare(Schema(layout=LAYOUT, tied={}))
+            buffer.prepare(Schema(layout=LAYOUT, views={"x": TensorView("x", (NUM_FLOATS,), (1,), 0)}, tied={}))
         self.granted = 0
         self.published: list[Published] = []
 

@@ -10,9 +10,12 @@ import pytest
 
 from dcpo_async.weights.canary import Canary
 from learner.weights.buffers import SharedBuffers
-from learner.weights.layout import Layout, Place, Schema
+from learner.weights.layout import Layout, Place, Schema, TensorView
 
-SCHEMA = Schema(layout=Layout(places={"x": Place(dtype="float32", shape=(3,), start=0)}, num_bytes=12), tied={"y": "x"})
+VIEWS = {"x": TensorView("x", (3,), (1,), 0)}
+SCHEMA = Schema(
+    layout=Layout(places={"x": Place(dtype="float32", shape=(3,), start=0)}, num_bytes=12), views=VIEWS, tied={"y": "x"}
+)
 CANARY = Canary(token_ids=(1, 2), logprobs=(-0.5,), bound=1e-3)
 
 HOLDER = """

@@ -1,12 +1,8 @@
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
-from learner.weights.layout import ALIGNMENT, Layout, Schema, own_parts, tied_names
-from tests.tiny_model import make_tiny_model
+from learner.weights.layout import ALIGNMENT, Layout, Schema, TensorView, own_parts
 
 
 class WithBuffers(nn.Module):
@@ -77,15 +73,20 @@ def test_slices_of_partitioned_parameters_are_copied_without_their_padding(num_r
 
 
 def test_tensors_begin_at_multiples_and_the_schema_survives_its_text() -> None:
-    model = WithBuffers()
-    schema = Schema(layout=Layout.of(model, torch.bfloat16), tied=tied_names(model))
-    assert schema.tied == {"tied": "first"}
+    views = {"kept": TensorView("kept", (2, 2), (1, 2), 0)}
+    schema = Schema(layout=Layout.of(WithBuffers(), torch.bfloat16), views=views, tied={"tied": "kept"})
     assert all(place.start % ALIGNMENT == 0 for place in schema.layout.places.values())
     assert Schema.model_validate_json(schema.model_dump_json()) == schema
 
 
-def test_a_tied_head_is_published_once_under_the_name_of_the_embedding(tmp_path: Path) -> None:
-    make_tiny_model(tmp_path, seed=1, tied=True)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert tied_names(model) == {"lm_head.weight": "model.embed_tokens.weight"}
-    assert "lm_head.weight" not in Layout.of(model, torch.float32).places
+def test_what_is_published_of_a_state_has_the_form_of_the_checkpoint() -> None:
+    model = WithBuffers()
+    views = {"half": TensorView("first", (3,), (2,), 1), "turned": TensorView("second", (5, 3), (1, 5), 0)}
+    schema = Schema(layout=Layout.of(model, torch.float32), views=views, tied={})
+    state = torch.zeros(schema.layout.num_bytes, dtype=torch.uint8)
+    for part in own_parts(model, 0, 1):
+        flat = schema.layout.tensors(state)[part.name].reshape(-1)
+        flat[part.start : part.start + len(part.values)].copy_(part.values)
+    found = schema.tensors(state)
+    assert found["half"].tolist() == [1, 3, 5]
+    assert torch.equal(found["turned"], model.second.T)
