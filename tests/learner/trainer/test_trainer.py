@@ -190,21 +190,20 @@ def test_a_run_trains_publishes_and_checkpoints_in_order(
     config, coordinator = reference
     told = [message for message in coordinator.told if not isinstance(message, ShardWant | VersionWant)]
     kinds = [(type(message).__name__, getattr(message, "step", None)) for message in told]
-    assert kinds == [
+    # The publisher is a process of its own: what it tells stands anywhere before the step that its version allows.
+    assert [kind for kind in kinds if kind[0] != "Published"] == [
         ("TrainerHello", 0),
-        ("Published", 0),
         ("StepDone", 1),
-        ("Published", 1),
         ("StepDone", 2),
-        ("Published", 2),
         ("Checkpointed", 2),
         ("StepDone", 3),
-        ("Published", 3),
         ("StepDone", 4),
-        ("Published", 4),
         ("Checkpointed", 4),
     ]
-    assert told[-1] == Checkpointed(step=4, retained=(2, 4))
+    assert [step for kind, step in kinds if kind == "Published"] == [0, 1, 2, 3, 4]
+    for step in range(4):
+        assert kinds.index(("Published", step)) < kinds.index(("StepDone", step + 1))
+    assert Checkpointed(step=4, retained=(2, 4)) in told
     assert versions(config.folder / "weights") == [3, 4, 5]
     published = load_file(version_folder(config.folder / "weights", 5) / "model.safetensors")
     untrained = load_file(Path(config.model.path) / "model.safetensors")
