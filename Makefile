@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 RUN := runs/demo
 
 
-.PHONY: setup demo smollm2 test check lint types fast system lock clean
+.PHONY: setup demo smollm2 test check lint types fast system thorough lock clean
 
 setup: .venv/installed
 
@@ -35,7 +35,10 @@ fast: setup
 	$(BIN)/python -m pytest -q -m "not system"
 
 system: setup
-	$(BIN)/python -m pytest -q -m system
+	$(BIN)/python -m pytest -q -m "system and not thorough"
+
+thorough: setup
+	$(BIN)/python -m pytest -q -m thorough
 
 check: setup lint types
 

@@ -1,6 +1,7 @@
 """A real trainer (torchrun, DeepSpeed, ZeroMQ) and publisher against a coordinator that serves fixed shards."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dcpo_async.config import RunConfig
@@ -30,9 +31,11 @@ from dcpo_async.protocol.trainer_messages import (
     VersionWant,
 )
 from dcpo_async.records import TrainingSample
+from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.store import version_folder, versions
 from learner.coordinator.shards import shard_message, split_by_tokens
+from tests.tiny_families import make_family
 from tests.tiny_model import make_tiny_model
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -347,3 +350,30 @@ async def test_a_gradient_that_overflows_changes_no_weights_and_the_run_goes_on(
     for name in after[0]:
         assert torch.equal(after[0][name], after[1][name]), name
         assert not torch.equal(after[1][name], after[2][name]), name
+
+
+async def test_a_mixture_is_published_and_exported_under_the_names_of_its_checkpoint(tmp_path: Path) -> None:
+    make_family(tmp_path / "model", "deepseek_v3")
+    config = make_config(tmp_path / "run", training={"zero_stage": 3})
+    await run_trainer(config, num_ranks=2)
+    untrained, trained = load_file(tmp_path / "model" / "model.safetensors"), exported(config)
+    published = load_file(version_folder(config.folder / "weights", 5) / "model.safetensors")
+    assert published.keys() == untrained.keys() == trained.keys()
+    for name, weight in trained.items():
+        assert torch.equal(weight, published[name]), name
+        # Four steps move no weight further than this, and weights of other experts are further away.
+        torch.testing.assert_close(weight, untrained[name], atol=0.05, rtol=0)
+    assert sum(not torch.equal(weight, untrained[name]) for name, weight in trained.items()) > 30
+    bias = "model.layers.1.mlp.gate.e_score_correction_bias"
+    assert torch.equal(trained[bias], untrained[bias])
+
+
+async def test_a_checkpoint_without_a_head_ends_the_trainer_in_one_line(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "run")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    await run_trainer(config, expected_code=1)
+    told = json.loads(RunFolder(config.folder).trainer_error.read_text())
+    assert told["exit_code"] == 2
+    assert told["message"].endswith("lacks weights, which would be made up at random: 1 of them: lm_head.weight")
