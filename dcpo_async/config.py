@@ -205,7 +205,7 @@ class NetworkSettings(Section):
     max_message_bytes: Positive = 1 << 30
     """Larger messages are refused."""
     chunk_bytes: Positive = 4 << 20
-    """Bytes of one chunk of weights."""
+    """An actor has eight times as many bytes of weights asked for and not yet received; a request is for 4 MiB."""
 
 
 class RunConfig(BaseSettings):
