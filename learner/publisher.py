@@ -6,6 +6,7 @@ The ranks of the trainer never wait for it. States that are overtaken while a ve
 import argparse
 import asyncio
 import logging
+import os
 import sys
 import time
 import uuid
@@ -24,6 +25,8 @@ from learner.weights.buffers import Offer, SharedBuffer, SharedBuffers
 
 log = logging.getLogger("publisher")
 
+THREADS = min(16, max(1, (os.cpu_count() or 1) // 2))
+"""Encode the patch; the other cores are the training's."""
 POLL_SECONDS = 0.01
 """Two words of shared memory are looked at this often: no message can be lost, whoever starts again."""
 
@@ -71,6 +74,7 @@ class Publisher:
             tied=schema.tied,
             skeleton_folder=self._folder.skeleton,
             canary=offer.canary,
+            threads=THREADS,
         )
         manifest = await asyncio.to_thread(write)
         message = Published(
@@ -78,6 +82,7 @@ class Publisher:
             step=offer.step,
             seconds=time.monotonic() - offer.offered_at,
             num_bytes=sum(file.num_bytes for file in manifest.files),
+            patch_bytes=manifest.patches[-1].num_bytes if manifest.patches else 0,
             num_skipped=self._shared.num_skipped(offer),
         )
         # In this order: a version that is told of twice does no harm, one that nobody hears of would be waited for.

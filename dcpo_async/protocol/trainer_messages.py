@@ -86,6 +86,7 @@ class Published(Message):
     Attributes:
         seconds: since the state was whole in a shared buffer.
         num_bytes: of the version's files.
+        patch_bytes: of the patch from the version before, 0 without one.
         num_skipped: states that were overtaken since the version before.
     """
 
@@ -94,6 +95,7 @@ class Published(Message):
     step: Count
     seconds: Annotated[float, Field(ge=0)] = 0.0
     num_bytes: Count = 0
+    patch_bytes: Count = 0
     num_skipped: Count = 0
 
 

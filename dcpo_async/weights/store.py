@@ -251,20 +251,13 @@ def model_digest(folder: Path) -> str:
 def _storable(
     tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], tied: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """Dense CPU tensors that share no memory, as safetensors wants them, without the tied names."""
+    """The tensors without the tied names; they are not copied, whatever memory they share."""
     whole: dict[str, Tensor] = {}
-    storages: set[int] = set()
     for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
         if name in whole:
             raise WeightsError(f"tensor {name!r} comes twice; publish each under one name")
-        if name in tied:
-            continue
-        plain = tensor.detach().cpu().contiguous()
-        storage = plain.untyped_storage()
-        if storage.data_ptr() in storages or storage.nbytes() > plain.nbytes:
-            plain = plain.clone()
-        storages.add(plain.untyped_storage().data_ptr())
-        whole[name] = plain
+        if name not in tied:
+            whole[name] = tensor.detach()
     if missing := set(tied.values()) - set(whole):
         raise WeightsError(f"tied names stand for {sorted(missing)[:3]}, which are not among the tensors")
     return whole

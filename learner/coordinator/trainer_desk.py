@@ -142,6 +142,7 @@ class TrainerDesk:
         self._publication = {
             "publish_seconds": published.seconds,
             "publish_bytes": float(published.num_bytes),
+            "publish_patch_bytes": float(published.patch_bytes),
             "publish_skipped": self._publication["publish_skipped"] + published.num_skipped,
         }
         if self._intake.publish(version):

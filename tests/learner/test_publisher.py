@@ -76,6 +76,11 @@ class Trainer:
             kill_group(process)
             await process.wait()
 
+    async def until_told(self, count: int) -> None:
+        async with asyncio.timeout(60):
+            while len(self.published) < count:  # noqa: ASYNC110 - filled by serve
+                await asyncio.sleep(0.005)
+
     async def until_published(self, step: int) -> None:
         async with asyncio.timeout(60):
             while not self.published or self.published[-1].step < step:  # noqa: ASYNC110 - filled by serve
@@ -109,6 +114,17 @@ async def test_a_state_is_published_as_it_was_offered(tmp_path: Path) -> None:
         assert trainer.published[-1].num_bytes == sum(file.num_bytes for file in manifest.files)
         assert trainer.published[-1].seconds > 0
         assert torch.equal(load_file(folder / "model.safetensors")["x"], torch.full((NUM_FLOATS,), 2.0))
+
+
+async def test_a_version_has_the_patch_from_the_one_before(tmp_path: Path) -> None:
+    async with trainer_in(tmp_path) as trainer, trainer.publisher():
+        for step in range(3):
+            trainer.offer(1)
+            await trainer.until_told(step + 1)
+        patches = read_manifest(version_folder(trainer.store, 3)).patches
+        assert [(patch.base_version, patch.weights_version) for patch in patches] == [(1, 2), (2, 3)]
+        assert [message.patch_bytes for message in trainer.published] == [0, *(patch.num_bytes for patch in patches)]
+        assert 0 < patches[-1].num_bytes < 1000
 
 
 async def test_states_that_are_offered_faster_than_they_can_be_written_are_skipped_and_counted(tmp_path: Path) -> None:
@@ -146,6 +162,9 @@ async def test_a_publisher_that_is_killed_anywhere_leaves_whole_versions_or_none
         async with trainer.publisher():
             trainer.offer(step := step + 1)
             await trainer.until_published(step)
-        assert list(trainer.store.glob(f"{UNFINISHED}*")) == []
+            # It removes old versions once the new one is told of.
+            async with asyncio.timeout(10):
+                while list(trainer.store.glob(f"{UNFINISHED}*")):  # noqa: ASYNC110 - files
+                    await asyncio.sleep(0.01)
         told = {message.weights_version for message in trainer.published}
         assert versions(trainer.store)[-1] in told, last_lines(trainer.config.folder / "publisher.log")
