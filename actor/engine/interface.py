@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dcpo_async.records import Lease, Response, Sampling
-from dcpo_async.weights.canary import Canary
+
+if TYPE_CHECKING:
+    # Its package imports torch, which the launcher need not wait for.
+    from dcpo_async.weights.canary import Canary
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Engine(Protocol):
     def weights_version(self) -> int:
         """The version that the next token will be sampled from."""
 
-    async def start(self, weights_folder: Path, weights_version: int, canary: Canary | None) -> float | None:
+    async def start(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> float | None:
         """Load the model from a complete Hugging Face folder.
 
         Args:
@@ -56,7 +59,7 @@ class Engine(Protocol):
     async def generate(self, lease: Lease, sampling: Sampling) -> tuple[Response, ...]:
         """Sample G responses to the lease's prompt; many calls run at once. Raises EngineError."""
 
-    async def adopt(self, weights_folder: Path, weights_version: int, canary: Canary | None) -> UpdateTiming:
+    async def adopt(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> UpdateTiming:
         """Exchange the weights without dropping what is in flight, and compare before the first new token.
 
         Weights that the canary refuses generate nothing: the engine is started anew from the folder, and what was in

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +14,10 @@ from actor.engine.interface import UpdateTiming
 from actor.engine.seeds import group_seed
 from dcpo_async.errors import CanaryError, EngineError, PromptError
 from dcpo_async.records import Lease, Response, Sampling, VersionSegment
-from dcpo_async.weights.canary import Canary
+
+if TYPE_CHECKING:
+    # Its package imports torch, which the launcher need not wait for.
+    from dcpo_async.weights.canary import Canary
 
 TRUNCATED_SHARE = 0.125
 
@@ -63,7 +67,7 @@ class ScriptedEngine:
         """The version that was started with or adopted last."""
         return self._weights_version
 
-    async def start(self, weights_folder: Path, weights_version: int, canary: Canary | None) -> float | None:
+    async def start(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> float | None:
         """Read vocabulary size and stop token from the folder's config.json; raises CanaryError, EngineError."""
         path = weights_folder / "config.json"
         try:
@@ -97,7 +101,7 @@ class ScriptedEngine:
         await self._take_time(responses)
         return responses
 
-    async def adopt(self, weights_folder: Path, weights_version: int, canary: Canary | None) -> UpdateTiming:
+    async def adopt(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> UpdateTiming:
         """Stamp later groups with the new version; raises CanaryError."""
         was_refused = False
         try:
@@ -110,7 +114,7 @@ class ScriptedEngine:
     async def close(self) -> None:
         """Nothing to release."""
 
-    def _score(self, weights_version: int, canary: Canary | None, attempt: int) -> float | None:
+    def _score(self, weights_version: int, canary: "Canary | None", attempt: int) -> float | None:
         if canary is None:
             return None
         offset = self._canary_offsets.get(weights_version, (0.0, 0.0))[attempt]
