@@ -11,7 +11,7 @@ from dcpo_async.errors import CanaryError
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 LogProb = Annotated[float, Field(le=0, allow_inf_nan=False)]
 
-DEFAULT_BOUND_NATS: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 0.5}
+DEFAULT_BOUND_NATS: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 1.0}
 """By the type of the forward pass; decision 22 has what was measured."""
 
 
@@ -39,6 +39,11 @@ class Canary(BaseModel):
         if len(self.logprobs) != len(self.token_ids) - 1:
             raise ValueError(f"{len(self.logprobs)} log-probs for {len(self.token_ids)} tokens; the first has none")
         return self
+
+    def beginning(self, num_tokens: int) -> Self:
+        """The canary of its first tokens: no token's log-prob depends on those behind it."""
+        token_ids, logprobs = self.token_ids[:num_tokens], self.logprobs[: num_tokens - 1]
+        return self.model_copy(update={"token_ids": token_ids, "logprobs": logprobs})
 
     def largest_difference(self, logprobs: Sequence[float], weights_version: int) -> float:
         """Compare what an engine found with what the trainer said; returns the largest difference, in nats.
