@@ -7,10 +7,10 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import deepspeed
 import torch
@@ -88,6 +88,24 @@ class TrainEngine:
         """Log-probs and entropies of a micro-batch's response tokens under the current weights."""
         logprobs, entropy = self._deepspeed(batch.input_ids, batch.rows, batch.columns, batch.token_ids)
         return logprobs, entropy
+
+    def score(self, token_ids: Sequence[int]) -> Tensor:
+        """Float32 log-probs [tokens - 1] at temperature 1 of each token given all before it; all ranks call it.
+
+        The forward pass is the one that trains, without its dropout; nothing of the training's state changes.
+        """
+        policy: PolicyModel = self._deepspeed.module
+        tokens = torch.tensor(token_ids, dtype=torch.int64, device=self.device)
+        columns = torch.arange(len(tokens) - 1, device=self.device)
+        temperature, policy.temperature = policy.temperature, 1.0
+        self._deepspeed.eval()
+        try:
+            with torch.no_grad():
+                logprobs, _ = self._deepspeed(tokens[None], torch.zeros_like(columns), columns, tokens[1:])
+        finally:
+            self._deepspeed.train()
+            policy.temperature = temperature
+        return cast("Tensor", logprobs)
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Add the gradient of a micro-batch's share of the loss; after the last one of a step, `update` comes."""

@@ -41,13 +41,11 @@ class Publication:
             _pin(buffer.state)
         self._states = [engine.schema.layout.tensors(buffer.state) for buffer in self._shared.buffers]
 
-    def offer(self, step: int, canary: Canary | None = None) -> float:
-        """Hand over the weights after `step`: the next ones to publish; returns the seconds that the rank waited."""
-        started = time.monotonic()
+    def offer(self, step: int, canary: Canary | None = None) -> None:
+        """Hand over the weights after `step`, and what the model says under them: the next ones to publish."""
         with self._written() as number:
             if self._engine.rank == 0:
                 self._shared.offer(number, step, canary)
-        return time.monotonic() - started
 
     @contextmanager
     def whole(self) -> Iterator[Mapping[str, Tensor]]:

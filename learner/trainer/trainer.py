@@ -18,6 +18,8 @@ from dcpo_async.config import RunConfig
 from dcpo_async.protocol.trainer_messages import Checkpointed, OldLogprobs, StepDone
 from dcpo_async.records import TrainingSample
 from dcpo_async.run_folder import RunFolder
+from dcpo_async.weights.canary import Canary, canary_bound
+from learner.trainer.canary import canary_logprobs, canary_tokens
 from learner.trainer.checkpoint import complete_steps, remove_superseded
 from learner.trainer.coordinator_link import RankLink
 from learner.trainer.engine import TrainEngine
@@ -43,6 +45,8 @@ class Trainer:
         self.step = self.checkpointed_step = 0
         self.wait_seconds = self.publish_stall_seconds = 0.0
         self.correction = correction(config.algorithm)
+        vocab_size = min(len(engine.tokenizer), engine.model.get_input_embeddings().num_embeddings)
+        self.canary_tokens = canary_tokens(vocab_size, config.weights.canary_tokens, config.seed)
 
     async def train(self) -> None:
         """Train until the coordinator says that the run has reached its end."""
@@ -173,7 +177,12 @@ class Trainer:
 
     def publish(self) -> None:
         """Hand the weights to the publisher, which writes them as a new version while the training goes on."""
-        self.publish_stall_seconds = self.publication.offer(self.step)
+        started = time.monotonic()
+        bound = canary_bound(self.config.weights.canary_bound, str(self.engine.dtype).removeprefix("torch."))
+        logprobs = canary_logprobs(self.engine, self.canary_tokens)
+        canary = Canary(token_ids=self.canary_tokens, logprobs=logprobs, bound=bound)
+        self.publication.offer(self.step, canary)
+        self.publish_stall_seconds = time.monotonic() - started
 
     async def checkpoint(self) -> None:
         """Write a checkpoint, remove those it makes superfluous, and tell the coordinator which ones stand."""
