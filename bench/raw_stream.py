@@ -1,5 +1,6 @@
-"""The plain stream that a pull is compared with: a file's stretches over ZeroMQ and nothing else, one way, in frames
-like those of a pull. `python -m bench.raw_stream FILE [--keys DIR]` is the sending process; it prints its port.
+"""The plain stream that a pull is compared with: a file's stretches over ZeroMQ and nothing else, one way.
+
+`python -m bench.raw_stream FILE FRAME_BYTES [--keys DIR]` is the sending process; it prints its port.
 """
 
 import argparse
@@ -12,16 +13,22 @@ from pathlib import Path
 import zmq
 
 from dcpo_async.transport.security import load_client_keys, load_server_keys
-from dcpo_async.weights.manifest import STRETCH_BYTES
 
 HEADER = bytes(150)
 QUEUED = 8
 DEADLINE_MS = 60_000
 
 
-def stream(path: Path, keys: Path | None) -> float:
+def stream(path: Path, keys: Path | None, frame_bytes: int) -> float:
     """Seconds that a file takes from another process, over loopback, to frames that are let go at once."""
-    words = [sys.executable, "-m", "bench.raw_stream", str(path), *(["--keys", str(keys)] if keys else [])]
+    words = [
+        sys.executable,
+        "-m",
+        "bench.raw_stream",
+        str(path),
+        str(frame_bytes),
+        *(["--keys", str(keys)] if keys else []),
+    ]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as sender, zmq.Context() as context:
         assert sender.stdout is not None
         socket = _socket(context, zmq.DEALER)
@@ -48,6 +55,7 @@ def main() -> None:
     """Send a file's stretches to whoever asks."""
     parser = argparse.ArgumentParser(prog="bench.raw_stream", description=__doc__)
     parser.add_argument("file", type=Path)
+    parser.add_argument("frame_bytes", type=int)
     parser.add_argument("--keys", type=Path)
     options = parser.parse_args()
     socket = _socket(zmq.Context.instance(), zmq.ROUTER)
@@ -63,8 +71,8 @@ def main() -> None:
         peer, _ = socket.recv_multipart()
         socket.send_multipart([peer, b"ready"])
         socket.recv_multipart()
-        for start in range(0, len(content), STRETCH_BYTES):
-            socket.send_multipart([peer, HEADER, content[start : start + STRETCH_BYTES]], copy=False)
+        for start in range(0, len(content), options.frame_bytes):
+            socket.send_multipart([peer, HEADER, content[start : start + options.frame_bytes]], copy=False)
         # The receiver ends this process: what is queued lies in the map.
         time.sleep(DEADLINE_MS / 1000)
 

@@ -27,6 +27,7 @@ from bench.raw_stream import stream
 from dcpo_async.demo.services import free_address
 from dcpo_async.transport.security import load_client_keys
 from dcpo_async.transport.zmq_channel import connecting, generate_keys
+from dcpo_async.weights.manifest import STRETCH_BYTES
 from dcpo_async.weights.store import verify, version_folder, write_snapshot
 
 RUN_ID = "bench"
@@ -114,9 +115,9 @@ class Round:
             "write a version": in_thread(lambda: self.write(self.version)),
             "verify it": in_thread(lambda: verify(folder)),
             "pull on this machine": lambda: self.pulled(self.version, in_place=True),
-            "raw stream with CURVE": lambda: asyncio.to_thread(stream, weights, self.bench.keys),
+            "raw stream with CURVE": lambda: asyncio.to_thread(stream, weights, self.bench.keys, STRETCH_BYTES),
             "pull with CURVE": lambda: self.pulled(self.version, curve=True),
-            "raw stream": lambda: asyncio.to_thread(stream, weights, None),
+            "raw stream": lambda: asyncio.to_thread(stream, weights, None, STRETCH_BYTES),
             "pull over loopback": lambda: self.pulled(self.version),
             "write with a patch": self.changed,
             "pull by a patch": lambda: self.pulled(self.version + 1, anew=False),
