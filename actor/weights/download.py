@@ -17,8 +17,9 @@ from actor.weights.server_link import ServerLink
 from dcpo_async.errors import WeightsError
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
+from dcpo_async.records import STRETCH_BYTES
 from dcpo_async.weights.locks import opened
-from dcpo_async.weights.manifest import STRETCH_BYTES, FileEntry, PatchEntry
+from dcpo_async.weights.manifest import FileEntry, PatchEntry
 from dcpo_async.weights.stretches import digest_of, worker_count
 
 Key = tuple[str, int]
