@@ -130,9 +130,11 @@ class VllmEngine:
             )
         self._layout = await asyncio.to_thread(_tensor_shapes, weights_folder)
         self._stop_token_ids = _stop_token_ids(weights_folder)
+        arguments = self._arguments
         if self._device == "cpu":
             _set_cpu_environment(self._cpu_threads)
-        arguments = AsyncEngineArgs(model=str(weights_folder), **self._arguments)
+            arguments = arguments | _cpu_operations(weights_folder)
+        arguments = AsyncEngineArgs(model=str(weights_folder), **arguments)
         try:
             engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
         except Exception as error:
@@ -276,6 +278,15 @@ def _cpu_arguments(kv_cache_gib: float) -> dict[str, Any]:
         # A prompt in chunks would wind back a response's random generator, which ends vLLM on a CPU.
         "enable_chunked_prefill": False,
     }
+
+
+def _cpu_operations(folder: Path) -> dict[str, Any]:
+    """The argument by which a model with latent attention, such as DeepSeek-V3, goes without vLLM's own rotary kernel.
+
+    The kernel for CPUs misreads queries that come as [tokens, heads, size], which those of latent attention alone do.
+    """
+    is_latent = "kv_lora_rank" in json.loads((folder / "config.json").read_text())
+    return {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}} if is_latent else {}
 
 
 def _set_cpu_environment(threads: int) -> None:

@@ -29,6 +29,8 @@ pytestmark = [
 
 ALWAYS = (*MIXTURES, "gemma2", "phi3", "qwen2")
 FAMILIES = [*ALWAYS, *(pytest.param(name, marks=pytest.mark.thorough) for name in DENSE if name not in ALWAYS)]
+BOUNDS = {"gemma2": 3e-6}
+"""Mean difference in nats, 1e-6 of others: caps of 30 on logits and 50 on attention multiply the rounding of a tanh."""
 PROMPT = np.array([1, 6, 15, 7, 19], np.int32)
 SAMPLING = Sampling(group_size=8, temperature=1.0, max_response_tokens=24, seed=7)
 
@@ -72,4 +74,4 @@ async def test_the_engine_samples_from_what_was_published(tmp_path: Path, family
         found.append(mean_difference(model, group))
     await engine.close()
     print(f"{family}: {', '.join(f'{difference:.1e}' for difference in found)} nats")
-    assert max(found) < 1e-6
+    assert max(found) < BOUNDS.get(family, 1e-6)
