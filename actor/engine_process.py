@@ -12,6 +12,7 @@ from actor.engine.choice import add_engine_arguments, make_engine
 from actor.engine.interface import Engine
 from actor.learner_link import LearnerLink
 from actor.service import ActorService
+from actor.weights.cache import default_cache_folder
 from dcpo_async.errors import DcpoError
 from dcpo_async.grading import GradingPool
 from dcpo_async.protocol.messages import Welcome
@@ -33,14 +34,16 @@ async def _serve(options: argparse.Namespace) -> None:
     keys = load_client_keys(options.keys) if options.keys else None
     connect = connecting(keys, insecure=options.insecure)
     link = LearnerLink(connect, options.learner, engine=options.engine, join_seconds=options.join_seconds)
-    service = ActorService(link, lambda welcome: _engine_of(options, welcome), _grading_of, options.ready_file.touch)
+    service = ActorService(
+        link, lambda welcome: _engine_of(options, welcome, link.session.run_id), _grading_of, options.ready_file.touch
+    )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.drain)
     await service.run()
 
 
-def _engine_of(options: argparse.Namespace, welcome: Welcome) -> Engine:
+def _engine_of(options: argparse.Namespace, welcome: Welcome, run_id: str) -> Engine:
     sampling, actor = welcome.sampling, welcome.actor
     return make_engine(
         options,
@@ -48,6 +51,7 @@ def _engine_of(options: argparse.Namespace, welcome: Welcome) -> Engine:
         max_model_tokens=welcome.max_prompt_tokens + sampling.max_response_tokens,
         max_responses=actor.groups_in_flight * sampling.group_size,
         kv_after_update=actor.kv_after_update,
+        start_folder=default_cache_folder(run_id),
     )
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from actor.engine.interface import Engine
+from actor.engine.interface import Engine, UpdateTiming
 from actor.learner_link import LearnerLink
 from actor.weights.cache import default_cache_folder
 from actor.weights.puller import WeightPuller
-from dcpo_async.errors import WeightsError
+from dcpo_async.errors import CanaryError, WeightsError
+from dcpo_async.weights.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -59,27 +60,40 @@ class WeightsFollower:
                     await asyncio.sleep(RETRY_SECONDS)
                     self._heard.set()
                     continue
-                await self._adopt(engine, folder, manifest.weights_version)
+                await self._adopt(engine, folder, manifest)
                 self._link.session.capacity = capacity
                 await asyncio.to_thread(puller.prune, {manifest.weights_version})
 
-    async def _adopt(self, engine: Engine, folder: Path, weights_version: int) -> None:
+    async def _adopt(self, engine: Engine, folder: Path, manifest: Manifest) -> None:
         """Bring the engine to a version that lies whole in a folder, and let waiting leases go on."""
-        if engine.weights_version == 0:
-            await engine.start(folder, weights_version)
-            log.info("engine %s is ready with weights version %d", engine.name, weights_version)
-            self._on_ready()
-        elif weights_version > engine.weights_version:
-            timing = await engine.adopt(folder, weights_version)
-            log.info(
-                "adopted weights version %d: paused for %.3f s with %d responses in flight",
-                weights_version,
-                timing.pause_seconds,
-                timing.responses_in_flight,
-            )
-        self._link.session.weights_version = weights_version
+        version, session, difference = manifest.weights_version, self._link.session, None
+        try:
+            if engine.weights_version == 0:
+                difference = await engine.start(folder, version, manifest.canary)
+                log.info("engine %s is ready with weights version %d", engine.name, version)
+                self._on_ready()
+            elif version > engine.weights_version:
+                timing = await engine.adopt(folder, version, manifest.canary)
+                difference = timing.canary_difference
+                session.canary_refusals += timing.was_refused
+                log.info("adopted weights version %d: %s", version, _told(timing))
+            else:
+                return
+        except CanaryError:
+            session.canary_refusals += 1
+            raise
+        session.adopted(version, difference)
         async with self._adopted:
             self._adopted.notify_all()
+
+
+def _told(timing: UpdateTiming) -> str:
+    stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in timing.stage_seconds.items())
+    canary = "no canary" if timing.canary_difference is None else f"{timing.canary_difference:.2g} nats off its canary"
+    return (
+        f"paused for {timing.pause_seconds:.3f} s ({stages}) with {timing.responses_in_flight} responses in flight, "
+        f"{canary}"
+    )
 
 
 @contextmanager

@@ -180,6 +180,17 @@ class LagSettings(Section):
     """Published versions that stay on disk for actors that are still fetching them."""
 
 
+class WeightsSettings(Section):
+    """How published weights prove that they are in an engine."""
+
+    canary_tokens: Annotated[int, Field(ge=64, le=4096)] = 64
+    """Length of the token sequence that trainer and engines score under each version; engines do so while paused."""
+    canary_bound: Annotated[float, Field(gt=0)] | None = None
+    """An engine refuses a version when its log-prob of one of these tokens differs from the trainer's by more nats;
+    none is 1e-3 in float32 and 1 in bfloat16, where rounding alone has made
+    4e-5 and 0.4."""
+
+
 class ActorSettings(Section):
     """What the learner tells every actor that joins."""
 
@@ -205,7 +216,7 @@ class NetworkSettings(Section):
     max_message_bytes: Positive = 1 << 30
     """Larger messages are refused."""
     chunk_bytes: Positive = 4 << 20
-    """Bytes of one chunk of weights."""
+    """An actor has eight times as many bytes of weights asked for and not yet received; a request is for 4 MiB."""
 
 
 class RunConfig(BaseSettings):
@@ -225,6 +236,7 @@ class RunConfig(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     lag: LagSettings = LagSettings()
+    weights: WeightsSettings = WeightsSettings()
     actor: ActorSettings = ActorSettings()
     network: NetworkSettings = NetworkSettings()
 
@@ -236,7 +248,7 @@ class RunConfig(BaseSettings):
 
     def digest(self) -> str:
         """Hash of every setting that shapes the result; folder and addresses do not."""
-        shape = self.model_dump_json(exclude={"folder", "network", "checkpoint"})
+        shape = self.model_dump_json(exclude={"folder", "network", "checkpoint", "weights"})
         return hashlib.sha256(shape.encode()).hexdigest()[:16]
 
     @model_validator(mode="after")

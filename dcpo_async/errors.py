@@ -41,6 +41,10 @@ class EngineError(DcpoError):
     """The generation engine failed or died."""
 
 
+class CanaryError(EngineError):
+    """An engine's log-probs of a version's canary are not the trainer's: it does not hold those weights."""
+
+
 class LedgerError(ConfigError):
     """The ledger on disk is in use, of another run, damaged, or cannot be written; starting again does not help."""
 

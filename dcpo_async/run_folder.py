@@ -80,5 +80,5 @@ class RunFolder:
         return self.path / "trainer_error.json"
 
     def log(self, part: str) -> Path:
-        """What a part of the learner prints: `trainer` or `weight_server`."""
+        """What a part of the learner prints: `trainer`, `publisher` or `weight_server`."""
         return self.path / "logs" / f"{part}.log"

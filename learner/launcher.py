@@ -1,4 +1,4 @@
-"""`dcpo-learner`: checks what it was given, then runs coordinator, weight server and trainer until the run ends.
+"""`dcpo-learner`: checks what it was given, then runs coordinator, trainer, publisher and weight server to the end.
 
 Torch and transformers take seconds to import: what can be refused without them is refused before.
 """
@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -126,7 +127,10 @@ class Launcher:
         self._config, self._devices, self._coordinator = config, devices, coordinator
         self._weights_port, self._ranks_address, self._options = weights_port, ranks_address, options
         self._folder = RunFolder(config.folder)
-        self._best_step = 0
+        self._best_step = self._best_version = 0
+        # Shared memory without a name, whatever the size of /dev/shm: it goes when the last of the processes goes.
+        descriptors = [os.memfd_create(f"dcpo-weights-{number}") for number in (1, 2)]
+        self._buffers = [f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in descriptors]
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -137,6 +141,7 @@ class Launcher:
         parts = [
             asyncio.create_task(self._coordinator.run(), name="coordinator"),
             asyncio.create_task(keep_running(self._weight_server()), name="weight server"),
+            asyncio.create_task(keep_running(self._publisher()), name="publisher"),
             asyncio.create_task(self._keep_trainer(), name="trainer"),
             asyncio.create_task(self._stopping.wait(), name="signal"),
         ]
@@ -173,6 +178,36 @@ class Launcher:
             is_endless=True,
         )
 
+    # ---- publisher
+
+    def _publisher(self) -> Child:
+        log_file = self._folder.log("publisher")
+        return Child(
+            name="the publisher",
+            argv=lambda: module_argv("learner.publisher", *self._connection()),
+            log_file=log_file,
+            environment={"OMP_NUM_THREADS": "1"},
+            has_progressed=self._has_published,
+            failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-learner: "),
+            max_failures=MAX_FAILURES,
+            error=WeightsError,
+            grace_seconds=5,
+            is_endless=True,
+        )
+
+    def _connection(self) -> list[str]:
+        """The words that join trainer and publisher to the coordinator, and to each other."""
+        coordinator = self._coordinator
+        words = ["--config", str(self._folder.config), "--coordinator", self._ranks_address]
+        words += ["--run-id", coordinator.run_id, "--incarnation", str(coordinator.ledger.incarnation)]
+        return [*words, "--buffers", *self._buffers]
+
+    def _has_published(self, _: float) -> bool:
+        """Whether there are more versions than at the end before."""
+        number, before = self._coordinator.ranks.num_published, self._best_version
+        self._best_version = number
+        return number > before
+
     # ---- trainer
 
     async def _keep_trainer(self) -> None:
@@ -198,8 +233,7 @@ class Launcher:
         self._folder.trainer_error.unlink(missing_ok=True)
         argv = module_argv("torch.distributed.run", "--standalone", "--max-restarts", "0")
         argv += ["--nproc-per-node", str(self._devices.num_workers), "-m", "learner.trainer.rank"]
-        argv += ["--config", str(self._folder.config), "--coordinator", self._ranks_address]
-        return [*argv, "--run-id", self._coordinator.run_id, "--incarnation", str(self._coordinator.ledger.incarnation)]
+        return [*argv, *self._connection()]
 
     def _has_trained(self, _: float) -> bool:
         """Whether the trainer has come further than any start before."""

@@ -13,7 +13,8 @@ OWNERS = {
     "zmq": ("dcpo_async/transport/zmq_channel.py",),
     # The ledger's oldest format was the protocol's: its decoder stays when the protocol's codec goes.
     "msgpack": ("dcpo_async/protocol/codec.py", "learner/ledger/group_format.py"),
-    "vllm": ("actor/engine/vllm.py",),
+    # The second runs inside vLLM, and hands its worker a step in the types of its scheduler.
+    "vllm": ("actor/engine/vllm.py", "actor/engine/canary_worker.py"),
     "deepspeed": ("learner/trainer/engine.py",),
     "sqlite3": ("learner/ledger/",),
     "sympy": ("dcpo_async/grading/math/equivalence.py",),
@@ -38,7 +39,7 @@ SERVICES = {
     "actor/learner_link": "",
     "actor/weights_follower": "engine weights learner_link",
     "actor/service": "engine learner_link weights_follower",
-    "actor/engine_process": "engine learner_link service",
+    "actor/engine_process": "engine learner_link service weights",
     "actor/evaluation": "engine weights learner_link weights_follower",
     "actor/launcher": "engine",
     "learner/scheduling": "",
@@ -48,6 +49,7 @@ SERVICES = {
     "learner/coordinator": "ledger scheduling",
     "learner/reports": "ledger",
     "learner/trainer": "weights",
+    "learner/publisher": "trainer weights",
     "learner/run_setup": "coordinator ledger",
     "learner/launcher": "coordinator problems run_setup",
 }

@@ -36,7 +36,7 @@ def make_engine(options: argparse.Namespace, **of_the_run: Any) -> Engine:
 
     Args:
         options: as `add_engine_arguments` defines them.
-        of_the_run: dtype, max_model_tokens, max_responses and kv_after_update, as the learner says.
+        of_the_run: dtype, max_model_tokens, max_responses, kv_after_update, as the learner says, and start_folder.
     """
     if options.engine == "scripted":
         return ScriptedEngine(tokens_per_second=options.tokens_per_second)

@@ -1,23 +1,34 @@
 """The interface of a generation engine."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dcpo_async.records import Lease, Response, Sampling
+
+if TYPE_CHECKING:
+    # Its package imports torch, which the launcher need not wait for.
+    from dcpo_async.weights.canary import Canary
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateTiming:
-    """How long one weights update took.
+    """How one weights update went.
 
     Attributes:
         pause_seconds: from the pause of generation to its resumption.
         responses_in_flight: responses that were being generated when it began.
+        canary_difference: largest difference of a log-prob of the canary from the trainer's, in nats; None without one.
+        was_refused: the canary refused the weights as they had been exchanged, and the engine was started anew.
+        stage_seconds: parts of the pause, by name.
     """
 
     pause_seconds: float
     responses_in_flight: int
+    canary_difference: float | None = None
+    was_refused: bool = False
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -31,14 +42,33 @@ class Engine(Protocol):
     def weights_version(self) -> int:
         """The version that the next token will be sampled from."""
 
-    async def start(self, weights_folder: Path, weights_version: int) -> None:
-        """Load the model from a complete Hugging Face folder; raises EngineError."""
+    async def start(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> float | None:
+        """Load the model from a complete Hugging Face folder.
+
+        Args:
+            canary: of the version; None where nothing is to be compared.
+
+        Returns:
+            The largest difference from the canary, in nats.
+
+        Raises:
+            CanaryError: the difference is above its bound.
+            EngineError: it did not start.
+        """
 
     async def generate(self, lease: Lease, sampling: Sampling) -> tuple[Response, ...]:
         """Sample G responses to the lease's prompt; many calls run at once. Raises EngineError."""
 
-    async def adopt(self, weights_folder: Path, weights_version: int) -> UpdateTiming:
-        """Exchange the weights without dropping what is in flight; raises EngineError."""
+    async def adopt(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> UpdateTiming:
+        """Exchange the weights without dropping what is in flight, and compare before the first new token.
+
+        Weights that the canary refuses generate nothing: the engine is started anew from the folder, and what was in
+        flight begins anew.
+
+        Raises:
+            CanaryError: the engine that was started anew was refused too; it has ended.
+            EngineError: the update failed.
+        """
 
     async def close(self) -> None:
         """Stop generating and release the devices."""

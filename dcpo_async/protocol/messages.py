@@ -100,6 +100,10 @@ class Heartbeat(Message):
     tokens_generated: Count
     """Response tokens since the session began."""
     groups_in_flight: Count
+    canary_difference: Annotated[float, Field(ge=0)] | None = None
+    """Largest difference from the canary of `weights_version`, in nats; none where the version has no canary."""
+    canary_refusals: Count = 0
+    """Versions since the session began that the engine, once it had applied them, was found not to hold."""
 
 
 class Bye(Message):
@@ -107,6 +111,8 @@ class Bye(Message):
 
     kind = "bye"
     reason: Text
+    canary_refusals: Count = 0
+    """As in the heartbeat: one that makes an actor leave is in no heartbeat any more."""
 
 
 # ---- coordinator → actor

@@ -85,7 +85,8 @@ class ActorSession:
     Attributes:
         state: where the session stands.
         capacity: leases that the service can work on at once; 0 until its engine runs.
-        weights_version, tokens_generated: what heartbeats report; the service keeps them up to date.
+        weights_version, canary_difference: as the last call of `adopted` says.
+        tokens_generated, canary_refusals: what heartbeats report; the service keeps them up to date.
         welcome: the run's settings, once joined.
     """
 
@@ -117,7 +118,8 @@ class ActorSession:
         )
         self._resend_seconds = resend_seconds
         self.state = ActorState.JOINING
-        self.capacity = self.weights_version = self.tokens_generated = 0
+        self.capacity = self.weights_version = self.tokens_generated = self.canary_refusals = 0
+        self.canary_difference: float | None = None
         self.welcome: Welcome | None = None
         self._run_id, self._incarnation, self._newest_version = "", 0, 0
         self._is_known = False
@@ -150,6 +152,10 @@ class ActorSession:
         """Leases being worked on."""
         return len(self._leases)
 
+    def adopted(self, weights_version: int, canary_difference: float | None) -> None:
+        """The engine's next token comes from this version, whose canary it met within this many nats."""
+        self.weights_version, self.canary_difference = weights_version, canary_difference
+
     def finish(self, group: Group, now: float) -> None:
         """A lease is answered: its group goes out until it is acknowledged."""
         self._outbox.put(*group_to_message(group), now)
@@ -177,7 +183,7 @@ class ActorSession:
         self._notice_silence(now)
         if self.state is ActorState.DRAINING and (now >= self._drain_deadline or not self.held):
             self._advance(ActorInput.DEADLINE if self.held else ActorInput.EMPTIED)
-            return [*self._failures_due(), self._envelope(Bye(reason=self._bye_reason))]
+            return [*self._failures_due(), self._envelope(self._bye())]
         if not self._is_known:
             self._notice_deadline(now)
             return self._hello_due(now)
@@ -339,8 +345,13 @@ class ActorSession:
             weights_version=self.weights_version,
             tokens_generated=self.tokens_generated,
             groups_in_flight=self.num_working,
+            canary_difference=self.canary_difference,
+            canary_refusals=self.canary_refusals,
         )
         return [self._envelope(heartbeat)]
+
+    def _bye(self) -> Bye:
+        return Bye(reason=self._bye_reason, canary_refusals=self.canary_refusals)
 
 
 def _actor_input(message: Message) -> ActorInput:

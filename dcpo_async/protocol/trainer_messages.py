@@ -66,7 +66,7 @@ class StepDone(Message):
 
 
 class VersionWant(Message):
-    """Rank 0 asks for the number under which it may publish its state after `step` steps."""
+    """The publisher asks for the number under which it may publish the state after `step` steps."""
 
     kind = "version_want"
     step: Count
@@ -81,11 +81,22 @@ class VersionGrant(Message):
 
 
 class Published(Message):
-    """Rank 0: the version stands whole in the weight store."""
+    """The publisher: the version stands whole in the weight store.
+
+    Attributes:
+        seconds: since the state was whole in a shared buffer.
+        num_bytes: of the version's files.
+        patch_bytes: of the patch from the version before, 0 without one.
+        num_skipped: states that were overtaken since the version before.
+    """
 
     kind = "published"
     weights_version: Count
     step: Count
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    num_bytes: Count = 0
+    patch_bytes: Count = 0
+    num_skipped: Count = 0
 
 
 class Checkpointed(Message):

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from dcpo_async.protocol.messages import Message, Name, Text
 from dcpo_async.records import Count
+from dcpo_async.weights.manifest import STRETCH_BYTES
 
 
 class ManifestWant(Message):
@@ -32,17 +33,17 @@ class ManifestMessage(Message):
 
 
 class ChunkWant(Message):
-    """Asks for a stretch of one file of a version."""
+    """Asks for bytes of one file of a version, or of a patch that its manifest lists, at most a stretch of them."""
 
     kind = "chunk_want"
     weights_version: Count
     file: Name
     offset: Count
-    num_bytes: Annotated[int, Field(gt=0, le=1 << 28)]
+    num_bytes: Annotated[int, Field(gt=0, le=STRETCH_BYTES)]
 
 
 class ChunkMessage(Message):
-    """The stretch, or why there is none."""
+    """The bytes, or why there is none."""
 
     kind = "chunk"
     array_dtypes = {"data": "|u1"}

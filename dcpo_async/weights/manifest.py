@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -10,6 +11,9 @@ from dcpo_async.errors import WeightsError
 from dcpo_async.weights.canary import Canary
 
 MANIFEST_NAME = "manifest.json"
+STRETCH_BYTES = 4 << 20
+"""Files are digested, asked for and checked in stretches of this length, the last one apart; part of the format."""
+MAX_PATCHES = 64
 
 # A name is joined to a folder on the machine that fetches it, and the folder is then loaded as a model:
 # hence no separators, no leading dots, and no kind of file that a loader would execute or unpickle.
@@ -26,19 +30,45 @@ def is_publishable(name: str) -> bool:
     return FILE_NAME.fullmatch(name) is not None and name != MANIFEST_NAME
 
 
-class FileEntry(BaseModel):
-    """One file of a version; its digest is the xxh3_128 of its bytes."""
+class _Stretched(BaseModel):
+    """Something that travels; each stretch of its bytes has a digest (`stretches.digest_of`)."""
 
     model_config = _FROZEN
-    name: str
     num_bytes: Annotated[int, Field(ge=0, le=1 << 50)]
-    digest: Digest
+    digests: tuple[Digest, ...]
+
+    @model_validator(mode="after")
+    def _has_all_digests(self) -> Self:
+        if len(self.digests) != -(-self.num_bytes // STRETCH_BYTES):
+            raise ValueError(f"{len(self.digests)} digests for {self.num_bytes} bytes; each {STRETCH_BYTES} have one")
+        return self
+
+
+class FileEntry(_Stretched):
+    """One file of a version.
+
+    A stretch's digest is cryptographic: whoever has the manifest needs no trust in whoever sends the stretch.
+    """
+
+    name: str
 
     @model_validator(mode="after")
     def _has_plain_name(self) -> Self:
         if not is_publishable(self.name):
             raise ValueError(f"file name {self.name!r} is not a plain name matching {FILE_NAME.pattern}")
         return self
+
+
+class PatchEntry(_Stretched):
+    """A sparse patch from one version's weights file to another's, in the folder `patches` of a store."""
+
+    base_version: Annotated[int, Field(ge=1)]
+    weights_version: Annotated[int, Field(ge=2)]
+
+    @property
+    def name(self) -> str:
+        """The patch's file: 00000012.patch leads to version 12."""
+        return f"{self.weights_version:08d}.patch"
 
 
 class TensorEntry(BaseModel):
@@ -60,6 +90,7 @@ class Manifest(BaseModel):
         base_version: the version that a patch applies to; None for a full snapshot.
         dtype: type of the learner's forward pass, as torch spells it.
         tied: further names of tensors that stand in `tensors` under another name, each with that name.
+        patches: a chain of patches that leads here, oldest first, each from the version that the one before leads to.
         canary: log-probs under these weights, for the engine's proof; None where the writer has no model.
     """
 
@@ -73,6 +104,7 @@ class Manifest(BaseModel):
     files: tuple[FileEntry, ...]
     tensors: tuple[TensorEntry, ...]
     tied: Mapping[str, str]
+    patches: Annotated[tuple[PatchEntry, ...], Field(max_length=MAX_PATCHES)] = ()
     canary: Canary | None = None
 
     @model_validator(mode="after")
@@ -85,6 +117,12 @@ class Manifest(BaseModel):
             raise ValueError("a tied name must stand for a listed tensor and not be listed itself")
         if self.base_version is not None and not 1 <= self.base_version < self.weights_version:
             raise ValueError(f"base_version {self.base_version} is not before {self.weights_version}")
+        leads_to = [entry.weights_version for entry in self.patches]
+        starts_at = [entry.base_version for entry in self.patches[1:]]
+        if leads_to and leads_to != [*starts_at, self.weights_version]:
+            raise ValueError(f"patches to {leads_to} from {starts_at} are no chain to {self.weights_version}")
+        if any(entry.base_version >= entry.weights_version for entry in self.patches):
+            raise ValueError("a patch leads to an earlier version")
         return self
 
     def to_json(self) -> str:
@@ -100,3 +138,11 @@ class Manifest(BaseModel):
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "manifest"
             raise WeightsError(f"malformed weights manifest: {where}: {first['msg']}") from error
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a version's folder; raises WeightsError where it is missing or malformed."""
+    try:
+        return Manifest.from_json((folder / MANIFEST_NAME).read_bytes())
+    except OSError as error:
+        raise WeightsError(f"no weights manifest in {folder}: {error.strerror}") from error

@@ -14,8 +14,9 @@ unit in the last place, so that a patch is a few thousandths of the model.
 """
 
 import struct
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import xxhash
@@ -42,6 +43,8 @@ _TILE_BYTES = 1 << 20
 """Tensors are compared in stretches that stay in a core's cache."""
 _MAX_HEADER_BYTES = 16 << 20
 
+S = TypeVar("S")
+T = TypeVar("T")
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.unsignedinteger[Any]]
 Count = Annotated[int, Field(ge=0, lt=1 << 48)]
@@ -72,24 +75,31 @@ class _Change(BaseModel):
 _CHANGES = TypeAdapter(tuple[_Change, ...])
 
 
-def encode_patch(base: dict[str, Tensor], new: dict[str, Tensor]) -> bytes:
+def encode_patch(
+    base: dict[str, Tensor], new: dict[str, Tensor], *, digests: Mapping[str, str] | None = None, threads: int = 1
+) -> bytes:
     """The patch that turns `base` into `new`; raw bits are compared, so -0.0 and NaN payloads survive.
 
     Both hold the same names with the same shapes and dtypes, of any kind. Each tensor is stored in the smaller of the
     two ways. Raises WeightsError where the two differ in a name, shape or dtype.
 
+    Args:
+        digests: `raw.bytes_digest` of each tensor in `new`, where they are known.
+        threads: tensors compared at once.
+
     Example: of 100,000 bfloat16 zeros every hundredth becomes 1.0; the patch has under 300 bytes.
     """
     _require_same_names(base, list(new))
-    changes: list[_Change] = []
-    sections: list[bytes | memoryview] = []
-    differs = np.empty(_TILE_BYTES // 8, dtype=np.bool_)
     for name, tensor in new.items():
         _require_same_kind(name, base[name], dtype_name(tensor), tuple(tensor.shape))
-        change, of_tensor = _encoded(name, base[name], tensor, differs)
-        changes.append(change)
-        sections += of_tensor
-    header = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(_CHANGES.dump_json(tuple(changes)))
+
+    def encoded(name: str) -> tuple[_Change, list[bytes | memoryview]]:
+        return _encoded(name, base[name], new[name], (digests or {}).get(name))
+
+    encodings = list(_mapped(encoded, new, threads))
+    changes = tuple(change for change, _ in encodings)
+    sections = [section for _, of_tensor in encodings for section in of_tensor]
+    header = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(_CHANGES.dump_json(changes))
     prefix = _PREFIX.pack(_MAGIC, _FORMAT_VERSION, len(header))
     return b"".join([prefix, _digest_of(prefix, header, *sections), header, *sections])
 
@@ -101,9 +111,38 @@ def apply_patch(base: dict[str, Tensor], patch: bytes) -> dict[str, Tensor]:
     patch is malformed, when names, shapes or dtypes differ, and when `base` is not what the patch was made
     for (the digest of a resulting tensor differs).
     """
+    patched = {
+        change.name: _patched(base[change.name], change, sections) for change, sections in _changes_to(base, patch)
+    }
+    return {name: patched[name] for name in base}
+
+
+def change_in_place(tensors: dict[str, Tensor], patch: bytes, *, threads: int = 1) -> None:
+    """Apply a patch to the memory of tensors, without a look at digests of what was there and of what comes out.
+
+    For whoever checks the result by other means, and throws it away where it is wrong: steps change another base, or
+    the same one a second time, into something that nobody published.
+
+    Args:
+        tensors: contiguous ones on the CPU; some may have changed where this raises.
+        threads: tensors changed at once.
+
+    Raises WeightsError when the patch is malformed, and when names, shapes or dtypes differ.
+    """
+
+    def change_one(work: tuple[_Change, list[memoryview]]) -> None:
+        change, sections = work
+        _change_raw(raw_bytes(tensors[change.name]), tensors[change.name], change, sections)
+
+    for _ in _mapped(change_one, _changes_to(tensors, patch), threads):
+        pass
+
+
+def _changes_to(base: dict[str, Tensor], patch: bytes) -> list[tuple[_Change, list[memoryview]]]:
+    """The changes of a patch, each with its sections; it must be one for tensors of these names and kinds."""
     changes, payload = _opened(patch)
     _require_same_names(base, [change.name for change in changes])
-    patched: dict[str, Tensor] = {}
+    found = []
     start = 0
     for change in changes:
         _require_same_kind(change.name, base[change.name], change.dtype, change.shape)
@@ -113,24 +152,30 @@ def apply_patch(base: dict[str, Tensor], patch: bytes) -> dict[str, Tensor]:
             start += num_bytes
         if start > len(payload):
             raise WeightsError(f"a weights patch ends inside tensor {change.name!r}")
-        patched[change.name] = _patched(base[change.name], change, sections)
+        found.append((change, sections))
     if start < len(payload):
         raise WeightsError(f"a weights patch has {len(payload) - start} bytes after its last tensor")
-    return {name: patched[name] for name in base}
+    return found
+
+
+def _mapped(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterable[T]:
+    """What `work` returns for each item, in their order."""
+    if threads == 1:
+        return map(work, items)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
 
 
 # ---- one tensor
 
 
-def _encoded(
-    name: str, base: Tensor, new: Tensor, differs: NDArray[np.bool_]
-) -> tuple[_Change, list[bytes | memoryview]]:
+def _encoded(name: str, base: Tensor, new: Tensor, digest: str | None) -> tuple[_Change, list[bytes | memoryview]]:
     raw = raw_bytes(new)
     words, old = _as_words(raw, new), _as_words(raw_bytes(base), new)
     most = int(_DENSE_FROM * words.size)
-    changed = _changed(words, old, differs, most)
+    changed = _changed(words, old, most)
     change = _Change(
-        name=name, dtype=dtype_name(new), shape=tuple(new.shape), digest=bytes_digest(raw), encoding="same"
+        name=name, dtype=dtype_name(new), shape=tuple(new.shape), digest=digest or bytes_digest(raw), encoding="same"
     )
     if changed is not None and changed.size == 0:
         return change, []
@@ -157,14 +202,7 @@ def _patched(base: Tensor, change: _Change, sections: Sequence[memoryview]) -> T
     raw = raw_bytes(base)
     if change.encoding != "same":
         raw = raw.copy()
-        words = _as_words(raw, base)
-        if change.encoding == "dense":
-            _require_dense(change, sections, words)
-            words[:] = np.frombuffer(sections[0], dtype=words.dtype)
-        else:
-            _change_words(words, change, sections)
-    elif sections or change.num_changes:
-        raise WeightsError(f"tensor {change.name!r} does not change, but the patch stores something of it")
+    _change_raw(raw, base, change, sections)
     if bytes_digest(raw) == change.digest:
         return base if change.encoding == "same" else tensor_from_raw(raw, base.dtype, base.shape).to(base.device)
     if bytes_digest(raw_bytes(base)) == change.digest:
@@ -174,6 +212,18 @@ def _patched(base: Tensor, change: _Change, sections: Sequence[memoryview]) -> T
         f"tensor {change.name!r} does not match its digest after the patch, made for another base; "
         "fetch a full snapshot"
     )
+
+
+def _change_raw(raw: Bytes, tensor: Tensor, change: _Change, sections: Sequence[memoryview]) -> None:
+    """Apply a change to the bytes of a tensor, in place."""
+    words = _as_words(raw, tensor)
+    if change.encoding == "dense":
+        _require_dense(change, sections, words)
+        words[:] = np.frombuffer(sections[0], dtype=words.dtype)
+    elif change.encoding == "sparse":
+        _change_words(words, change, sections)
+    elif sections or change.num_changes:
+        raise WeightsError(f"tensor {change.name!r} does not change, but the patch stores something of it")
 
 
 def _change_words(words: Words, change: _Change, sections: Sequence[memoryview]) -> None:
@@ -210,16 +260,16 @@ def _require_dense(change: _Change, sections: Sequence[memoryview], words: Words
 # ---- gaps and values
 
 
-def _changed(new: Words, old: Words, differs: NDArray[np.bool_], most: int) -> NDArray[np.int64] | None:
+def _changed(new: Words, old: Words, most: int) -> NDArray[np.int64] | None:
     """Indices of the words that differ, ascending; compared 8 bytes at a time, most of which are equal.
 
     Args:
-        differs: overwritten; a place for each 8 bytes of a tile.
         most: None is returned as soon as there are more; small tensors may have a few all the same.
     """
     num_whole = new.nbytes // 8 * 8 // new.itemsize
     per_block = max(1, 8 // new.itemsize)
     wide_new, wide_old = new[:num_whole].view("<u8"), old[:num_whole].view("<u8")
+    differs = np.empty(min(len(wide_new), _TILE_BYTES // 8) or 1, dtype=np.bool_)
     found = []
     for start in range(0, len(wide_new), len(differs)):
         one, other = wide_new[start : start + len(differs)], wide_old[start : start + len(differs)]

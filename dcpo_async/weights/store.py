@@ -1,5 +1,6 @@
 """The weight store: immutable versions, each a whole Hugging Face model folder with its manifest."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -16,14 +17,22 @@ from torch import Tensor
 from dcpo_async.errors import WeightsError
 from dcpo_async.weights.canary import Canary
 from dcpo_async.weights.locks import is_unused, opened
-from dcpo_async.weights.manifest import MANIFEST_NAME, FileEntry, Manifest, TensorEntry, is_publishable
+from dcpo_async.weights.manifest import (
+    MANIFEST_NAME,
+    STRETCH_BYTES,
+    FileEntry,
+    Manifest,
+    PatchEntry,
+    TensorEntry,
+    is_publishable,
+    read_manifest,
+)
+from dcpo_async.weights.patch_chain import Link, patches_folder
 from dcpo_async.weights.raw import dtype_name
-from dcpo_async.weights.tensor_file import write_tensors
+from dcpo_async.weights.stretches import file_digests
+from dcpo_async.weights.tensor_file import WEIGHTS_NAME, write_tensors
 
-WEIGHTS_NAME = "model.safetensors"
 UNFINISHED = ".unfinished-"
-
-_HASHED_BYTES = 16 << 20
 
 
 def version_folder(store_folder: Path, weights_version: int) -> Path:
@@ -54,6 +63,8 @@ def write_snapshot(
     skeleton_folder: Path,
     tied: Mapping[str, str] | None = None,
     canary: Canary | None = None,
+    threads: int = 1,
+    with_patch: bool = True,
 ) -> Manifest:
     """Publish full weights as a new version: readers see it whole or not at all.
 
@@ -68,6 +79,8 @@ def write_snapshot(
             executed or unpickled.
         tied: further names of tensors, each with the name that it stands under.
         canary: what the trainer's model says under these weights.
+        threads: tensors compared at once with those of the version before.
+        with_patch: beside the version, leave a patch from the newest one that stands, where it is small.
 
     Raises:
         WeightsError: the number was used, the skeleton has no config.json, or the disk is full.
@@ -83,10 +96,14 @@ def write_snapshot(
     whole = _storable(tensors, tied)
     # Not writable for others, whatever the umask: actors of this machine read it only then.
     store_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with unfinished_folder(store_folder) as folder:
+    with unfinished_folder(store_folder) as folder, unfinished_folder(store_folder) as beside:
         _copy_skeleton(skeleton_folder, folder)
         digests = write_tensors(folder / WEIGHTS_NAME, whole)
-        weights = FileEntry(name=WEIGHTS_NAME, num_bytes=(folder / WEIGHTS_NAME).stat().st_size, digest=digests.file)
+        weights = FileEntry(name=WEIGHTS_NAME, num_bytes=(folder / WEIGHTS_NAME).stat().st_size, digests=digests.file)
+        patches: tuple[PatchEntry, ...] = ()
+        if with_patch and newest:
+            link = Link(version_folder(store_folder, newest), weights_version, run_id, weights.num_bytes)
+            patches = link.write_patch(beside, whole, digests.tensors, threads)
         others = [path for path in sorted(folder.iterdir()) if path.name != WEIGHTS_NAME]
         manifest = Manifest(
             weights_version=weights_version,
@@ -98,32 +115,34 @@ def write_snapshot(
             files=(*map(_file_entry, others), weights),
             tensors=tuple(_tensor_entry(name, tensor, digests.tensors[name]) for name, tensor in whole.items()),
             tied=tied,
+            patches=patches,
             canary=canary,
         )
         (folder / MANIFEST_NAME).write_text(manifest.to_json())
+        if patches:
+            patches_folder(store_folder).mkdir(mode=0o755, exist_ok=True)
+            (beside / patches[-1].name).rename(patches_folder(store_folder) / patches[-1].name)
         folder.rename(version_folder(store_folder, weights_version))
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a version's folder; raises WeightsError where it is missing or malformed."""
-    try:
-        return Manifest.from_json((folder / MANIFEST_NAME).read_bytes())
-    except OSError as error:
-        raise WeightsError(f"no weights manifest in {folder}: {error.strerror}") from error
-
-
 def verify(folder: Path, on_progress: Callable[[], None] = lambda: None) -> Manifest:
-    """Check every byte of a version's folder against its manifest.
+    """Check every byte of a version's folder against its manifest, in several threads.
 
     Args:
-        on_progress: called after every 16 MiB.
+        on_progress: called after every stretch.
 
     Raises:
         WeightsError: names the file that is missing, additional, of another length or of other content.
     """
     manifest = read_manifest(folder)
-    found = {path.name for path in folder.iterdir()}
+    require_files(folder, manifest, on_progress)
+    return manifest
+
+
+def require_files(folder: Path, manifest: Manifest, on_progress: Callable[[], None] = lambda: None) -> None:
+    """Check that a folder has all files of a manifest and no others; raises and reports as `verify` does."""
+    found = {path.name for path in folder.iterdir()} | {MANIFEST_NAME}
     listed = {entry.name for entry in manifest.files} | {MANIFEST_NAME}
     if found != listed:
         # A loader takes every weights file that it finds, so that one too many is as bad as one too few.
@@ -132,9 +151,8 @@ def verify(folder: Path, on_progress: Callable[[], None] = lambda: None) -> Mani
         path = folder / entry.name
         if path.stat().st_size != entry.num_bytes:
             raise WeightsError(f"{path} has {path.stat().st_size} bytes, its manifest says {entry.num_bytes}")
-        if _file_digest(path, on_progress) != entry.digest:
+        if file_digests(path, on_progress) != entry.digests:
             raise WeightsError(f"{path} does not match its digest; fetch or publish the version again")
-    return manifest
 
 
 def prune(store_folder: Path, keep: int, protect: Set[int] = frozenset()) -> list[int]:
@@ -145,9 +163,29 @@ def prune(store_folder: Path, keep: int, protect: Set[int] = frozenset()) -> lis
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least the newest version has to stay")
     superfluous = [version for version in versions(store_folder)[:-keep] if version not in protect]
-    return [
+    removed = [
         version for version in superfluous if discard_unused(version_folder(store_folder, version), if_unlockable=True)
     ]
+    prune_patches(store_folder)
+    return removed
+
+
+def prune_patches(store_folder: Path) -> None:
+    """Remove the patches that no version lists, but for those that may belong to one that is about to stand."""
+    standing = versions(store_folder)
+    listed: set[str] = set()
+    for version in standing:
+        with contextlib.suppress(WeightsError):
+            listed |= {entry.name for entry in read_manifest(version_folder(store_folder, version)).patches}
+    for path in patches_folder(store_folder).glob("*.patch"):
+        if path.name not in listed and (not standing or path.name <= f"{standing[-1]:08d}.patch"):
+            path.unlink(missing_ok=True)
+
+
+def empty(folder: Path) -> None:
+    """Remove everything in a folder."""
+    for path in folder.iterdir():
+        path.unlink()
 
 
 def discard(folder: Path) -> None:
@@ -205,7 +243,7 @@ def model_digest(folder: Path) -> str:
     state = xxhash.xxh3_128()
     kinds = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*", "chat_template*")
     for path in sorted(path for kind in kinds for path in folder.glob(kind)):
-        state.update(f"{path.name} {_file_digest(path)}\n".encode())
+        state.update(f"{path.name} {_whole_digest(path)}\n".encode())
     digest: str = state.hexdigest()
     return digest
 
@@ -213,20 +251,13 @@ def model_digest(folder: Path) -> str:
 def _storable(
     tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], tied: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """Dense CPU tensors that share no memory, as safetensors wants them, without the tied names."""
+    """The tensors without the tied names; they are not copied, whatever memory they share."""
     whole: dict[str, Tensor] = {}
-    storages: set[int] = set()
     for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
         if name in whole:
             raise WeightsError(f"tensor {name!r} comes twice; publish each under one name")
-        if name in tied:
-            continue
-        plain = tensor.detach().cpu().contiguous()
-        storage = plain.untyped_storage()
-        if storage.data_ptr() in storages or storage.nbytes() > plain.nbytes:
-            plain = plain.clone()
-        storages.add(plain.untyped_storage().data_ptr())
-        whole[name] = plain
+        if name not in tied:
+            whole[name] = tensor.detach()
     if missing := set(tied.values()) - set(whole):
         raise WeightsError(f"tied names stand for {sorted(missing)[:3]}, which are not among the tensors")
     return whole
@@ -249,20 +280,19 @@ def _main_dtype(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _file_entry(path: Path) -> FileEntry:
-    return FileEntry(name=path.name, num_bytes=path.stat().st_size, digest=_file_digest(path))
+    return FileEntry(name=path.name, num_bytes=path.stat().st_size, digests=file_digests(path))
 
 
 def _tensor_entry(name: str, tensor: Tensor, digest: str) -> TensorEntry:
     return TensorEntry(name=name, dtype=dtype_name(tensor), shape=tuple(tensor.shape), digest=digest)
 
 
-def _file_digest(path: Path, on_progress: Callable[[], None] = lambda: None) -> str:
+def _whole_digest(path: Path) -> str:
     state = xxhash.xxh3_128()
-    piece = memoryview(bytearray(_HASHED_BYTES))
+    piece = memoryview(bytearray(STRETCH_BYTES))
     with path.open("rb", buffering=0) as file:
         while num_bytes := file.readinto(piece):
             state.update(piece[:num_bytes])
-            on_progress()
     digest: str = state.hexdigest()
     return digest
 

@@ -1,18 +1,23 @@
 """Writes safetensors files, and digests each byte on its way: once, for the file and for its tensors alike."""
 
 import json
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+import torch
 import xxhash
 from torch import Tensor
 
 from dcpo_async.errors import WeightsError
-from dcpo_async.weights.raw import dtype_name, raw_bytes
+from dcpo_async.weights.raw import dtype_name, raw_bytes, tensor_from_raw
+from dcpo_async.weights.stretches import StretchDigests
 
+WEIGHTS_NAME = "model.safetensors"
 _ALIGNMENT = 8
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 20
 """What is hashed for its tensor is still in the cache when it is hashed for the file, and written."""
 _DTYPES = {
     "float64": "F64",
@@ -32,11 +37,13 @@ _DTYPES = {
     "float8_e5m2": "F8_E5M2",
 }
 
+_TORCH_NAMES = {name: torch_name for torch_name, name in _DTYPES.items()}
+
 
 class Digests(NamedTuple):
-    """xxh3_128 of a file, and of each tensor's bytes by its name."""
+    """The digests of a file's stretches, and the xxh3_128 of each tensor's bytes by its name."""
 
-    file: str
+    file: tuple[str, ...]
     tensors: dict[str, str]
 
 
@@ -61,7 +68,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digests:
         start += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    whole = xxhash.xxh3_128()
+    whole = StretchDigests()
     of_tensors: dict[str, str] = {}
     with path.open("xb") as file:
         for piece in (len(text).to_bytes(8, "little"), text):
@@ -69,11 +76,41 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digests:
             file.write(piece)
         for name, tensor in ordered:
             of_tensors[name] = _write_tensor(file, whole, raw_bytes(tensor).data)
-    return Digests(whole.hexdigest(), of_tensors)
+    return Digests(whole.digests(), of_tensors)
 
 
-def _write_tensor(file: BinaryIO, whole: Any, raw: memoryview) -> str:
-    """Write a tensor's bytes and add them to the digest of the file; returns their own."""
+def map_tensors(path: Path, *, for_change: bool = False) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that `write_tensors` wrote, in its pages: nothing is read until it is used.
+
+    Args:
+        for_change: what is written to the tensors is written to the file; else it is seen by nobody.
+
+    Raises:
+        WeightsError: the file is shorter or longer than its header says, or the header is malformed.
+    """
+    with path.open("r+b" if for_change else "rb") as file:
+        access = mmap.ACCESS_WRITE if for_change else mmap.ACCESS_COPY
+        try:
+            # Writable in both cases: torch warns of arrays that are not.
+            raw = np.frombuffer(mmap.mmap(file.fileno(), 0, access=access), dtype=np.uint8)
+            start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+            header = json.loads(raw[8:start].tobytes())
+            del header["__metadata__"]
+            ends = [start + entry["data_offsets"][1] for entry in header.values()]
+            if max(ends, default=start) != len(raw):
+                raise WeightsError(f"{path} has {len(raw)} bytes, its header says {max(ends, default=start)}")
+            return {name: _mapped(raw[start:], **entry) for name, entry in header.items()}
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise WeightsError(f"{path} has no header of a weights file: {error}") from error
+
+
+def _mapped(raw: Any, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
+    torch_dtype = getattr(torch, _TORCH_NAMES[dtype])
+    return tensor_from_raw(raw[data_offsets[0] : data_offsets[1]], torch_dtype, shape)
+
+
+def _write_tensor(file: BinaryIO, whole: StretchDigests, raw: memoryview) -> str:
+    """Write a tensor's bytes and add them to the digests of the file; returns their own."""
     digest = xxhash.xxh3_128()
     for start in range(0, len(raw), _PIECE_BYTES):
         piece = raw[start : start + _PIECE_BYTES]

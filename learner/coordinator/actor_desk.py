@@ -39,6 +39,7 @@ class ConnectedActor:
         role: as it said in its hello.
         credit: leases it still has room for.
         tokens_generated: response tokens by its own count; None until its first heartbeat.
+        canary_difference: largest difference from the canary of `weights_version` in its engine, in nats.
     """
 
     heard_at: float
@@ -50,6 +51,7 @@ class ConnectedActor:
     tokens_generated: int | None = None
     groups_in_flight: int = 0
     groups_accepted: int = 0
+    canary_difference: float | None = None
 
 
 class ActorDesk:
@@ -82,6 +84,7 @@ class ActorDesk:
         self._regrader, self._weights_port, self._clock = regrader, weights_port, clock
         self.connected: dict[bytes, ConnectedActor] = {}
         self._rate = TokenRate()
+        self._canary_refusals: dict[bytes, int] = {}
         intake.start_clock(clock())
 
     def on_envelope(self, peer: bytes, envelope: Envelope) -> None:
@@ -152,11 +155,15 @@ class ActorDesk:
             log.warning("actor %s lost: %s; %d leases go out again", name_of(peer), reason, released)
 
     def metrics(self) -> dict[str, float]:
-        """Actors connected, and the response tokens they generate in a second."""
-        return {
-            "actors": float(sum(actor.role == "actor" for actor in self.connected.values())),
+        """Actors connected, the response tokens they generate in a second, and how well they hold their weights."""
+        actors = [actor for actor in self.connected.values() if actor.role == "actor"]
+        found = {
+            "actors": float(len(actors)),
             "actor_tokens_per_second": self._rate.per_second(self._clock()),
+            "canary_refusals": float(sum(self._canary_refusals.values())),
         }
+        differences = [actor.canary_difference for actor in actors if actor.canary_difference is not None]
+        return {**found, "canary_difference": max(differences)} if differences else found
 
     # ---- what comes in
 
@@ -169,6 +176,7 @@ class ActorDesk:
 
     def _leave(self, peer: bytes, bye: Bye) -> None:
         self.connected.pop(peer, None)
+        self._count_refusals(peer, bye.canary_refusals)
         released = self._intake.release_session(peer)
         log.info("actor %s left (%s); %d leases go out again", name_of(peer), bye.reason, released)
 
@@ -186,11 +194,19 @@ class ActorDesk:
         """Note what the actor says of itself; the answer tells it that the learner is alive."""
         self._intake.heartbeat(peer, heartbeat.held, now)
         actor.weights_version = heartbeat.weights_version
+        actor.canary_difference = heartbeat.canary_difference
+        self._count_refusals(peer, heartbeat.canary_refusals)
         actor.groups_in_flight = heartbeat.groups_in_flight
         if actor.tokens_generated is not None:
             self._rate.add(now, heartbeat.tokens_generated - actor.tokens_generated)
         actor.tokens_generated = heartbeat.tokens_generated
         self._post(peer, self._newest)
+
+    def _count_refusals(self, peer: bytes, canary_refusals: int) -> None:
+        """Take a session's own count; it outlives the session, so that one that is lost and comes back counts once."""
+        if canary_refusals > self._canary_refusals.get(peer, 0):
+            self._canary_refusals[peer] = canary_refusals
+            log.warning("actor %s: the canary has refused %d weights versions there", name_of(peer), canary_refusals)
 
     @property
     def _newest(self) -> VersionMessage:

@@ -9,6 +9,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json
 from dcpo_async.metrics.sink import Sink
 from dcpo_async.run_folder import RunFolder
+from dcpo_async.weights.canary import canary_bound
 from learner.coordinator.actor_desk import ActorDesk, ConnectedActor, name_of
 from learner.coordinator.intake import Intake
 from learner.coordinator.trainer_desk import TrainerDesk
@@ -17,8 +18,8 @@ from learner.ledger.ledger import Ledger
 log = logging.getLogger(__name__)
 
 LOGGED_METRICS = ("reward", "rur", "tcr", "lag_mean", "actors")
-MAX_DISAGREEMENT_NATS = 1e-2
-"""kl_behavior of tokens that the weights which sampled them train; rounding leaves far less, in bfloat16 too."""
+WARN_SHARE_OF_BOUND = 0.5
+"""Of the difference at which an engine refuses a version; rounding alone stays well below (decision 22)."""
 
 
 class Status:
@@ -48,7 +49,8 @@ class Status:
         self._config, self._run_id, self._intake, self._ledger = config, run_id, intake, ledger
         self._actors, self._ranks, self._sinks, self._clock = actors, ranks, sinks, clock
         self._last_report: dict[str, float] = {}
-        self._warn_above_nats = MAX_DISAGREEMENT_NATS
+        self._bound_nats = canary_bound(config.weights.canary_bound, config.model.dtype)
+        self._warn_above_nats = WARN_SHARE_OF_BOUND * self._bound_nats
 
     def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write and log what a step says of itself, with what has been counted until now."""
@@ -58,8 +60,7 @@ class Status:
             sink.write(step, report)
         shown = ", ".join(f"{name} {report[name]:.4g}" for name in LOGGED_METRICS if name in report)
         log.info("step %d: %s", step, shown)
-        if (step - 1) % self._config.algorithm.updates_per_batch == 0:
-            self._warn_of_disagreement(step, report.get("lag_0/kl_behavior", 0.0))
+        self._warn_of_disagreement(step, report.get("canary_difference", 0.0))
 
     def write(self) -> None:
         """Write `status.json`, which `dcpo status` and the demo's display read."""
@@ -99,6 +100,7 @@ class Status:
             "host": actor.host,
             "engine": actor.engine,
             "weights_version": actor.weights_version,
+            "canary_difference": actor.canary_difference,
             "groups_in_flight": actor.groups_in_flight,
             "groups_accepted": actor.groups_accepted,
             "leases": num_leases,
@@ -106,15 +108,15 @@ class Status:
         }
 
     def _warn_of_disagreement(self, step: int, nats: float) -> None:
-        """Compare engine and learner where no update lies between them; again only when it has become twice as bad."""
+        """Engine and learner at equal versions, whatever the lag; told again only when it has become twice as bad."""
         if nats <= self._warn_above_nats:
             return
         self._warn_above_nats = 2 * nats
         log.warning(
-            "step %d: tokens sampled by the very weights that train them have a kl_behavior of %.3g nats, expected is "
-            "at most %g: engine and learner disagree; compare them with bench/logprob_parity.py and, where responses "
-            "go on across updates, see whether actor.kv_after_update = recompute ends it",
+            "step %d: an engine's log-probs of the canary differ by %.3g nats from the trainer's under the same "
+            "weights, %g (weights.canary_bound) would refuse them: engine and learner disagree; `dcpo status` names "
+            "the actor, bench/logprob_parity.py compares the two",
             step,
             nats,
-            MAX_DISAGREEMENT_NATS,
+            self._bound_nats,
         )

@@ -48,6 +48,7 @@ class TrainerDesk:
     Attributes:
         step: optimizer steps that the trainer has taken.
         restarts: of the trainer since this start.
+        num_published: versions since this start.
         is_finished: whether the trainer has been to the end of the run.
         waiting: ranks whose shard is not there yet, by peer.
     """
@@ -65,11 +66,12 @@ class TrainerDesk:
         self._config, self._intake, self._ledger, self.router, self._mail = config, intake, ledger, router, mail
         self._on_published, self._on_step = on_published, on_step
         self._is_proximal = config.algorithm.old == "proximal"
-        self.step = self.restarts = 0
+        self.step = self.restarts = self.num_published = 0
         self.is_finished = False
         self.waiting: dict[bytes, ShardWant] = {}
         self._shards = _NO_SHARDS
         self._batch_metrics: dict[int, dict[str, float]] = {}
+        self._publication: dict[str, float] = {"publish_skipped": 0.0}
 
     def on_envelope(self, peer: bytes, envelope: Envelope) -> None:
         """Take a message of a rank; one that another start of the learner has left behind is turned away."""
@@ -136,6 +138,13 @@ class TrainerDesk:
             raise TrainerError(
                 f"a rank published version {version} of step {step}, which was not granted for that step"
             )
+        self.num_published += 1
+        self._publication = {
+            "publish_seconds": published.seconds,
+            "publish_bytes": float(published.num_bytes),
+            "publish_patch_bytes": float(published.patch_bytes),
+            "publish_skipped": self._publication["publish_skipped"] + published.num_skipped,
+        }
         if self._intake.publish(version):
             self._on_published()
 
@@ -155,7 +164,7 @@ class TrainerDesk:
         trained = done.step - 1
         # Kept until a later step is done: a trainer that starts again may ask for the same shards.
         self._batch_metrics = {step: batch for step, batch in self._batch_metrics.items() if step >= trained}
-        self._on_step(done.step, {**done.metrics, **self._batch_metrics.get(trained, {})})
+        self._on_step(done.step, {**done.metrics, **self._batch_metrics.get(trained, {}), **self._publication})
 
     def _release_arrays(self, checkpointed: Checkpointed) -> None:
         """Delete arrays that every retained checkpoint already contains."""

@@ -1,4 +1,4 @@
-"""A trainer rank's side of its talk with the coordinator: facts are told, questions asked until they are answered."""
+"""What ranks and publisher say to the coordinator: facts are told, questions asked until they are answered."""
 
 import logging
 import time
@@ -36,8 +36,8 @@ class CoordinatorLink:
     Attributes:
         channel: carries envelopes to the coordinator.
         address: the coordinator's, for messages to people.
-        run_id, incarnation: go with every message: the coordinator turns away ranks of another start.
-        rank, num_ranks: who this is.
+        run_id, incarnation: go with every message: the coordinator turns away who is of another start.
+        name: of this side, for messages to people.
         resend_seconds: a question is asked again this often.
     """
 
@@ -45,13 +45,8 @@ class CoordinatorLink:
     address: str
     run_id: str
     incarnation: int
-    rank: int
-    num_ranks: int
+    name: str
     resend_seconds: float = RESEND_SECONDS
-
-    async def join(self, step: int) -> None:
-        """Say hello, with the steps that this rank's state has behind it."""
-        await self.tell(TrainerHello(rank=self.rank, num_ranks=self.num_ranks, step=step))
 
     async def tell(self, fact: Message, arrays: Mapping[str, Array] | None = None) -> None:
         """Send something once."""
@@ -59,18 +54,6 @@ class CoordinatorLink:
             await self.channel.send(Envelope(fact, arrays or {}, self.run_id, self.incarnation))
         except PeerLostError as error:
             log.warning("%s was not sent: %s", fact.kind, error)
-
-    async def ask_for_shard(
-        self, step: int, deadline_seconds: float = BATCH_DEADLINE_SECONDS
-    ) -> list[TrainingSample] | None:
-        """This rank's samples of the update after `step`; None when the run has reached its end.
-
-        Raises:
-            TrainerError: no answer within the deadline, or a refusal.
-        """
-        request = ShardWant(rank=self.rank, num_ranks=self.num_ranks, step=step)
-        answer = await self._ask(request, step, (ShardMessage, TrainerFinished), deadline_seconds)
-        return None if isinstance(answer.message, TrainerFinished) else samples_of(answer)
 
     async def ask_for_version(self, step: int, deadline_seconds: float) -> int:
         """The number under which the weights after `step` may be published.
@@ -97,14 +80,42 @@ class CoordinatorLink:
                 await self.tell(request)
             elif isinstance(answer.message, Reject):
                 detail = answer.message.detail
-                raise TrainerError(f"rank {self.rank}: the coordinator at {self.address} refused: {detail}")
+                raise TrainerError(f"{self.name}: the coordinator at {self.address} refused: {detail}")
             elif isinstance(answer.message, answers) and getattr(answer.message, "step", None) == step:
                 return answer
             # Anything else answers a question that was asked again too early.
         raise TrainerError(
-            f"rank {self.rank}: the coordinator at {self.address} has not answered {request.kind} of step "
+            f"{self.name}: the coordinator at {self.address} has not answered {request.kind} of step "
             f"{step} for {deadline_seconds:.0f} s; see whether it runs and whether actors are connected"
         )
+
+
+@dataclass(slots=True, kw_only=True)
+class RankLink(CoordinatorLink):
+    """A trainer rank's.
+
+    Attributes:
+        rank, num_ranks: who this is.
+    """
+
+    rank: int
+    num_ranks: int
+
+    async def join(self, step: int) -> None:
+        """Say hello, with the steps that this rank's state has behind it."""
+        await self.tell(TrainerHello(rank=self.rank, num_ranks=self.num_ranks, step=step))
+
+    async def ask_for_shard(
+        self, step: int, deadline_seconds: float = BATCH_DEADLINE_SECONDS
+    ) -> list[TrainingSample] | None:
+        """This rank's samples of the update after `step`; None when the run has reached its end.
+
+        Raises:
+            TrainerError: no answer within the deadline, or a refusal.
+        """
+        request = ShardWant(rank=self.rank, num_ranks=self.num_ranks, step=step)
+        answer = await self._ask(request, step, (ShardMessage, TrainerFinished), deadline_seconds)
+        return None if isinstance(answer.message, TrainerFinished) else samples_of(answer)
 
 
 def samples_of(shard: Envelope) -> list[TrainingSample]:

@@ -7,11 +7,10 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import deepspeed
 import torch
@@ -24,8 +23,8 @@ from dcpo_async.errors import TrainerError
 from learner.trainer.checkpoint import CheckpointLayout, load_checkpoint, save_checkpoint, verified_checkpoint
 from learner.trainer.packing import MicroBatch
 from learner.trainer.policy import PolicyModel
-from learner.weights.checkpoint_format import checkpoint_views, in_checkpoint_format
-from learner.weights.gather import gather_weights
+from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
+from learner.weights.layout import Layout, Schema
 from learner.weights.loading import loaded_model
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class TrainEngine:
         device: of the model.
         dtype: of the forward pass and of published weights.
         tokenizer: of the model.
-        views: where the tensors of the model's checkpoint lie in the model.
+        schema: of the weights that are published.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -55,7 +54,8 @@ class TrainEngine:
         deepspeed.init_distributed(backend, timeout=deadline, verbose=False)
         self._settings, self.dtype = config.training, forward_dtype(config)
         model = loaded_model(config.model.path, self.dtype)
-        self.views = checkpoint_views(model)
+        # Before anything wraps or partitions the model.
+        views, tied = checkpoint_views(model), tied_checkpoint_names(model)
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         policy = PolicyModel(model, config.sampling.temperature).train()
@@ -72,6 +72,7 @@ class TrainEngine:
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
         # Small integers are agreed on between CPUs, so that no agreement waits for a GPU.
         self._host_group = dist.new_group(backend="gloo", timeout=deadline)
+        self.schema = Schema(layout=Layout.of(self.model, self.dtype), views=views, tied=tied)
         self._layout = CheckpointLayout(
             num_ranks=self.num_ranks, zero_stage=self._deepspeed.zero_optimization_stage(), dtype=str(self.dtype)
         )
@@ -87,6 +88,24 @@ class TrainEngine:
         """Log-probs and entropies of a micro-batch's response tokens under the current weights."""
         logprobs, entropy = self._deepspeed(batch.input_ids, batch.rows, batch.columns, batch.token_ids)
         return logprobs, entropy
+
+    def score(self, token_ids: Sequence[int]) -> Tensor:
+        """Float32 log-probs [tokens - 1] at temperature 1 of each token given all before it; all ranks call it.
+
+        The forward pass is the one that trains, without its dropout; nothing of the training's state changes.
+        """
+        policy: PolicyModel = self._deepspeed.module
+        tokens = torch.tensor(token_ids, dtype=torch.int64, device=self.device)
+        columns = torch.arange(len(tokens) - 1, device=self.device)
+        temperature, policy.temperature = policy.temperature, 1.0
+        self._deepspeed.eval()
+        try:
+            with torch.no_grad():
+                logprobs, _ = self._deepspeed(tokens[None], torch.zeros_like(columns), columns, tokens[1:])
+        finally:
+            self._deepspeed.train()
+            policy.temperature = temperature
+        return cast("Tensor", logprobs)
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Add the gradient of a micro-batch's share of the loss; after the last one of a step, `update` comes."""
@@ -151,12 +170,6 @@ class TrainEngine:
         return result
 
     # ---- state
-
-    def gather_weights(self) -> dict[str, Tensor]:
-        """The weights on rank 0, as a checkpoint has them; empty on the others, which have to call it all the same."""
-        gather = deepspeed.zero.GatheredParameters if self._layout.zero_stage == 3 else nullcontext
-        state = gather_weights(self.model, self.dtype, gather, keep=self.rank == 0)
-        return in_checkpoint_format(state, self.views) if state else {}
 
     def save(self, folder: Path, step: int, config_digest: str) -> None:
         """Write the checkpoint of a step; all ranks call it."""

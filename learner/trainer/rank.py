@@ -14,11 +14,11 @@ from dcpo_async.errors import DcpoError, TrainerError
 from dcpo_async.processes import die_with_parent
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.zmq_channel import DealerChannel
-from dcpo_async.weights.store import remove_unfinished
-from learner.trainer.coordinator_link import CoordinatorLink
+from learner.trainer.coordinator_link import RankLink
 from learner.trainer.engine import TrainEngine
+from learner.trainer.publication import Publication
 from learner.trainer.trainer import Trainer
-from learner.weights.gather import write_skeleton
+from learner.weights.model_folder import write_skeleton
 
 log = logging.getLogger("learner.trainer")
 
@@ -51,13 +51,20 @@ async def run_rank(config: RunConfig, options: argparse.Namespace) -> None:
     # A rank that starts again must not be taken for the connection of the one that died.
     identity = f"trainer-{rank}-{uuid.uuid4().hex}".encode()
     channel = DealerChannel(options.coordinator, identity, config.network.max_message_bytes)
-    link = CoordinatorLink(channel, options.coordinator, options.run_id, options.incarnation, rank, num_ranks)
+    link = RankLink(
+        channel,
+        options.coordinator,
+        options.run_id,
+        options.incarnation,
+        name=f"rank {rank}",
+        rank=rank,
+        num_ranks=num_ranks,
+    )
     try:
         engine, folder = TrainEngine(config), RunFolder(config.folder)
         if rank == 0:
-            remove_unfinished(folder.weights)
             write_skeleton(folder.skeleton, engine.model, engine.tokenizer, Path(config.model.path))
-        await Trainer(config, engine, link).train()
+        await Trainer(config, engine, link, Publication(engine, options.buffers)).train()
         engine.close()
     except RuntimeError as error:
         # torch.distributed says RuntimeError to a peer that is gone and to a deadline that has passed.
@@ -78,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--coordinator", required=True, help="address of the coordinator")
     parser.add_argument("--run-id", required=True)
     parser.add_argument("--incarnation", type=int, required=True, help="start of the learner that this rank is of")
+    parser.add_argument("--buffers", type=Path, nargs=2, required=True, help="shared publication buffers")
     return parser
 
 

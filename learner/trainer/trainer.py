@@ -15,17 +15,19 @@ from torch import Tensor
 from dcpo_async.algorithm import BOUNDS, TokenDiagnostics, clipped_loss
 from dcpo_async.columns import joined, parted
 from dcpo_async.config import RunConfig
-from dcpo_async.protocol.trainer_messages import Checkpointed, OldLogprobs, Published, StepDone
+from dcpo_async.protocol.trainer_messages import Checkpointed, OldLogprobs, StepDone
 from dcpo_async.records import TrainingSample
 from dcpo_async.run_folder import RunFolder
-from dcpo_async.weights.store import prune, write_snapshot
+from dcpo_async.weights.canary import Canary, canary_bound
+from learner.trainer.canary import canary_logprobs, canary_tokens
 from learner.trainer.checkpoint import complete_steps, remove_superseded
-from learner.trainer.coordinator_link import CoordinatorLink
+from learner.trainer.coordinator_link import RankLink
 from learner.trainer.engine import TrainEngine
 from learner.trainer.packing import pack, plan_micro_batches
 from learner.trainer.policy import correction
+from learner.trainer.publication import Publication
 from learner.trainer.step_sums import StepSums
-from learner.weights.gather import export_weights, tied_names
+from learner.weights.model_folder import export_weights
 
 log = logging.getLogger(__name__)
 
@@ -37,23 +39,25 @@ class Trainer:
         step: optimizer steps done.
     """
 
-    def __init__(self, config: RunConfig, engine: TrainEngine, link: CoordinatorLink) -> None:
-        self.config, self.engine, self.link = config, engine, link
+    def __init__(self, config: RunConfig, engine: TrainEngine, link: RankLink, publication: Publication) -> None:
+        self.config, self.engine, self.link, self.publication = config, engine, link, publication
         self.folder = RunFolder(config.folder)
         self.step = self.checkpointed_step = 0
-        self.wait_seconds = 0.0
+        self.wait_seconds = self.publish_stall_seconds = 0.0
         self.correction = correction(config.algorithm)
+        vocab_size = min(len(engine.tokenizer), engine.model.get_input_embeddings().num_embeddings)
+        self.canary_tokens = canary_tokens(vocab_size, config.weights.canary_tokens, config.seed)
 
     async def train(self) -> None:
         """Train until the coordinator says that the run has reached its end."""
         self.resume()
         await self.link.join(self.step)
-        await self.publish()
+        self.publish()
         while batch := await self.next_batch():
             for samples in batch:
                 await self.report(self.train_step(samples))
                 if self.step % self.config.lag.publish_interval == 0:
-                    await self.publish()
+                    self.publish()
                 if self.step % self.config.checkpoint.interval_steps == 0:
                     await self.checkpoint()
         await self.finish()
@@ -79,6 +83,7 @@ class Trainer:
             "learning_rate": rate,
             "step_seconds": seconds,
             "wait_seconds": self.wait_seconds,
+            "publish_stall_seconds": self.publish_stall_seconds,
             "tokens_per_second": metrics["tokens"] / seconds,
         }
 
@@ -170,23 +175,14 @@ class Trainer:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             await self.link.tell(StepDone(step=self.step, metrics=finite))
 
-    async def publish(self) -> None:
-        """Write the weights as a new version, and tell the coordinator once it stands."""
-        weights = self.engine.gather_weights()
-        if self.engine.rank == 0:
-            version = await self.link.ask_for_version(self.step, self.config.training.step_timeout_seconds)
-            write_snapshot(
-                self.folder.weights,
-                weights_version=version,
-                run_id=self.link.run_id,
-                incarnation=self.link.incarnation,
-                step=self.step,
-                tensors=weights,
-                tied=tied_names(self.engine.model),
-                skeleton_folder=self.folder.skeleton,
-            )
-            await self.link.tell(Published(weights_version=version, step=self.step))
-            prune(self.folder.weights, self.config.lag.keep_versions)
+    def publish(self) -> None:
+        """Hand the weights to the publisher, which writes them as a new version while the training goes on."""
+        started = time.monotonic()
+        bound = canary_bound(self.config.weights.canary_bound, str(self.engine.dtype).removeprefix("torch."))
+        logprobs = canary_logprobs(self.engine, self.canary_tokens)
+        canary = Canary(token_ids=self.canary_tokens, logprobs=logprobs, bound=bound)
+        self.publication.offer(self.step, canary)
+        self.publish_stall_seconds = time.monotonic() - started
 
     async def checkpoint(self) -> None:
         """Write a checkpoint, remove those it makes superfluous, and tell the coordinator which ones stand."""
@@ -206,9 +202,10 @@ class Trainer:
             log.info("resumed from step %d", step)
 
     async def finish(self) -> None:
-        """Leave a last checkpoint and a model folder."""
+        """Leave a last checkpoint and a model folder, and see the last weights published."""
         if self.step > self.checkpointed_step:
             await self.checkpoint()
-        weights = self.engine.gather_weights()
-        if self.engine.rank == 0:
-            export_weights(self.folder.export, self.folder.skeleton, weights)
+        with self.publication.whole() as weights:
+            if self.engine.rank == 0:
+                export_weights(self.folder.export, self.folder.skeleton, weights)
+        self.publication.wait(self.config.training.step_timeout_seconds)

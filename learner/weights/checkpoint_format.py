@@ -5,8 +5,7 @@ layer in one tensor. Engines and users expect the checkpoint's, so that is what 
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,23 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.core_model_loading import revert_weight_conversion
 
 from dcpo_async.errors import ConfigError
-
-Shape = tuple[int, ...]
-
-
-class TensorView(NamedTuple):
-    """How a tensor of the checkpoint lies within one tensor of the model, as torch.as_strided has it.
-
-    Attributes:
-        source: name of the model's tensor in its state_dict; of a tied one the first.
-        shape: of the checkpoint's tensor.
-        stride, offset: in elements of the source, which is contiguous.
-    """
-
-    source: str
-    shape: Shape
-    stride: Shape
-    offset: int
+from learner.weights.layout import TensorView
 
 
 def checkpoint_views(model: Any) -> dict[str, TensorView]:
@@ -58,19 +41,6 @@ def tied_checkpoint_names(model: Any) -> dict[str, str]:
     names = {view: name for name, view in views.items()}
     same = {name: names[view._replace(source=firsts[view.source])] for name, view in views.items()}
     return {name: first for name, first in same.items() if name != first}
-
-
-def in_checkpoint_format(state: Mapping[str, Tensor], views: Mapping[str, TensorView]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, as views that share the memory of the model's own.
-
-    Args:
-        state: whole tensors by their names in the model's state_dict, contiguous; there may be more than views need.
-        views: of `checkpoint_views`.
-    """
-    return {
-        name: state[view.source].as_strided(view.shape, view.stride, state[view.source].storage_offset() + view.offset)
-        for name, view in views.items()
-    }
 
 
 class _NoCopies(TorchDispatchMode):

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
 from dcpo_async.errors import ConfigError
-from learner.weights.checkpoint_format import Shape, all_views, first_line, first_names
+from learner.weights.checkpoint_format import all_views, first_line, first_names
+from learner.weights.layout import Shape
 
 log = logging.getLogger(__name__)
 

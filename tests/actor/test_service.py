@@ -10,11 +10,13 @@ import pytest
 from actor.engine.scripted import ScriptedEngine
 from actor.service import ActorService
 from actor.weights.cache import default_cache_folder
-from dcpo_async.errors import EngineError, RefusedError, UnreachableError
+from dcpo_async.errors import CanaryError, EngineError, RefusedError, UnreachableError
+from dcpo_async.weights.canary import Canary
 from dcpo_async.weights.store import discard_unused, version_folder, versions
 from learner.scheduling.leases import SlotState
 from tests.actor.world import ADDRESS, World
 
+CANARY = Canary(token_ids=(3, 1, 2), logprobs=(-1.0, -2.0), bound=1e-3)
 SLOW = 100.0
 """Tokens per second at which a response of 8 takes up to 0.08 s."""
 
@@ -139,6 +141,35 @@ async def test_a_dead_engine_ends_the_actor_and_gives_its_leases_back_at_once(tm
         assert SlotState.LEASED not in states
         async with serving(world.actor()):
             await until(lambda: world.ledger.num_groups == 4)
+
+
+async def test_the_learner_hears_how_far_each_version_in_an_engine_is_from_the_trainers(tmp_path: Path) -> None:
+    engine = ScriptedEngine(canary_offsets={1: (1e-4, 0.0), 2: (0.5, 2e-4)})
+    async with World(tmp_path) as world, serving(world.actor(engine)):
+        await world.publish(0, CANARY)
+        await until(lambda: world.ledger.num_groups == 4)
+        (actor,) = world.coordinator.actors.connected.values()
+        await until(lambda: actor.canary_difference is not None)
+        assert actor.canary_difference == pytest.approx(1e-4)
+        assert world.intake.commit_batch(0)
+        # Refused at first, and held once the engine was started anew.
+        await world.publish(1, CANARY)
+        await until(lambda: actor.weights_version == 2)
+        assert actor.canary_difference == pytest.approx(2e-4)
+        assert world.coordinator.actors.metrics()["canary_refusals"] == 1
+
+
+async def test_an_actor_whose_engine_cannot_hold_a_version_leaves_and_is_counted(tmp_path: Path) -> None:
+    engine = ScriptedEngine(tokens_per_second=SLOW, canary_offsets={2: (0.5, 0.5)})
+    async with World(tmp_path) as world, serving(world.actor(engine)) as life:
+        await world.publish(0, CANARY)
+        await until(lambda: world.ledger.num_groups == 4 and bool(world.intake.commit_batch(0)))
+        await world.publish(1, CANARY)
+        with pytest.raises(CanaryError, match=r"version 2 is not in .* differ by 0\.5 nats, at most 0\.001"):
+            await asyncio.wait_for(life, 5.0)
+        await until(lambda: not world.coordinator.actors.connected)
+        assert world.coordinator.actors.metrics()["canary_refusals"] == 1
+        assert SlotState.LEASED not in {slot.state for slot in world.intake.table.open_slots}
 
 
 async def test_a_prompt_that_always_fails_is_given_back_by_name_and_quarantined(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from dcpo_async.protocol.messages import Welcome
 from dcpo_async.protocol.trainer_messages import Published, TrainerHello, VersionGrant, VersionWant
 from dcpo_async.transport.interfaces import Dealer
 from dcpo_async.transport.memory_channel import MemoryNetwork
+from dcpo_async.weights.canary import Canary
 from dcpo_async.weights.store import write_snapshot
 from learner.coordinator.coordinator import Coordinator
 from learner.coordinator.intake import Intake
@@ -73,7 +74,7 @@ class World:
         self.ledger.abandon()
         shutil.rmtree(default_cache_folder(self.run_id), ignore_errors=True)
 
-    async def publish(self, step: int) -> int:
+    async def publish(self, step: int, canary: Canary | None = None) -> int:
         """Publish weights of a step as rank 0 does; returns their version."""
         rank = Peer(self.ranks, "rank-0", self.run_id, self.ledger.incarnation)
         await rank.say(TrainerHello(rank=0, num_ranks=1, step=step))
@@ -87,6 +88,7 @@ class World:
             step=step,
             tensors={"w": torch.zeros(3) + step},
             skeleton_folder=self.skeleton,
+            canary=canary,
         )
         await rank.say(Published(weights_version=version, step=step))
         return version

@@ -1,4 +1,5 @@
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 import msgpack
@@ -50,6 +51,8 @@ def values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
         return st.tuples(*(values(arg, []) for arg in args))
     if origin is dict:
         return st.dictionaries(values(args[0], []), values(args[1], []), max_size=3)
+    if origin in (Union, UnionType):
+        return st.one_of(st.none() if arg is NoneType else values(arg, metadata) for arg in args)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return models(annotation)
     if annotation is LeaseName:

@@ -193,10 +193,24 @@ def test_heartbeats_list_leases_in_work_and_groups_not_acknowledged() -> None:
     for position in (9, 7):
         grant(session, position)
     session.finish(group(7), 0.0)
-    session.weights_version, session.tokens_generated = 4, 123
+    session.adopted(4, canary_difference=2e-6)
+    session.tokens_generated = 123
     due(session, 0.0)
     [beat] = due(session, 3.0)
-    assert beat == Heartbeat(held=names(7, 9), weights_version=4, tokens_generated=123, groups_in_flight=1)
+    assert beat == Heartbeat(
+        held=names(7, 9), weights_version=4, tokens_generated=123, groups_in_flight=1, canary_difference=2e-6
+    )
+
+
+def test_heartbeats_and_the_bye_tell_how_often_the_canary_refused() -> None:
+    session = working()
+    session.canary_refusals = 2
+    due(session, 0.0)
+    [beat] = due(session, 3.0)
+    assert isinstance(beat, Heartbeat)
+    assert (beat.canary_refusals, beat.canary_difference) == (2, None)
+    session.drain(3.0, 0.0, "no weights")
+    assert due(session, 3.0) == [Bye(reason="no weights", canary_refusals=2)]
 
 
 def test_only_versions_newer_than_all_before_are_news() -> None:

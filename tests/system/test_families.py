@@ -17,7 +17,8 @@ import torch
 from actor.engine.vllm import VllmEngine
 from dcpo_async.records import Lease, Response, Sampling
 from dcpo_async.weights.tensor_file import write_tensors
-from learner.weights.checkpoint_format import checkpoint_views, in_checkpoint_format
+from learner.weights.checkpoint_format import checkpoint_views
+from learner.weights.layout import in_checkpoint_format
 from learner.weights.loading import loaded_model
 from tests.tiny_families import FAMILIES, make_family, perturb
 

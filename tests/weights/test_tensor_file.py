@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 import xxhash
+from blake3 import blake3
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dcpo_async.errors import WeightsError
+from dcpo_async.weights.manifest import STRETCH_BYTES
 from dcpo_async.weights.raw import raw_bytes
-from dcpo_async.weights.tensor_file import write_tensors
+from dcpo_async.weights.stretches import StretchDigests, file_digests
+from dcpo_async.weights.tensor_file import map_tensors, write_tensors
 
 TENSORS = {
     "a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -41,10 +44,57 @@ def test_what_was_written_is_what_the_library_loads(tmp_path: Path) -> None:
 
 
 def test_the_digests_are_those_of_the_bytes(tmp_path: Path) -> None:
-    large = {"large": torch.arange(3_000_000, dtype=torch.float32), "b": TENSORS["b"]}
+    # Tensors that end within a stretch, and a file of three stretches.
+    large = {"large": torch.arange(2_500_000, dtype=torch.float32), "b": TENSORS["b"]}
     digests = write_tensors(tmp_path / "model.safetensors", large)
-    assert digests.file == xxhash.xxh3_128((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    content = (tmp_path / "model.safetensors").read_bytes()
+    stretches = [content[start : start + STRETCH_BYTES] for start in range(0, len(content), STRETCH_BYTES)]
+    assert list(digests.file) == [blake3(stretch).hexdigest()[:32] for stretch in stretches]
+    assert len(stretches) == 3
+    assert file_digests(tmp_path / "model.safetensors") == digests.file
     assert digests.tensors == {name: xxhash.xxh3_128(raw_bytes(tensor)).hexdigest() for name, tensor in large.items()}
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, STRETCH_BYTES - 1, STRETCH_BYTES, STRETCH_BYTES + 1, 2 * STRETCH_BYTES])
+def test_every_stretch_has_a_digest_however_its_bytes_come(tmp_path: Path, num_bytes: int) -> None:
+    content = bytes(range(256)) * (num_bytes // 256) + bytes(num_bytes % 256)
+    stretches = StretchDigests()
+    for start in range(0, num_bytes, 3_000_000):
+        stretches.update(content[start : start + 3_000_000])
+    (tmp_path / "file").write_bytes(content)
+    assert stretches.digests() == file_digests(tmp_path / "file")
+    assert len(file_digests(tmp_path / "file")) == -(-num_bytes // STRETCH_BYTES)
+
+
+def test_a_written_file_is_mapped_and_changed_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, TENSORS)
+    before = path.read_bytes()
+    map_tensors(path)["half"][:] = 7
+    assert path.read_bytes() == before
+    mapped = map_tensors(path, for_change=True)
+    assert {name: raw_bytes(tensor).tobytes() for name, tensor in mapped.items()} == {
+        name: raw_bytes(tensor).tobytes() for name, tensor in TENSORS.items()
+    }
+    mapped["half"][:] = 7
+    assert load_file(path)["half"].tolist() == [7] * 5
+
+
+@pytest.mark.parametrize("content", [b"", b"1234", bytes(8), (1 << 62).to_bytes(8, "little") + b"{}", b"x" * 100])
+def test_what_is_no_weights_file_is_not_mapped(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+        map_tensors(tmp_path / "model.safetensors")
+
+
+def test_a_file_that_was_cut_or_has_grown_is_not_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, TENSORS)
+    content = path.read_bytes()
+    for other in (content[:-1], content + b"x"):
+        path.write_bytes(other)
+        with pytest.raises(WeightsError, match="its header says"):
+            map_tensors(path)
 
 
 def test_no_tensors_are_a_file_too(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from actor.engine.scripted import ScriptedEngine
-from dcpo_async.errors import EngineError, PromptError
+from dcpo_async.errors import CanaryError, EngineError, PromptError
 from dcpo_async.grading import grade
 from dcpo_async.records import Lease, Sampling, VersionSegment
+from dcpo_async.weights.canary import Canary
 
 SAMPLING = Sampling(group_size=64, temperature=1.0, max_response_tokens=8, seed=7)
 
@@ -25,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 async def started(folder: Path, engine: ScriptedEngine) -> ScriptedEngine:
-    await engine.start(folder, 5)
+    await engine.start(folder, 5, None)
     return engine
 
 
@@ -79,7 +80,7 @@ async def test_the_grader_finds_about_the_given_share_right(folder: Path, answer
 async def test_a_new_version_is_stamped_on_later_groups_and_changes_nothing_else(folder: Path) -> None:
     engine = await started(folder, ScriptedEngine())
     before = await engine.generate(lease(), SAMPLING)
-    await engine.adopt(folder, 6)
+    await engine.adopt(folder, 6, None)
     after = await engine.generate(lease(), SAMPLING)
     assert engine.weights_version == 6
     assert {segment.weights_version for response in after for segment in response.segments} == {6}
@@ -107,7 +108,7 @@ async def test_a_group_takes_as_long_as_its_longest_response(folder: Path) -> No
     began = asyncio.get_running_loop().time()
     work = asyncio.create_task(engine.generate(lease(), SAMPLING))
     await asyncio.sleep(0.01)
-    timing = await engine.adopt(folder, 6)
+    timing = await engine.adopt(folder, 6, None)
     group = await work
     assert max(len(response.token_ids) for response in group) == 8
     assert asyncio.get_running_loop().time() - began >= 0.1
@@ -115,6 +116,17 @@ async def test_a_group_takes_as_long_as_its_longest_response(folder: Path) -> No
     assert {response.segments[0].weights_version for response in group} == {5}
 
 
+async def test_a_canary_that_it_is_told_to_miss_is_refused_and_met_once_it_was_started_anew(folder: Path) -> None:
+    canary = Canary(token_ids=(1, 2), logprobs=(-1.0,), bound=0.01)
+    engine = ScriptedEngine(canary_offsets={6: (0.5, 0.0), 7: (0.5, 0.25)})
+    assert await engine.start(folder, 5, canary) == 0.0
+    timing = await engine.adopt(folder, 6, canary)
+    assert (timing.canary_difference, timing.was_refused, engine.weights_version) == (0.0, True, 6)
+    with pytest.raises(CanaryError, match=r"differ by 0\.25 nats, at most 0\.01"):
+        await engine.adopt(folder, 7, canary)
+    assert engine.weights_version == 6
+
+
 async def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"config\.json must give vocab_size"):
-        await ScriptedEngine().start(tmp_path, 1)
+        await ScriptedEngine().start(tmp_path, 1, None)

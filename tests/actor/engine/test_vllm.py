@@ -77,7 +77,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 async def engine(folders: tuple[Path, Path]) -> AsyncIterator[VllmEngine]:
     """Shared by the tests of this module; the last one that takes it breaks it."""
     engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=256, max_responses=64, kv_cache_gib=0.5)
-    await engine.start(folders[0], 1)
+    await engine.start(folders[0], 1, None)
     yield engine
     await engine.close()
 
@@ -85,7 +85,7 @@ async def engine(folders: tuple[Path, Path]) -> AsyncIterator[VllmEngine]:
 async def adopt_until_done(engine: VllmEngine, folders: tuple[Path, Path], work: "asyncio.Task[object]") -> None:
     while not work.done():
         version = engine.weights_version + 1
-        await engine.adopt(folders[version % 2], version)
+        await engine.adopt(folders[version % 2], version, None)
         await asyncio.sleep(0.2)
 
 
@@ -162,7 +162,7 @@ async def test_responses_in_flight_go_on_to_their_end_across_updates(
 
 
 async def test_adopted_weights_are_those_that_sample(engine: VllmEngine, folders: tuple[Path, Path]) -> None:
-    timing = await engine.adopt(folders[1], 100)
+    timing = await engine.adopt(folders[1], 100, None)
     group = await engine.generate(lease(), sampling())
     assert engine.weights_version == 100
     assert timing.responses_in_flight == 0
@@ -174,7 +174,7 @@ async def test_adopted_weights_are_those_that_sample(engine: VllmEngine, folders
 async def test_weights_of_another_shape_are_refused_before_the_pause(engine: VllmEngine, tmp_path: Path) -> None:
     make_tiny_model(tmp_path, seed=0, hidden_size=32)
     with pytest.raises(WeightsError, match="differ in name or shape"):
-        await engine.adopt(tmp_path, 101)
+        await engine.adopt(tmp_path, 101, None)
     assert len(await engine.generate(lease(), sampling())) == 16
 
 
@@ -190,7 +190,7 @@ async def test_a_cancelled_call_leaves_nothing_in_flight(engine: VllmEngine, fol
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
-    assert (await engine.adopt(folders[1], 102)).responses_in_flight == 0
+    assert (await engine.adopt(folders[1], 102, None)).responses_in_flight == 0
 
 
 async def test_an_update_that_fails_inside_the_engine_ends_it(engine: VllmEngine, folders: tuple[Path, Path]) -> None:
@@ -199,7 +199,7 @@ async def test_an_update_that_fails_inside_the_engine_ends_it(engine: VllmEngine
     work = asyncio.create_task(engine.generate(lease(), sampling(max_response_tokens=200)))
     await asyncio.sleep(0.1)
     with pytest.raises(EngineError, match="no safetensors file"):
-        await engine.adopt(only_here, 103)
+        await engine.adopt(only_here, 103, None)
     os.close(handle)
     with pytest.raises(EngineError, match="version 103 could not be applied"):
         await work
@@ -210,7 +210,7 @@ async def test_an_update_that_fails_inside_the_engine_ends_it(engine: VllmEngine
 async def test_a_device_that_this_vllm_is_not_built_for_is_refused(folders: tuple[Path, Path]) -> None:
     engine = VllmEngine(dtype="float32", device="gpu", max_model_tokens=64, max_responses=4)
     with pytest.raises(EngineError, match="device gpu was asked for, but vllm"):
-        await engine.start(folders[0], 1)
+        await engine.start(folders[0], 1, None)
 
 
 async def test_adopted_weights_of_a_model_with_a_tied_head_are_those_that_sample(tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ async def test_adopted_weights_of_a_model_with_a_tied_head_are_those_that_sample
     for seed, folder in enumerate(folders):
         make_tiny_model(folder, seed, tied=True)
     engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=64, max_responses=16, kv_cache_gib=0.1)
-    await engine.start(folders[0], 1)
+    await engine.start(folders[0], 1, None)
     for version, folder in enumerate((folders[1], folders[0]), start=2):
-        await engine.adopt(folder, version)
+        await engine.adopt(folder, version, None)
         group = await engine.generate(lease(), sampling())
         assert largest_difference(folder, group, 1.0) < 1e-4
     await engine.close()
@@ -241,7 +241,7 @@ async def test_recomputed_keys_and_a_killed_engine_core(folders: tuple[Path, Pat
         kv_cache_gib=0.5,
         kv_after_update="recompute",
     )
-    await engine.start(folders[0], 1)
+    await engine.start(folders[0], 1, None)
     work = asyncio.create_task(engine.generate(lease(), sampling(max_response_tokens=200)))
     await adopt_until_done(engine, folders, work)
     assert_each_is_whole(await work, max_tokens=200)
@@ -252,7 +252,7 @@ async def test_recomputed_keys_and_a_killed_engine_core(folders: tuple[Path, Pat
     engine_core().send_signal(signal.SIGKILL)
     async with asyncio.timeout(20):
         with pytest.raises(EngineError, match="EngineCore"):
-            await engine.adopt(folders[1], 1000)
+            await engine.adopt(folders[1], 1000, None)
         with pytest.raises(EngineError, match="EngineCore"):
             await work
         with pytest.raises(EngineError):
@@ -267,7 +267,7 @@ from actor.engine.vllm import VllmEngine
 
 async def main():
     engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=64, max_responses=4, kv_cache_gib=0.1)
-    await engine.start(Path(sys.argv[1]), 1)
+    await engine.start(Path(sys.argv[1]), 1, None)
     print("ready", flush=True)
     await asyncio.sleep(600)
 

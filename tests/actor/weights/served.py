@@ -11,12 +11,13 @@ from actor.weights.puller import WeightPuller
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
 from dcpo_async.transport.interfaces import Dealer, Router
-from dcpo_async.weights.manifest import Manifest
+from dcpo_async.weights.manifest import STRETCH_BYTES, Manifest
 from dcpo_async.weights.store import write_snapshot
 from learner.weights.server import serve
 
-CHUNK_BYTES = 1000
-NUM_CHUNKS = 41  # 40 000 bytes of elements and a header
+CHUNK_BYTES = STRETCH_BYTES
+NUM_STRETCHES = 11  # of the weights: 10 and a half, and a header
+NUM_CHUNKS = NUM_STRETCHES + 1
 
 
 def publish(store: Path, version: int) -> Manifest:
@@ -30,7 +31,7 @@ def publish(store: Path, version: int) -> Manifest:
         run_id="run",
         incarnation=1,
         step=version,
-        tensors={"w": torch.arange(10_000.0) + version},
+        tensors={"w": torch.arange(10.5 * STRETCH_BYTES // 4) + version},
         skeleton_folder=skeleton,
     )
 

@@ -48,7 +48,7 @@ async def test_processes_of_one_machine_download_once(store: Path, cache: Path) 
         found = await asyncio.gather(*(puller(channel, cache).fetch() for channel in channels))
         again = Watched(network.dealer(b"d"))
         await puller(again, cache).fetch()
-    assert sum(len(channel.asked) for channel in channels) == NUM_CHUNKS + 1
+    assert sum(len(channel.asked) for channel in channels) == NUM_CHUNKS
     assert {folder for folder, _ in found} == {cache / "v00000001"}
     assert again.asked == []
 
@@ -82,7 +82,7 @@ async def test_a_process_that_hangs_in_a_download_is_named_and_one_that_dies_is_
         finally:
             holder.kill()
     assert contents(folder) == contents(store / "v00000001")
-    assert names(cache) == [".fetch.lock", "v00000001"]
+    assert names(cache) == [".checked", ".fetch.lock", "v00000001"]
 
 
 async def test_prune_leaves_alone_what_another_process_uses(store: Path, cache: Path) -> None:
@@ -94,12 +94,13 @@ async def test_prune_leaves_alone_what_another_process_uses(store: Path, cache: 
             await mine.fetch()
         await other.fetch(2)
         assert mine.prune({3}) == [1]
-        assert names(cache) == [".fetch.lock", "v00000002", "v00000003"]
+        assert names(cache) == [".checked", ".fetch.lock", "v00000002", "v00000003"]
         assert other.prune({3}) == [2]
         assert other.prune(set()) == []
         mine.close()
         assert other.prune(set()) == [3]
-    assert names(cache) == [".fetch.lock"]
+    assert names(cache) == [".checked", ".fetch.lock"]
+    assert names(cache / ".checked") == []
 
 
 def open_to_all(folder: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.protocol.messages import (
     Ack,
+    Bye,
+    VersionMessage,
     Want,
 )
 from dcpo_async.protocol.trainer_messages import (
@@ -18,7 +20,7 @@ from dcpo_async.protocol.trainer_messages import (
     VersionGrant,
     VersionWant,
 )
-from tests.learner.coordinator.running import holding_one_lease, learning, trained_once, until
+from tests.learner.coordinator.running import heartbeat, holding_one_lease, learning, trained_once, until
 from tests.learner.small_run import OpenIntake, make_config
 
 
@@ -41,19 +43,61 @@ async def test_a_step_leaves_one_line_of_metrics_with_those_of_its_batch(
     assert (line["total_groups_accepted"], line["actors"]) == (1.0, 1.0)
 
 
-async def test_an_engine_that_disagrees_at_lag_0_is_reported_when_a_batch_begins_and_again_at_twice_as_much(
+async def test_an_engine_that_disagrees_under_equal_weights_is_reported_and_again_at_twice_as_much(
     tmp_path: Path, open_intake: OpenIntake, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with learning(make_config(tmp_path, updates=2), open_intake) as learner:
-        rank = await learner.publish()
-        for step, nats in enumerate((0.009, 0.5, 0.02, 0.5, 0.03, 0.5, 0.05), start=1):
-            await rank.say(StepDone(step=step, metrics={"lag_0/kl_behavior": nats}))
-        await until(lambda: learner.coordinator.ranks.step == 7)
+    config = make_config(tmp_path, updates=2, weights={"canary_bound": 0.02})
+    async with learning(config, open_intake) as learner:
+        rank, actor = await learner.publish(), learner.actor()
+        await actor.join()
+        for step, nats in enumerate((0.009, 0.011, 0.02, 0.023), start=1):
+            await actor.say(heartbeat().model_copy(update={"canary_difference": nats}))
+            await actor.hear(VersionMessage)
+            # Whatever the tokens that were trained say: at a lag above 0 they differ as they should.
+            await rank.say(StepDone(step=step, metrics={"lag_1/kl_behavior": 0.5}))
+            await until(lambda step=step: learner.coordinator.ranks.step == step)  # type: ignore[misc]
     warnings = [record.getMessage() for record in caplog.records if "engine and learner disagree" in record.msg]
-    assert [warning.partition(",")[0] for warning in warnings] == [
-        f"step {step}: tokens sampled by the very weights that train them have a kl_behavior of {nats} nats"
-        for step, nats in ((3, 0.02), (7, 0.05))
+    assert [warning.partition(" from ")[0] for warning in warnings] == [
+        f"step {step}: an engine's log-probs of the canary differ by {nats} nats"
+        for step, nats in ((2, 0.011), (4, 0.023))
     ]
+    assert [line["canary_difference"] for line in read_metrics(tmp_path)] == [0.009, 0.011, 0.02, 0.023]
+
+
+async def test_the_canarys_difference_is_the_largest_of_the_actors_and_each_is_in_the_status_file(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        await learner.publish()
+        for name, nats in (("a", 1e-6), ("b", 3e-6), ("c", None)):
+            actor = learner.actor(name)
+            await actor.join()
+            await actor.say(heartbeat().model_copy(update={"canary_difference": nats}))
+            await actor.hear(VersionMessage)
+        learner.coordinator.status.write()
+        assert learner.coordinator.actors.metrics()["canary_difference"] == 3e-6
+    status = json.loads((tmp_path / "status.json").read_text())
+    found = {entry["session"]: entry["canary_difference"] for entry in status["actors_connected"]}
+    assert (found, status["canary_difference"]) == ({"a": 1e-6, "b": 3e-6, "c": None}, 3e-6)
+
+
+async def test_refusals_are_counted_once_for_each_session_and_stay_when_it_leaves(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        await learner.publish()
+        actors = learner.coordinator.actors
+        for name, refusals in (("a", 1), ("b", 2)):
+            actor = learner.actor(name)
+            await actor.join()
+            for _ in range(2):
+                await actor.say(heartbeat().model_copy(update={"canary_refusals": refusals}))
+                await actor.hear(VersionMessage)
+        assert actors.metrics()["canary_refusals"] == 3
+        await actor.say(Bye(reason="refused", canary_refusals=3))
+        await until(lambda: len(actors.connected) == 1)
+        assert actors.metrics()["canary_refusals"] == 4
+        assert "canary_difference" not in actors.metrics()
 
 
 async def test_a_step_that_is_trained_again_is_reported_again_with_its_batch(

@@ -17,15 +17,15 @@ from dcpo_async.records import TrainingSample
 from dcpo_async.transport.interfaces import Router
 from dcpo_async.transport.memory_channel import MemoryNetwork
 from learner.coordinator.shards import shard_message
-from learner.trainer.coordinator_link import CoordinatorLink, samples_of
+from learner.trainer.coordinator_link import RankLink, samples_of
 
 
-def link_over(network: MemoryNetwork) -> CoordinatorLink:
+def link_over(network: MemoryNetwork) -> RankLink:
     channel = network.dealer(b"rank")
-    return CoordinatorLink(channel, "memory", "run", incarnation=3, rank=1, num_ranks=2, resend_seconds=0.02)
+    return RankLink(channel, "memory", "run", incarnation=3, name="rank 1", rank=1, num_ranks=2, resend_seconds=0.02)
 
 
-def link_and_router() -> tuple[CoordinatorLink, Router]:
+def link_and_router() -> tuple[RankLink, Router]:
     network = MemoryNetwork()
     router = network.router()
     return link_over(network), router

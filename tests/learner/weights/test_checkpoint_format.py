@@ -11,12 +11,8 @@ from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import Chunk, PermuteForRope, WeightConverter
 
 from dcpo_async.errors import ConfigError
-from learner.weights.checkpoint_format import (
-    TensorView,
-    checkpoint_views,
-    in_checkpoint_format,
-    tied_checkpoint_names,
-)
+from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
+from learner.weights.layout import TensorView, in_checkpoint_format
 from learner.weights.loading import loaded_model
 from tests.tiny_families import FAMILIES, make_family, perturb
 

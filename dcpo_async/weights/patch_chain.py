@@ -1,0 +1,91 @@
+"""Chains of sparse patches: from version to version, beside the whole ones in a store."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from dcpo_async.errors import WeightsError
+from dcpo_async.weights.manifest import MAX_PATCHES, Manifest, PatchEntry, read_manifest
+from dcpo_async.weights.patch import encode_patch
+from dcpo_async.weights.stretches import StretchDigests
+from dcpo_async.weights.tensor_file import WEIGHTS_NAME, map_tensors
+
+log = logging.getLogger(__name__)
+
+MOST_OF_WHOLE = 0.5
+"""A chain costs at most this share of the whole; a longer one saves too little for the work of applying it."""
+
+
+def patches_folder(store_folder: Path) -> Path:
+    """Where the patches of a store or a cache lie, under the names that their entries have."""
+    return store_folder / "patches"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """From the version that was written before to the one that is being written.
+
+    Attributes:
+        base_folder: of the version before; beside it stand the patches.
+        weights_version, run_id, num_bytes: of the version being written; the bytes are those of its weights file.
+    """
+
+    base_folder: Path
+    weights_version: int
+    run_id: str
+    num_bytes: int
+
+    def write_patch(
+        self, folder: Path, tensors: dict[str, Tensor], digests: Mapping[str, str], threads: int
+    ) -> tuple[PatchEntry, ...]:
+        """Write the patch into a folder, under its entry's name, where it is worth it; returns the chain it ends.
+
+        Args:
+            tensors, digests: of the version being written; xxh3_128 of each.
+            threads: tensors compared at once.
+
+        Returns nothing, and says so in the log, where the version before cannot be read or is not of this kind.
+        """
+        try:
+            base = read_manifest(self.base_folder)
+            patch = self._encoded(base, tensors, digests, threads)
+        except (WeightsError, OSError) as error:
+            log.warning("version %d has no patch: %s", self.weights_version, error)
+            return ()
+        if len(patch) > MOST_OF_WHOLE * self.num_bytes:
+            log.info("version %d has no patch: it would take %d bytes", self.weights_version, len(patch))
+            return ()
+        stretches = StretchDigests()
+        stretches.update(patch)
+        entry = PatchEntry(
+            base_version=base.weights_version,
+            weights_version=self.weights_version,
+            num_bytes=len(patch),
+            digests=stretches.digests(),
+        )
+        (folder / entry.name).write_bytes(patch)
+        return self._chain(base, entry)
+
+    def _encoded(self, base: Manifest, tensors: dict[str, Tensor], digests: Mapping[str, str], threads: int) -> bytes:
+        path = self.base_folder / WEIGHTS_NAME
+        lengths = {entry.name: entry.num_bytes for entry in base.files}
+        # A file that is shorter than it was must not be mapped: reading beyond its end kills the process.
+        is_alike = path.stat().st_size == lengths.get(WEIGHTS_NAME) == self.num_bytes
+        if base.run_id != self.run_id or not is_alike:
+            raise WeightsError(f"{self.base_folder} is of run {base.run_id}, or its weights are of another layout")
+        return encode_patch(map_tensors(path), tensors, digests=digests, threads=threads)
+
+    def _chain(self, base: Manifest, last: PatchEntry) -> tuple[PatchEntry, ...]:
+        """The last patches, as many as stand, are allowed, and are cheaper together than the whole."""
+        chain, num_bytes = [last], last.num_bytes
+        kept = patches_folder(self.base_folder.parent)
+        for entry in reversed(base.patches):
+            num_bytes += entry.num_bytes
+            is_kept = (kept / entry.name).is_file()
+            if not is_kept or len(chain) == MAX_PATCHES or num_bytes > MOST_OF_WHOLE * self.num_bytes:
+                break
+            chain.append(entry)
+        return tuple(reversed(chain))

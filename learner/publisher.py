@@ -1,0 +1,122 @@
+"""The process that publishes: takes the newest state from the shared buffers, writes it as a version, and says so.
+
+The ranks of the trainer never wait for it. States that are overtaken while a version is written are left out.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from dcpo_async.config import RunConfig
+from dcpo_async.errors import DcpoError
+from dcpo_async.protocol.trainer_messages import Published
+from dcpo_async.run_folder import RunFolder
+from dcpo_async.transport.zmq_channel import DealerChannel
+from dcpo_async.weights.store import prune, remove_unfinished, write_snapshot
+from learner.trainer.coordinator_link import CoordinatorLink
+from learner.weights.buffers import Offer, SharedBuffer, SharedBuffers
+
+log = logging.getLogger("publisher")
+
+THREADS = min(16, max(1, (os.cpu_count() or 1) // 2))
+"""Encode the patch; the other cores are the training's."""
+POLL_SECONDS = 0.01
+"""Two words of shared memory are looked at this often: no message can be lost, whoever starts again."""
+
+
+class Publisher:
+    """Writes versions to the run's weight store, whose only writer it is."""
+
+    def __init__(self, config: RunConfig, link: CoordinatorLink, buffers: Sequence[Path]) -> None:
+        self._folder, self._lag = RunFolder(config.folder), config.lag
+        self._deadline_seconds = config.training.step_timeout_seconds
+        self._link, self._shared = link, SharedBuffers(buffers)
+
+    async def run(self) -> None:
+        """Publish whatever is offered, until cancelled.
+
+        Raises:
+            WeightsError: a version cannot be written, such as for want of room.
+            TrainerError: the coordinator does not answer.
+        """
+        remove_unfinished(self._folder.weights)
+        while True:
+            if not await self.publish_newest():
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def publish_newest(self) -> bool:
+        """Publish the newest state that is not published yet; False where there is none."""
+        with self._shared.newest() as found:
+            if found is None:
+                return False
+            await self._publish(*found)
+        await asyncio.to_thread(prune, self._folder.weights, self._lag.keep_versions)
+        return True
+
+    async def _publish(self, offer: Offer, buffer: SharedBuffer) -> None:
+        schema = buffer.schema
+        version = await self._link.ask_for_version(offer.step, self._deadline_seconds)
+        write = partial(
+            write_snapshot,
+            self._folder.weights,
+            weights_version=version,
+            run_id=self._link.run_id,
+            incarnation=self._link.incarnation,
+            step=offer.step,
+            tensors=schema.tensors(buffer.state),
+            tied=schema.tied,
+            skeleton_folder=self._folder.skeleton,
+            canary=offer.canary,
+            threads=THREADS,
+        )
+        manifest = await asyncio.to_thread(write)
+        message = Published(
+            weights_version=version,
+            step=offer.step,
+            seconds=time.monotonic() - offer.offered_at,
+            num_bytes=sum(file.num_bytes for file in manifest.files),
+            patch_bytes=manifest.patches[-1].num_bytes if manifest.patches else 0,
+            num_skipped=self._shared.num_skipped(offer),
+        )
+        # In this order: a version that is told of twice does no harm, one that nobody hears of would be waited for.
+        await self._link.tell(message)
+        self._shared.mark_published(offer)
+        log.info("version %d of step %d stands after %.3f s", version, offer.step, message.seconds)
+
+
+async def _publish(config: RunConfig, options: argparse.Namespace) -> None:
+    identity = f"publisher-{uuid.uuid4().hex}".encode()
+    channel = DealerChannel(options.coordinator, identity, config.network.max_message_bytes)
+    link = CoordinatorLink(channel, options.coordinator, options.run_id, options.incarnation, "the publisher")
+    try:
+        await Publisher(config, link, options.buffers).run()
+    finally:
+        channel.close()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; runs until it is ended, exits 1 on a failure."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    parser = argparse.ArgumentParser(prog="learner.publisher", description="Publishes the weights of a trainer.")
+    parser.add_argument("--config", type=Path, required=True, help="resolved configuration, JSON")
+    parser.add_argument("--coordinator", required=True, help="address of the coordinator")
+    parser.add_argument("--run-id", required=True)
+    parser.add_argument("--incarnation", type=int, required=True, help="start of the learner that this is of")
+    parser.add_argument("--buffers", type=Path, nargs=2, required=True, help="shared publication buffers")
+    options = parser.parse_args(argv)
+    try:
+        asyncio.run(_publish(RunConfig.model_validate_json(options.config.read_bytes()), options))
+    except DcpoError as error:
+        print(f"dcpo-learner: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""The trainer's side of a canary: the sequence of a run, and what the model says of it."""
+
+import numpy as np
+
+from learner.trainer.engine import TrainEngine
+
+
+def canary_tokens(vocab_size: int, num_tokens: int, seed: int) -> tuple[int, ...]:
+    """The token sequence of a run: uniform over the vocabulary, so that it looks into many rows of embedding and head.
+
+    Args:
+        vocab_size: ids that both tokenizer and embedding have, the smaller of the two.
+        num_tokens: `weights.canary_tokens`.
+        seed: of the run.
+
+    Returns:
+        Ids in [0, vocab_size), the same for the same arguments: (11, 7, 8, 10) begin those of (12, 64, 7).
+    """
+    return tuple(np.random.default_rng(seed).integers(0, vocab_size, num_tokens).tolist())
+
+
+def canary_logprobs(engine: TrainEngine, token_ids: tuple[int, ...]) -> tuple[float, ...]:
+    """Log-probs of each token given all before it, from the second on, under today's weights; all ranks call it.
+
+    The forward pass is in the trainer's type, log-probs are float32 at temperature 1; gradients, modes and random state
+    are as before.
+    """
+    # Rounding may leave a probability a hair above 1.
+    return tuple(min(0.0, logprob) for logprob in engine.score(token_ids).tolist())

@@ -1,0 +1,89 @@
+"""A rank's side of publication: it copies its own part of the weights into a shared buffer, and the step goes on."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dcpo_async.errors import TrainerError
+from dcpo_async.weights.canary import Canary
+from learner.trainer.engine import TrainEngine
+from learner.weights.buffers import SharedBuffers
+from learner.weights.layout import own_parts
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.02
+
+
+class Publication:
+    """Hands the states of an engine to the publisher; every rank calls every method, in the same order."""
+
+    def __init__(self, engine: TrainEngine, paths: Sequence[Path]) -> None:
+        """Prepare the buffers; what they hold of an earlier trainer is no longer offered.
+
+        Args:
+            engine: whose weights are published.
+            paths: of the shared buffers.
+        """
+        self._engine, self._shared = engine, SharedBuffers(paths)
+        if engine.rank == 0:
+            for buffer in self._shared.buffers:
+                buffer.prepare(engine.schema)
+        # The others map what rank 0 has made.
+        engine.largest_of_ranks(0)
+        for buffer in self._shared.buffers:
+            buffer.populate()
+            _pin(buffer.state)
+        self._states = [engine.schema.layout.tensors(buffer.state) for buffer in self._shared.buffers]
+
+    def offer(self, step: int, canary: Canary | None = None) -> None:
+        """Hand over the weights after `step`, and what the model says under them: the next ones to publish."""
+        with self._written() as number:
+            if self._engine.rank == 0:
+                self._shared.offer(number, step, canary)
+
+    @contextmanager
+    def whole(self) -> Iterator[Mapping[str, Tensor]]:
+        """The weights as they are published, whole in shared memory, for the length of the context."""
+        with self._written() as number:
+            yield self._engine.schema.tensors(self._shared.buffers[number].state)
+
+    def wait(self, deadline_seconds: float) -> None:
+        """Wait until the newest state that was offered is published, or was before; raises TrainerError."""
+        ends_at = time.monotonic() + deadline_seconds
+        while self._shared.published < self._shared.offered:
+            if time.monotonic() > ends_at:
+                raise TrainerError(f"the last weights were not published within {deadline_seconds:.0f} s")
+            time.sleep(POLL_SECONDS)
+
+    @contextmanager
+    def _written(self) -> Iterator[int]:
+        """The number of a buffer that holds the weights, claimed by rank 0 for the length of the context."""
+        engine = self._engine
+        number = engine.largest_of_ranks(self._shared.claim() if engine.rank == 0 else -1)
+        try:
+            state = self._states[number]
+            for part in own_parts(engine.model, engine.rank, engine.num_ranks):
+                flat = state[part.name].reshape(-1)
+                flat[part.start : part.start + len(part.values)].copy_(part.values, non_blocking=True)
+            if engine.device.type == "cuda":
+                torch.cuda.synchronize()
+            engine.largest_of_ranks(0)
+            yield number
+        finally:
+            if engine.rank == 0:
+                self._shared.buffers[number].unlock()
+
+
+def _pin(state: Tensor) -> None:
+    """Let GPUs copy into a buffer at the speed of the bus; without it they copy through memory of the driver's."""
+    if not torch.cuda.is_available():
+        return
+    code = torch.cuda.cudart().cudaHostRegister(state.data_ptr(), state.nbytes, 0)
+    if int(code) != 0:
+        log.warning("the publication buffers cannot be pinned (CUDA says %s): copies into them are slower", code)

@@ -1,0 +1,44 @@
+"""A rank that scores a canary before and after an update; torchrun starts it: `CONFIG RESULT_FOLDER`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from dcpo_async.config import RunConfig
+from learner.trainer.canary import canary_logprobs, canary_tokens
+from learner.trainer.engine import TrainEngine
+from learner.trainer.packing import pack
+from tests.learner.trainer.test_trainer import fixed_samples
+
+
+def main() -> None:
+    """Score, update, score; between them whatever scoring could disturb is compared."""
+    config, folder = RunConfig.model_validate_json(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
+    engine, batch = TrainEngine(config), pack(fixed_samples(0)[:4])
+    token_ids = canary_tokens(64, config.weights.canary_tokens, config.seed)
+
+    def train(step: int) -> None:
+        torch.manual_seed(step)
+        logprobs, _ = engine.policy(batch)
+        engine.backward(-logprobs.mean(), is_last=True)
+        engine.set_learning_rate(step)
+        assert engine.update(step) is not None
+
+    for step in range(2):
+        before = torch.get_rng_state()
+        found = canary_logprobs(engine, token_ids)
+        assert torch.equal(before, torch.get_rng_state())
+        assert engine.model.training
+        weights = engine.gather_weights()
+        if engine.rank == 0:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / f"{step}.safetensors")
+        (folder / f"{step}-{engine.rank}.json").write_text(json.dumps(found))
+        train(step)
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()
