@@ -62,7 +62,7 @@ async def test_the_engine_samples_from_what_was_published(tmp_path: Path, family
     model = loaded_model(source, torch.float32).eval()
     views = checkpoint_views(model)
     engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=64, max_responses=8, kv_cache_gib=0.1)
-    await engine.start(source, 1)
+    await engine.start(source, 1, None)
     found = []
     for version in (1, 2, 3, 4):
         if version > 1:
@@ -70,7 +70,7 @@ async def test_the_engine_samples_from_what_was_published(tmp_path: Path, family
             folder = tmp_path / f"v{version}"
             shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
             write_tensors(folder / "model.safetensors", in_checkpoint_format(model.state_dict(), views))
-            await engine.adopt(folder, version)
+            await engine.adopt(folder, version, None)
         group = await engine.generate(Lease(version, 1, "p", version, 1, PROMPT, "12"), SAMPLING)
         found.append(mean_difference(model, group))
     await engine.close()
