@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from actor.engine.interface import UpdateTiming
-from actor.engine.model_files import Shapes, check_shapes, stop_token_ids, tensor_shapes
+from actor.engine.model_files import Shapes, check_shapes, has_latent_attention, stop_token_ids, tensor_shapes
 from actor.engine.seeds import group_seed
 from actor.engine.start_path import StartPath
 from dcpo_async.errors import CanaryError, EngineError, PromptError
@@ -148,6 +148,9 @@ class VllmEngine:
         self._stop_token_ids = stop_token_ids(weights_folder)
         if self._device == "cpu":
             _set_cpu_environment(self._cpu_threads)
+            if has_latent_attention(weights_folder):
+                # vLLM's rotary kernel for CPUs misreads queries that come as [tokens, heads, size], as they do here.
+                self._arguments["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
         if canary is not None:
             longest = max(self._arguments["max_model_len"], len(canary.token_ids) + 1)
             self._arguments["max_model_len"] = longest
