@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 
 CALL_SECONDS = 600.0
 WATCH_SECONDS = 0.25
-CPU_CANARY_TOKENS = 16
-"""A GPU scores 64 tokens in the time of one; a CPU takes a quarter of the time of the update for them."""
 GIB = 1 << 30
 FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
@@ -262,8 +260,6 @@ class VllmEngine:
         """The largest difference of any worker's log-probs of the canary, in nats; raises CanaryError."""
         if canary is None:
             return None
-        if self._device == "cpu":
-            canary = canary.beginning(CPU_CANARY_TOKENS)
         found = await self._answer(engine.collective_rpc("score_tokens", args=(list(canary.token_ids),)))
         return max(canary.largest_difference(logprobs, weights_version) for logprobs in found)
 
