@@ -1,7 +1,8 @@
-"""Publication and pull of a version by stage, beside plain copies: `python -m bench.weights MODEL --dtype bfloat16`.
+"""Publication and pull of a version by stage, beside plain copies and streams: `python -m bench.weights MODEL`.
 
-Seconds of the clock, medians over the repetitions, and GB of weights a second; a server process of its own serves over
-loopback.
+Seconds of the clock, medians over the repetitions, all stages in turns; `--random-gb 1` takes random bfloat16 tensors
+in place of a model. Pulls are from a server process over loopback, with and without CURVE, into the folder that is
+given with `--cache` (shared memory by default), and are compared with a raw ZeroMQ stream of the same round.
 """
 
 import argparse
@@ -10,7 +11,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -20,90 +23,200 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from actor.weights.puller import WeightPuller
+from bench.raw_stream import stream
 from dcpo_async.demo.services import free_address
-from dcpo_async.transport.zmq_channel import connecting
+from dcpo_async.transport.security import load_client_keys
+from dcpo_async.transport.zmq_channel import connecting, generate_keys
+from dcpo_async.weights.manifest import STRETCH_BYTES
 from dcpo_async.weights.store import verify, version_folder, write_snapshot
 
 RUN_ID = "bench"
 GB = 1e9
+RANDOM_TENSOR_BYTES = 32 << 20
+CHANGED_SHARE = 0.005
+RATIOS = {
+    "pull over loopback": "raw stream",
+    "pull with CURVE": "raw stream with CURVE",
+    "pull by a patch": "raw stream",
+}
 
 
-async def measure(model: Path, dtype: torch.dtype, repetitions: int, scratch: Path) -> dict[str, list[float]]:
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where a round's stages read and write."""
+
+    scratch: Path
+    cache: Path
+    skeleton: Path
+    address: str
+    curve_address: str
+
+    @property
+    def store(self) -> Path:
+        return self.scratch / "store"
+
+    @property
+    def keys(self) -> Path:
+        return self.scratch / "keys"
+
+
+async def measure(bench: Bench, tensors: dict[str, Tensor], repetitions: int) -> dict[str, list[float]]:
     """Seconds of each stage, once for each repetition, all stages in turns."""
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    tensors = {name: parameter.detach() for name, parameter in loaded.named_parameters()}
-    print(f"{len(tensors)} tensors, {sum(tensor.nbytes for tensor in tensors.values()) / GB:.3f} GB")
-    store, seconds = scratch / "store", dict[str, list[float]]()
-    store.mkdir()
-    address = free_address()
-    words = ["--listen", address, "--store", str(store), "--run-id", RUN_ID]
-    server = await asyncio.create_subprocess_exec(sys.executable, "-m", "learner.weights.server", *words)
-    try:
+    seconds = dict[str, list[float]]()
+    bench.store.mkdir()
+    generate_keys(bench.keys)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(serving(bench.store, bench.address))
+        await stack.enter_async_context(serving(bench.store, bench.curve_address, "--keys", str(bench.keys)))
         # The first round is not counted: it touches every page for the first time.
-        for version in range(1, repetitions + 2):
-            for stage, work in stages(tensors, store, model, version, address, scratch).items():
+        for number in range(repetitions + 1):
+            for stage, work in Round(bench, tensors, 2 * number + 1).stages().items():
                 started = time.monotonic()
-                await work()
-                if version > 1:
-                    seconds.setdefault(stage, []).append(time.monotonic() - started)
-            for folder in (version_folder(store, version), scratch / "cache"):
+                own = await work()
+                if number > 0:
+                    seconds.setdefault(stage, []).append(own or time.monotonic() - started)
+            for folder in (bench.store, bench.cache):
                 shutil.rmtree(folder)
-    finally:
-        server.terminate()
-        await server.wait()
+            bench.store.mkdir()
     return seconds
 
 
-def stages(
-    tensors: dict[str, Tensor], store: Path, skeleton: Path, version: int, address: str, scratch: Path
-) -> dict[str, Callable[[], Awaitable[object]]]:
-    """What is measured, by name, in its order."""
+@asynccontextmanager
+async def serving(store: Path, address: str, *words: str) -> AsyncIterator[None]:
+    """A weight server process."""
+    words = ("--listen", address, "--store", str(store), "--run-id", RUN_ID, *words)
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "learner.weights.server", *words, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        server.terminate()
+        await server.wait()
 
-    def copied() -> object:
-        return [tensor.clone() for tensor in tensors.values()]
 
-    def saved() -> None:
-        save_file(tensors, scratch / "plain.safetensors")
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The stages of one round."""
 
-    def written() -> object:
-        return write_snapshot(
-            store, weights_version=version, run_id=RUN_ID, incarnation=1, step=version, tensors=tensors,
-            skeleton_folder=skeleton,
+    bench: Bench
+    tensors: dict[str, Tensor]
+    version: int
+
+    def stages(self) -> dict[str, Callable[[], Awaitable[float | None]]]:
+        """What is measured, by name, in its order; a stage that returns seconds has measured them itself."""
+        folder = version_folder(self.bench.store, self.version)
+        weights = folder / "model.safetensors"
+        return {
+            "memcpy": in_thread(lambda: [tensor.clone() for tensor in self.tensors.values()]),
+            "save_file of safetensors": in_thread(
+                lambda: save_file(self.tensors, self.bench.scratch / "plain.safetensors")
+            ),
+            "write a version": in_thread(lambda: self.write(self.version)),
+            "verify it": in_thread(lambda: verify(folder)),
+            "pull on this machine": lambda: self.pulled(self.version, in_place=True),
+            "raw stream with CURVE": lambda: asyncio.to_thread(stream, weights, self.bench.keys, STRETCH_BYTES),
+            "pull with CURVE": lambda: self.pulled(self.version, curve=True),
+            "raw stream": lambda: asyncio.to_thread(stream, weights, None, STRETCH_BYTES),
+            "pull over loopback": lambda: self.pulled(self.version),
+            "write with a patch": self.changed,
+            "pull by a patch": lambda: self.pulled(self.version + 1, anew=False),
+        }
+
+    def write(self, version: int) -> None:
+        """Publish the tensors."""
+        write_snapshot(
+            self.bench.store, weights_version=version, run_id=RUN_ID, incarnation=1, step=version,
+            tensors=self.tensors, skeleton_folder=self.bench.skeleton,
         )  # fmt: skip
 
-    async def pulled(*, in_place: bool) -> None:
-        channel = connecting(None, insecure=False)(address, f"bench-{version}-{in_place}".encode())
-        puller = WeightPuller(channel, scratch / "cache", RUN_ID, 4 << 20, in_place=in_place)
+    async def pulled(self, version: int, *, in_place: bool = False, curve: bool = False, anew: bool = True) -> float:
+        """Seconds of a fetch, into an empty cache where it is to be anew."""
+        if anew and self.bench.cache.exists():
+            await asyncio.to_thread(shutil.rmtree, self.bench.cache)
+        keys = load_client_keys(self.bench.keys) if curve else None
+        address = self.bench.curve_address if curve else self.bench.address
+        channel = connecting(keys, insecure=False)(address, f"{version}-{time.monotonic()}".encode())
+        puller = WeightPuller(channel, self.bench.cache, RUN_ID, 4 << 20, in_place=in_place)
+        # Connected before the clock starts, as an actor is.
+        await puller.newest()
+        started = time.monotonic()
         await puller.fetch(version)
+        seconds = time.monotonic() - started
         puller.close()
         channel.close()
+        return seconds
 
-    def in_thread(work: Callable[[], object]) -> Callable[[], Awaitable[object]]:
-        return lambda: asyncio.to_thread(work)
+    async def changed(self) -> float:
+        """Seconds of a write, with its patch, after a step."""
+        await asyncio.to_thread(change, self.tensors)
+        started = time.monotonic()
+        await asyncio.to_thread(self.write, self.version + 1)
+        return time.monotonic() - started
 
-    return {
-        "memcpy": in_thread(copied),
-        "save_file of safetensors": in_thread(saved),
-        "write a version": in_thread(written),
-        "verify it": in_thread(lambda: verify(version_folder(store, version))),
-        "pull on this machine": lambda: pulled(in_place=True),
-        "pull over loopback": lambda: pulled(in_place=False),
-    }
+
+def in_thread(work: Callable[[], object]) -> Callable[[], Awaitable[None]]:
+    """Work beside the loop."""
+
+    async def run() -> None:
+        await asyncio.to_thread(work)
+
+    return run
+
+
+def change(tensors: dict[str, Tensor]) -> None:
+    """Move a share of the elements by one unit in the last place, as a step of training does."""
+    for tensor in tensors.values():
+        bits = tensor.view(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+        bits[torch.randint(len(bits), (int(CHANGED_SHARE * len(bits)),))] ^= 1
+
+
+def random_tensors(num_bytes: int) -> dict[str, Tensor]:
+    """Random bfloat16 tensors of about so many bytes in all."""
+    elements = RANDOM_TENSOR_BYTES // 2
+    return {f"t{number}": torch.randn(elements).bfloat16() for number in range(max(1, num_bytes // (2 * elements)))}
+
+
+def loaded_tensors(model: Path, dtype: str) -> dict[str, Tensor]:
+    """A model's parameters."""
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+    return {name: parameter.detach() for name, parameter in loaded.named_parameters()}
 
 
 def main() -> None:
     """Measure and print a line for each stage."""
     parser = argparse.ArgumentParser(prog="bench.weights", description=__doc__)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--random-gb", type=float, default=1.0, help="where no model is given")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--cache", type=Path, default=Path("/dev/shm"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="dcpo-bench-") as scratch:
-        seconds = asyncio.run(measure(options.model, getattr(torch, options.dtype), options.repetitions, Path(scratch)))
-    copying = median(seconds["memcpy"])
+    with (
+        tempfile.TemporaryDirectory(prefix="dcpo-bench-") as scratch,
+        tempfile.TemporaryDirectory(prefix="dcpo-bench-", dir=options.cache) as cache,
+    ):
+        skeleton = options.model or Path(scratch) / "skeleton"
+        if options.model:
+            tensors = loaded_tensors(options.model, options.dtype)
+        else:
+            skeleton.mkdir()
+            (skeleton / "config.json").write_text("{}")
+            tensors = random_tensors(int(options.random_gb * GB))
+        print(f"{len(tensors)} tensors, {sum(tensor.nbytes for tensor in tensors.values()) / GB:.3f} GB")
+        bench = Bench(Path(scratch), Path(cache) / "run", skeleton, free_address(), free_address())
+        seconds = asyncio.run(measure(bench, tensors, options.repetitions))
+    report(seconds, sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def report(seconds: dict[str, list[float]], num_bytes: int) -> None:
+    """Print medians and ranges, and the speed of each pull as a share of the raw stream's in the same round."""
     for stage, values in seconds.items():
         spread = f"[{min(values):.3f}, {max(values):.3f}]"
-        print(f"{stage:26} {median(values):7.3f} s {spread:16} {median(values) / copying:6.1f} x memcpy")
+        print(f"{stage:26} {median(values):7.3f} s {spread:16} {num_bytes / GB / median(values):6.2f} GB/s")
+    for stage, raw in RATIOS.items():
+        shares = [of_raw / of_pull for of_pull, of_raw in zip(seconds[stage], seconds[raw], strict=True)]
+        print(f"{stage} / {raw}: {median(shares):.2f} [{min(shares):.2f}, {max(shares):.2f}]")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ FLOORS = (
     "config algorithm weights grading/math devices model_folder processes metrics",
     "config_loading grading protocol",
     "transport prompts evaluation",
-    "comparison demo",
+    "comparison demo weight_serving",
     "commands",
 )
 # What each part of a service may import of that service; all may import the shared library, but for `scheduling`.

@@ -131,7 +131,7 @@ class WeightsCache:
     def bases(self) -> dict[int, Path]:
         """Folders of versions on this machine that a patch may be applied to copies of: cached ones and held ones."""
         cached = {version: version_folder(self._folder, version) for version in versions(self._folder)}
-        return cached | dict(self._held)
+        return dict(self._held.keys()) | cached
 
     def close(self) -> None:
         """Let go of every version."""
@@ -195,6 +195,7 @@ class WeightsCache:
                 raise WeightsError(f"{writing} cannot be locked; put the cache on another file system")
             await asyncio.to_thread(discard, folder)
             writing.rename(folder)
+            self._held[manifest.weights_version, folder] = self._held.pop((manifest.weights_version, writing))
 
 
 def _make_private(folder: Path) -> None:

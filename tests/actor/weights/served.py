@@ -11,9 +11,9 @@ from actor.weights.puller import WeightPuller
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
 from dcpo_async.transport.interfaces import Dealer, Router
+from dcpo_async.weight_serving.service import serve
 from dcpo_async.weights.manifest import STRETCH_BYTES, Manifest
 from dcpo_async.weights.store import write_snapshot
-from learner.weights.server import serve
 
 CHUNK_BYTES = STRETCH_BYTES
 NUM_STRETCHES = 11  # of the weights: 10 and a half, and a header

@@ -14,10 +14,11 @@ from dcpo_async.protocol.messages import Bye, Envelope, Message, Reject
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant, ManifestMessage, ManifestWant
 from dcpo_async.transport.memory_channel import MemoryDealer, MemoryNetwork
 from dcpo_async.transport.zmq_channel import DealerChannel
+from dcpo_async.weight_serving.service import serve
 from dcpo_async.weights.locks import machine_id
 from dcpo_async.weights.manifest import Manifest
 from dcpo_async.weights.store import version_folder, write_snapshot
-from learner.weights.server import main, serve
+from learner.weights.server import main
 
 
 def publish(store: Path, version: int) -> Manifest:

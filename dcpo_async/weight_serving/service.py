@@ -1,0 +1,81 @@
+"""The weight service: answers requests for manifests and stretches from a store, whoever runs it."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcpo_async.errors import PeerLostError, ProtocolError, WeightsError
+from dcpo_async.protocol.messages import Envelope, Message, Reject
+from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant, ManifestMessage, ManifestWant
+from dcpo_async.transport.interfaces import Received, Router
+from dcpo_async.weight_serving.shelf import Shelf
+from dcpo_async.weights.locks import machine_id
+
+log = logging.getLogger("weight_server")
+
+IDLE_SECONDS = 10.0
+
+
+async def serve(channel: Router, store_folder: Path, run_id: str) -> None:
+    """Answer every request from the store, until cancelled; a request that cannot be met is told why."""
+    shelf = Shelf(store_folder)
+    while True:
+        waiting = await channel.receive(IDLE_SECONDS)
+        shelf.drop_removed()
+        for received in waiting:
+            message, arrays = await _answer(shelf, received, run_id)
+            try:
+                await channel.send(received.peer, Envelope(message, arrays, run_id))
+            except PeerLostError as error:
+                log.warning("an answer is dropped, the actor will ask again: %s", error)
+
+
+async def _answer(shelf: Shelf, received: Received, run_id: str) -> tuple[Message, dict[str, NDArray[np.uint8]]]:
+    envelope = received.envelope
+    if isinstance(envelope, ProtocolError):
+        log.warning("peer %r sent a malformed message: %s", received.peer, envelope)
+        return Reject(reason="invalid", detail=str(envelope)), {}
+    if envelope.run_id != run_id:
+        detail = f"this is the weight server of run {run_id}, not of {envelope.run_id!r}; start the actor again"
+        return Reject(reason="run_id", detail=detail), {}
+    match envelope.message:
+        case ManifestWant() as want:
+            return await asyncio.to_thread(_manifest_message, shelf, want), {}
+        case ChunkWant() as want:
+            # In this thread: nothing is read but through a map, and a hop would take as long as a chunk.
+            return _chunk_message(shelf, want)
+        case other:
+            detail = f"a weight server answers manifest_want and chunk_want, not {other.kind}"
+            return Reject(reason="invalid", detail=detail), {}
+
+
+def _manifest_message(shelf: Shelf, want: ManifestWant) -> ManifestMessage:
+    try:
+        manifest = shelf.manifest(want.weights_version or shelf.newest())
+    except WeightsError as error:
+        return ManifestMessage(weights_version=want.weights_version, manifest_json="", error=str(error))
+    text = ManifestMessage(weights_version=manifest.weights_version, manifest_json=manifest.to_json())
+    return text.model_copy(update=_place_of(shelf.folder(manifest.weights_version)))
+
+
+def _place_of(folder: Path) -> dict[str, str | int]:
+    """What tells a peer that a folder of its own is this one; nothing where its name cannot be sent."""
+    try:
+        found = folder.stat()
+        str(folder).encode()
+    except (OSError, UnicodeEncodeError):
+        return {}
+    return {"machine": machine_id(), "folder": str(folder), "device": found.st_dev, "inode": found.st_ino}
+
+
+def _chunk_message(shelf: Shelf, want: ChunkWant) -> tuple[ChunkMessage, dict[str, NDArray[np.uint8]]]:
+    data, problem = np.empty(0, dtype=np.uint8), ""
+    try:
+        data = shelf.chunk(want)
+    except WeightsError as error:
+        problem = str(error)
+    message = ChunkMessage(weights_version=want.weights_version, file=want.file, offset=want.offset, error=problem)
+    return message, {"data": data}
