@@ -1,6 +1,7 @@
 """The weight server hands out what manifests list, and says why when it cannot."""
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -17,11 +18,11 @@ from dcpo_async.transport.zmq_channel import DealerChannel
 from dcpo_async.weight_serving.service import serve
 from dcpo_async.weights.locks import machine_id
 from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.store import version_folder, write_snapshot
+from dcpo_async.weights.store import discard, version_folder, write_snapshot
 from learner.weights.server import main
 
 
-def publish(store: Path, version: int) -> Manifest:
+def publish(store: Path, version: int, tensors: dict[str, torch.Tensor] | None = None) -> Manifest:
     skeleton = store.parent / "skeleton"
     skeleton.mkdir(exist_ok=True)
     (skeleton / "config.json").write_text('{"model": "tiny"}')
@@ -31,7 +32,7 @@ def publish(store: Path, version: int) -> Manifest:
         run_id="run",
         incarnation=1,
         step=version,
-        tensors={"w": torch.arange(100.0) + version},
+        tensors=tensors or {"w": torch.arange(100.0) + version},
         skeleton_folder=skeleton,
     )
 
@@ -130,6 +131,45 @@ async def test_a_version_that_is_removed_while_it_is_fetched_is_named(store: Pat
     message = (await chunk(actor, "config.json", 5, 5)).message
     assert isinstance(message, ChunkMessage)
     assert "version 1 is gone" in message.error
+
+
+def is_mapped(folder: Path) -> bool:
+    """Whether this process maps a file of a folder, be it removed."""
+    return f"{folder}/" in Path("/proc/self/maps").read_text()
+
+
+async def test_files_of_a_removed_version_are_let_go(store: Path, actor: MemoryDealer) -> None:
+    publish(store, 1)
+    publish(store, 2)
+    await chunk(actor, "config.json", 0, 5)
+    assert is_mapped(store / "v00000001")
+    discard(store / "v00000001")
+    await answer(actor, ManifestWant(weights_version=0))
+    assert not is_mapped(store / "v00000001")
+    assert not is_mapped(store)
+
+
+async def test_a_patch_that_the_manifest_lists_is_given(store: Path, actor: MemoryDealer) -> None:
+    publish(store, 1)
+    assert publish(store, 2).patches == ()
+    tensors = {"w": torch.zeros(10_000)}
+    publish(store, 3, tensors)
+    tensors["w"][7] = 1
+    [patch] = publish(store, 4, tensors).patches
+    envelope = await chunk(actor, patch.name, 0, patch.num_bytes, version=4)
+    assert envelope.arrays["data"].tobytes() == (store / "patches" / "00000004.patch").read_bytes()
+    other = (await chunk(actor, patch.name, 0, 1, version=3)).message
+    assert isinstance(other, ChunkMessage)
+    assert "version 3 has no file '00000004.patch'" in other.error
+
+
+async def test_a_file_that_was_cut_is_refused_instead_of_read_beyond_its_end(store: Path, actor: MemoryDealer) -> None:
+    publish(store, 1)
+    await chunk(actor, "model.safetensors", 0, 5)
+    os.truncate(store / "v00000001" / "model.safetensors", 3)
+    message = (await chunk(actor, "model.safetensors", 0, 5)).message
+    assert isinstance(message, ChunkMessage)
+    assert "has 3 bytes, its manifest says" in message.error
 
 
 async def test_another_run_and_another_kind_of_message_are_refused(actor: MemoryDealer) -> None:
