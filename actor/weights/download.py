@@ -80,6 +80,8 @@ class Download:
             pool = stack.enter_context(ThreadPoolExecutor(worker_count()))
             stack.callback(pool.shutdown, cancel_futures=True)
             await self._fetch(stretches, pool)
+            if not arrivals.is_complete():
+                raise WeightsError(f"stretches of version {weights_version} were passed over; fetch it again")
 
     async def _fetch(self, wanted: deque[_Stretch], pool: ThreadPoolExecutor) -> None:
         """Ask the relay first; the origin is the last resort, and is asked for nothing that is here."""
@@ -126,13 +128,12 @@ class Download:
                 is_full = len(kept) > 2 * worker_count() or not (asked or wanted)
                 if is_full and kept:
                     await asyncio.wait(kept, return_when=asyncio.FIRST_COMPLETED)
-                wrong, num_right = _settled(kept)
+                wrong, num_right = _settled(kept, wanted)
                 if num_right:
                     self._report_progress()
                     silence.broken()
                     patience.broken()
                 for stretch in wrong:
-                    wanted.appendleft(stretch)
                     _doubt(link, stretch, doubted, doubts)
                 link.check(silence)
                 link.check(patience)
@@ -174,14 +175,20 @@ def _doubt(link: ServerLink, stretch: _Stretch, doubted: Counter[Key], doubts: i
         )
 
 
-def _settled(kept: dict[asyncio.Future[bool], _Stretch]) -> tuple[list[_Stretch], int]:
-    """Take out what is dealt with: the stretches that did not match, and how many did; raises what the disk refused."""
+def _settled(
+    kept: dict[asyncio.Future[bool], _Stretch], wanted: deque[_Stretch]
+) -> tuple[list[_Stretch], int]:
+    """Take out what is dealt with: the stretches that did not match, wanted again, and how many did.
+
+    Raises OSError, what the disk refused.
+    """
     wrong, num_right = list[_Stretch](), 0
     for done in [future for future in kept if future.done()]:
         if done.result():
             num_right += 1
         else:
             wrong.append(kept[done])
+            wanted.appendleft(kept[done])
         del kept[done]
     return wrong, num_right
 

@@ -14,6 +14,8 @@ PROTOCOL_VERSION = 5
 
 Text = Annotated[str, Field(max_length=1 << 20)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Relay = Annotated[str, Field(max_length=300)]
+"""Address of a relay of weights; empty for none."""
 Array = NDArray[Any]
 GroupOutcome = Literal["accepted", "duplicate", "superseded", "invalid"]
 
@@ -56,6 +58,8 @@ class Hello(Message):
     """An evaluator follows the weights and never wants a lease; it is not counted as an actor."""
     held: tuple[LeaseName, ...] = ()
     """Leases being worked on, and those whose groups are not acknowledged yet."""
+    relay: Relay = ""
+    """Where this machine hands on the weights that it has."""
 
 
 class Want(Message):
@@ -104,6 +108,10 @@ class Heartbeat(Message):
     """Largest difference from the canary of `weights_version`, in nats; none where the version has no canary."""
     canary_refusals: Count = 0
     """Versions since the session began that the engine, once it had applied them, was found not to hold."""
+    relay: Relay = ""
+    """As in the hello; no longer named where the machine uses the learner's own files, and so has none to hand on."""
+    lost_relay: Relay = ""
+    """The relay that it was told to ask, where that was silent or sent wrong bytes."""
 
 
 class Bye(Message):
@@ -124,6 +132,8 @@ class Welcome(Message):
     kind = "welcome"
     weights_port: Annotated[int, Field(ge=1, le=65535)]
     weights_version: Count
+    ask: Relay = ""
+    """As in the version."""
     seed: Count
     dtype: Literal["bfloat16", "float32"]
     max_prompt_tokens: Annotated[int, Field(gt=0)]
@@ -172,3 +182,5 @@ class VersionMessage(Message):
     kind = "version"
     weights_version: Count
     step: Count
+    ask: Relay = ""
+    """The relay that this actor asks for it first; the weight server where there is none."""

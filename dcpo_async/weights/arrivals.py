@@ -27,10 +27,16 @@ class Arrivals:
         for name, num_bytes in files.items():
             self._firsts[name] = at
             at += _count(num_bytes)
+        self._flags = header_bytes, at - header_bytes
 
     def add(self, file: str, offset: int) -> None:
         """The stretch of a file that begins at `offset` is written, and matches its digest."""
         os.pwrite(self._descriptor, b"\1", self._firsts[file] + offset // STRETCH_BYTES)
+
+    def is_complete(self) -> bool:
+        """Whether every stretch was added."""
+        first, count = self._flags
+        return os.pread(self._descriptor, count, first) == b"\1" * count
 
 
 @contextmanager
@@ -43,7 +49,7 @@ def recording(folder: Path, weights_version: int, entries: Sequence[FileEntry | 
     # Readers see it whole; what it says is void after a power failure, as the download is.
     unfinished.rename(path)
     try:
-        with opened(path, os.O_WRONLY) as descriptor:
+        with opened(path, os.O_RDWR) as descriptor:
             yield Arrivals(descriptor, len(header), files)
     finally:
         path.unlink(missing_ok=True)
