@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM
 from actor.weights.puller import WeightPuller
 from bench.raw_stream import stream
 from dcpo_async.demo.services import free_address
+from dcpo_async.records import STRETCH_BYTES
 from dcpo_async.transport.security import load_client_keys
 from dcpo_async.transport.zmq_channel import connecting, generate_keys
-from dcpo_async.weights.manifest import STRETCH_BYTES
 from dcpo_async.weights.store import verify, version_folder, write_snapshot
 
 RUN_ID = "bench"

@@ -9,6 +9,8 @@ from pydantic import Field
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 """A number that SQLite and the wire can hold."""
+STRETCH_BYTES = 4 << 20
+"""Files of weights are digested, asked for and checked in stretches of this length, the last one apart."""
 FinishReason = Literal["stop", "length"]
 
 

@@ -47,7 +47,7 @@ _LATENT = {
     "topk_method": "noaux_tc",
     "scoring_func": "sigmoid",
 }
-DENSE: dict[str, dict[str, Any]] = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 16},
     "qwen2": {},
@@ -56,8 +56,6 @@ DENSE: dict[str, dict[str, Any]] = {
     "gemma3_text": _WINDOW,
     "phi": {"num_key_value_heads": 2},
     "phi3": {},
-}
-MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     "qwen2_moe": {
         "num_experts": 4,
@@ -65,11 +63,11 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 32,
         "shared_expert_intermediate_size": 64,
     },
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 32},
+    # vLLM's kernel for CPUs pads experts of this size.
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 32},
     "deepseek_v3": _GROUPS | _LATENT,
     "glm4_moe": _GROUPS | {"head_dim": 32, "use_qk_norm": True},
 }
-FAMILIES = DENSE | MIXTURES
 
 
 def make_family(folder: Path, family: str, **settings: Any) -> None:

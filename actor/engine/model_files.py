@@ -41,3 +41,8 @@ def stop_token_ids(folder: Path) -> list[int]:
     path = folder / "generation_config.json"
     found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
     return found if isinstance(found, list) else [] if found is None else [found]
+
+
+def has_latent_attention(folder: Path) -> bool:
+    """Whether the model keeps a latent instead of keys and values, as DeepSeek-V3 does."""
+    return "kv_lora_rank" in json.loads((folder / "config.json").read_text())

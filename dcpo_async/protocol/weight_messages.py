@@ -5,8 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dcpo_async.protocol.messages import Message, Name, Text
-from dcpo_async.records import Count
-from dcpo_async.weights.manifest import STRETCH_BYTES
+from dcpo_async.records import STRETCH_BYTES, Count
 
 
 class ManifestWant(Message):

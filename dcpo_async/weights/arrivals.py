@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcpo_async.records import STRETCH_BYTES
 from dcpo_async.weights.locks import opened
-from dcpo_async.weights.manifest import STRETCH_BYTES, FileEntry, PatchEntry
+from dcpo_async.weights.manifest import FileEntry, PatchEntry
 
 ARRIVALS_NAME = ".arrived"
 """In the folder of the download: a line of JSON, then one byte for each stretch of each file, 1 once it is there."""

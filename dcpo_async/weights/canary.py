@@ -40,11 +40,6 @@ class Canary(BaseModel):
             raise ValueError(f"{len(self.logprobs)} log-probs for {len(self.token_ids)} tokens; the first has none")
         return self
 
-    def beginning(self, num_tokens: int) -> Self:
-        """The canary of its first tokens: no token's log-prob depends on those behind it."""
-        token_ids, logprobs = self.token_ids[:num_tokens], self.logprobs[: num_tokens - 1]
-        return self.model_copy(update={"token_ids": token_ids, "logprobs": logprobs})
-
     def largest_difference(self, logprobs: Sequence[float], weights_version: int) -> float:
         """Compare what an engine found with what the trainer said; returns the largest difference, in nats.
 

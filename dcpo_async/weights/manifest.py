@@ -8,11 +8,10 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dcpo_async.errors import WeightsError
+from dcpo_async.records import STRETCH_BYTES
 from dcpo_async.weights.canary import Canary
 
 MANIFEST_NAME = "manifest.json"
-STRETCH_BYTES = 4 << 20
-"""Files are digested, asked for and checked in stretches of this length, the last one apart; part of the format."""
 MAX_PATCHES = 64
 
 # A name is joined to a folder on the machine that fetches it, and the folder is then loaded as a model:

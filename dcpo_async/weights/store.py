@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dcpo_async.errors import WeightsError
+from dcpo_async.records import STRETCH_BYTES
 from dcpo_async.weights.canary import Canary
 from dcpo_async.weights.locks import is_unused, opened
 from dcpo_async.weights.manifest import (
     MANIFEST_NAME,
-    STRETCH_BYTES,
     FileEntry,
     Manifest,
     PatchEntry,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from dcpo_async.weights.manifest import STRETCH_BYTES
+from dcpo_async.records import STRETCH_BYTES
 
 _DIGEST_BYTES = 16
 _PIECE_BYTES = 1 << 20

@@ -37,7 +37,7 @@ def loaded_model(path: str | Path, dtype: torch.dtype) -> Any:
         model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ConfigError(f"model {path} cannot be loaded: {first_line(error)}") from error
     _require_none(path, "lacks weights, which would be made up at random", report["missing_keys"])
     of_other_shape = (f"{name} {tuple(found)}, not {tuple(own)}" for name, found, own in report["mismatched_keys"])

@@ -1,7 +1,7 @@
 """The real vLLM under the weights that a learner publishes, for models of each family: both say the same of each token.
 
-An engine is started for each family, which takes most of the time: of the dense ones, those stand for the others that
-have a tied head and windows, fused projections, and biases. The others are `thorough`.
+An engine is started for each family, which takes most of the time: those stand for the others that have a tied head
+with windows and caps, fused projections, biases, latent attention, and routing of each kind. The others are `thorough`.
 """
 
 import gc
@@ -20,7 +20,7 @@ from dcpo_async.weights.tensor_file import write_tensors
 from learner.weights.checkpoint_format import checkpoint_views
 from learner.weights.layout import in_checkpoint_format
 from learner.weights.loading import loaded_model
-from tests.tiny_families import DENSE, MIXTURES, make_family, perturb
+from tests.tiny_families import FAMILIES, make_family, perturb
 
 pytestmark = [
     pytest.mark.system,
@@ -28,8 +28,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),
 ]
 
-ALWAYS = (*MIXTURES, "gemma2", "phi3", "qwen2")
-FAMILIES = [*ALWAYS, *(pytest.param(name, marks=pytest.mark.thorough) for name in DENSE if name not in ALWAYS)]
+ALWAYS = ("gemma2", "phi3", "qwen2", "mixtral", "qwen3_moe", "deepseek_v3", "glm4_moe")
+CASES = [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.thorough) for name in FAMILIES]
+BOUNDS = {"gemma2": 3e-6}
+"""Mean difference in nats, 1e-6 of others: caps of 30 on logits and 50 on attention multiply the rounding of a tanh."""
 PROMPT = np.array([1, 6, 15, 7, 19], np.int32)
 SAMPLING = Sampling(group_size=8, temperature=1.0, max_response_tokens=24, seed=7)
 
@@ -53,14 +55,14 @@ def mean_difference(model: Any, group: tuple[Response, ...]) -> float:
     return float(np.concatenate(differences).mean())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 async def test_the_engine_samples_from_what_was_published(tmp_path: Path, family: str) -> None:
     source = tmp_path / "model"
     make_family(source, family)
     model = loaded_model(source, torch.float32).eval()
     views = checkpoint_views(model)
     engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=64, max_responses=8, kv_cache_gib=0.1)
-    await engine.start(source, 1)
+    await engine.start(source, 1, None)
     found = []
     for version in (1, 2, 3, 4):
         if version > 1:
@@ -68,9 +70,9 @@ async def test_the_engine_samples_from_what_was_published(tmp_path: Path, family
             folder = tmp_path / f"v{version}"
             shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
             write_tensors(folder / "model.safetensors", in_checkpoint_format(model.state_dict(), views))
-            await engine.adopt(folder, version)
+            await engine.adopt(folder, version, None)
         group = await engine.generate(Lease(version, 1, "p", version, 1, PROMPT, "12"), SAMPLING)
         found.append(mean_difference(model, group))
     await engine.close()
     print(f"{family}: {', '.join(f'{difference:.1e}' for difference in found)} nats")
-    assert max(found) < 1e-6
+    assert max(found) < BOUNDS.get(family, 1e-6)

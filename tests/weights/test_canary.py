@@ -37,9 +37,3 @@ def test_another_number_of_log_probs_is_refused() -> None:
 def test_the_bound_is_the_settings_or_else_that_of_the_type() -> None:
     assert canary_bound(0.25, "float32") == 0.25
     assert (canary_bound(None, "float32"), canary_bound(None, "bfloat16")) == (1e-3, 1.0)
-
-
-def test_a_canarys_beginning_compares_its_first_tokens_alone() -> None:
-    first = CANARY.beginning(2)
-    assert (first.token_ids, first.logprobs, first.bound) == ((5, 6), (-1.0,), 0.1)
-    assert CANARY.beginning(16) == CANARY

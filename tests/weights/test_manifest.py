@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dcpo_async.errors import WeightsError
-from dcpo_async.weights.manifest import STRETCH_BYTES, FileEntry, Manifest, TensorEntry
+from dcpo_async.records import STRETCH_BYTES
+from dcpo_async.weights.manifest import FileEntry, Manifest, TensorEntry
 
 DIGEST = "99aa06d3014798d86001c324468d497f"
 MANIFEST = Manifest(

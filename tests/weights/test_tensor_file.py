@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dcpo_async.errors import WeightsError
-from dcpo_async.weights.manifest import STRETCH_BYTES
+from dcpo_async.records import STRETCH_BYTES
 from dcpo_async.weights.raw import raw_bytes
 from dcpo_async.weights.stretches import StretchDigests, file_digests
 from dcpo_async.weights.tensor_file import map_tensors, write_tensors

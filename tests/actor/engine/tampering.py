@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from actor.engine.vllm_worker import WorkerExtension, mapped_tensors
 
 ORDER_NAME = "tamper.txt"
@@ -14,6 +16,15 @@ def order(folder: Path, kind: str, tensor: str = "") -> None:
 
 class TamperingExtension(WorkerExtension):
     """The real extension, but for folders with an order in them."""
+
+    def score_tokens(self, token_ids: list[int]) -> list[float]:
+        """Score, and fail where a byte of the KV cache is another one then; block 0 is never read."""
+        before = [cache[1:].clone() for cache in self.model_runner.kv_caches]
+        found = super().score_tokens(token_ids)
+        for cache, kept in zip(self.model_runner.kv_caches, before, strict=True):
+            if not torch.equal(cache[1:], kept):
+                raise AssertionError("scoring has left other keys and values than there were")
+        return found
 
     def load_folder(self, folder: str) -> None:
         """Exchange the weights as the order says."""

@@ -10,9 +10,10 @@ import torch
 from actor.weights.puller import WeightPuller
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
+from dcpo_async.records import STRETCH_BYTES
 from dcpo_async.transport.interfaces import Dealer, Router
 from dcpo_async.weight_serving.service import serve
-from dcpo_async.weights.manifest import STRETCH_BYTES, Manifest
+from dcpo_async.weights.manifest import Manifest
 from dcpo_async.weights.store import write_snapshot
 
 CHUNK_BYTES = STRETCH_BYTES

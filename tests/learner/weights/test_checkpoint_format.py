@@ -210,6 +210,14 @@ def test_a_tensor_that_is_several_in_memory_is_refused(tmp_path: Path) -> None:
         checkpoint_views(model)
 
 
+def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
+    make_family(tmp_path, "llama")
+    change_config(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     make_family(tmp_path, "llama")
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
