@@ -14,7 +14,7 @@ from actor.learner_link import LearnerLink
 from actor.service import ActorService
 from actor.weights.cache import cache_folder
 from actor.weights.relay import offer
-from actor.weights_follower import WeightsPlan
+from actor.weights_follower import WeightsFollower, WeightsPlan
 from actor.weights_options import add_weights_arguments
 from dcpo_async.errors import DcpoError
 from dcpo_async.grading import GradingPool
@@ -39,7 +39,7 @@ async def _serve(options: argparse.Namespace) -> None:
     link = LearnerLink(
         connect, options.learner, engine=options.engine, join_seconds=options.join_seconds, relay=options.relay
     )
-    weights = WeightsPlan(
+    plan = WeightsPlan(
         folder_of=lambda run_id: cache_folder(run_id, options.weights_folder),
         connect_to_relay=connecting(
             relay_client(keys) if keys else None, insecure=options.insecure, send_timeout_seconds=1.0
@@ -51,8 +51,7 @@ async def _serve(options: argparse.Namespace) -> None:
         link,
         lambda welcome: _engine_of(options, welcome, link.session.run_id),
         _grading_of,
-        options.ready_file.touch,
-        weights,
+        WeightsFollower(link, options.ready_file.touch, plan),
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,7 +8,7 @@ from typing import Any
 
 from actor.engine.interface import Engine
 from actor.learner_link import LearnerLink
-from actor.weights_follower import WeightsFollower, WeightsPlan
+from actor.weights_follower import WeightsFollower
 from dcpo_async.errors import DcpoError, EngineError, PromptError, RefusedError
 from dcpo_async.grading import Grading, graded
 from dcpo_async.protocol.conversion import sampling_of
@@ -27,8 +27,7 @@ class ActorService:
     Args:
         link: to the learner.
         make_engine, make_grading: what the run asks for in its welcome; an engine takes long to make.
-        on_ready: called once the engine holds its first weights.
-        weights: where they come from.
+        weights: keeps the engine at the newest version.
     """
 
     def __init__(
@@ -36,12 +35,11 @@ class ActorService:
         link: LearnerLink,
         make_engine: Callable[[Welcome], Engine],
         make_grading: Callable[[Welcome], Grading],
-        on_ready: Callable[[], None] = lambda: None,
-        weights: WeightsPlan | None = None,
+        weights: WeightsFollower,
     ) -> None:
         self.link, self.session = link, link.session
         self._make_engine, self._make_grading = make_engine, make_grading
-        self._weights = WeightsFollower(link, on_ready, weights or WeightsPlan())
+        self._weights = weights
         self._engine: Engine | None = None
         self._grading: Grading | None = None
         self._is_working = False

@@ -176,9 +176,7 @@ def _doubt(link: ServerLink, stretch: _Stretch, doubted: Counter[Key], doubts: i
         )
 
 
-def _settled(
-    kept: dict[asyncio.Future[bool], _Stretch], wanted: deque[_Stretch]
-) -> tuple[list[_Stretch], int]:
+def _settled(kept: dict[asyncio.Future[bool], _Stretch], wanted: deque[_Stretch]) -> tuple[list[_Stretch], int]:
     """Take out what is dealt with: the stretches that did not match, wanted again, and how many did.
 
     Raises OSError, what the disk refused.

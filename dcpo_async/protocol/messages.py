@@ -8,16 +8,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from dcpo_async.config import ActorSettings, GradingSettings, SamplingSettings
-from dcpo_async.records import Count, FinishReason, LeaseName
+from dcpo_async.records import Count, FinishReason, GroupOutcome, LeaseName, Relay
 
 PROTOCOL_VERSION = 5
 
 Text = Annotated[str, Field(max_length=1 << 20)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-Relay = Annotated[str, Field(max_length=300)]
-"""Address of a relay of weights; empty for none."""
 Array = NDArray[Any]
-GroupOutcome = Literal["accepted", "duplicate", "superseded", "invalid"]
 
 
 class Message(BaseModel):
@@ -59,7 +56,6 @@ class Hello(Message):
     held: tuple[LeaseName, ...] = ()
     """Leases being worked on, and those whose groups are not acknowledged yet."""
     relay: Relay = ""
-    """Where this machine hands on the weights that it has."""
 
 
 class Want(Message):
@@ -96,7 +92,7 @@ class LeaseFailed(Message):
 
 
 class Heartbeat(Message):
-    """The actor is alive and holds exactly these leases."""
+    """The actor is alive and holds exactly these leases; `lost_relay` was silent, or sent wrong bytes."""
 
     kind = "heartbeat"
     held: tuple[LeaseName, ...]
@@ -109,9 +105,7 @@ class Heartbeat(Message):
     canary_refusals: Count = 0
     """Versions since the session began that the engine, once it had applied them, was found not to hold."""
     relay: Relay = ""
-    """As in the hello; no longer named where the machine uses the learner's own files, and so has none to hand on."""
     lost_relay: Relay = ""
-    """The relay that it was told to ask, where that was silent or sent wrong bytes."""
 
 
 class Bye(Message):
@@ -133,7 +127,6 @@ class Welcome(Message):
     weights_port: Annotated[int, Field(ge=1, le=65535)]
     weights_version: Count
     ask: Relay = ""
-    """As in the version."""
     seed: Count
     dtype: Literal["bfloat16", "float32"]
     max_prompt_tokens: Annotated[int, Field(gt=0)]
@@ -177,10 +170,9 @@ class Reject(Message):
 
 
 class VersionMessage(Message):
-    """A weights version has been published."""
+    """A weights version has been published; `ask` is whom to ask for it first, before the weight server."""
 
     kind = "version"
     weights_version: Count
     step: Count
     ask: Relay = ""
-    """The relay that this actor asks for it first; the weight server where there is none."""

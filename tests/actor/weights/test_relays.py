@@ -21,6 +21,7 @@ from tests.actor.weights.served import (
     puller,
     served,
 )
+from tests.actor.weights.test_patching import publish_chain
 
 MB = 1_000_000
 
@@ -127,29 +128,19 @@ async def test_a_relay_that_has_not_got_the_version_says_so_and_stays_the_parent
 
 
 async def test_patches_are_handed_on_too(store: Path, cache: Path, upper: Path) -> None:
-    publish(store, 1)
+    publish_chain(store, 3)
     origin, network = MemoryNetwork(), MemoryNetwork()
     async with served(origin.router(), store), relaying(network.router(), upper):
         above, asked = puller(origin.dealer(b"upper"), upper), Watched(origin.dealer(b"a"))
         child = Child(asked, network.dealer(b"a"), cache)
-        for _ in range(2):
-            await above.fetch()
-            _, manifest = await child.puller.fetch()
-            if manifest.weights_version == 1:
-                shutil.copytree(store / "v00000001", store.parent / "first")
-                write_snapshot(
-                    store,
-                    weights_version=2,
-                    run_id="run",
-                    incarnation=1,
-                    step=2,
-                    tensors=change_some(store / "v00000001" / "model.safetensors"),
-                    skeleton_folder=store.parent / "skeleton",
-                )
-    assert manifest.patches, "the second version has a patch"
+        for version in (1, 3):
+            await above.fetch(version)
+            _, manifest = await child.puller.fetch(version)
+    assert [patch.name for patch in manifest.patches] == ["00000002.patch", "00000003.patch"]
+    assert names(cache / "patches") == names(upper / "patches") == ["00000002.patch", "00000003.patch"]
+    # A file that is new in a version is fetched beside its patches.
     assert asked.asked == []
-    assert child.puller.bytes_downloaded < 11 * CHUNK_BYTES
-    assert contents(cache / "v00000002") == contents(store / "v00000002")
+    assert contents(cache / "v00000003") == contents(store / "v00000003")
 
 
 async def test_wrong_bytes_of_a_relay_are_never_written_and_it_is_reported(
