@@ -83,7 +83,7 @@ async def _supervise(
 ) -> None:
     logs = options.logs or Path(tempfile.mkdtemp(prefix="dcpo-actor-"))
     log.info("%d engine processes for %s; their logs are in %s", len(groups), options.learner, logs)
-    stopping, engines_ended = asyncio.Event(), asyncio.Event()
+    stopping, relaying = asyncio.Event(), list[asyncio.Task[None]]()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
@@ -95,12 +95,16 @@ async def _supervise(
         async with asyncio.TaskGroup() as tasks:
             if relay:
                 log.info("a relay hands on weights at %s", relay)
-                tasks.create_task(_keep_relay(_relay(options, relay_listen, offer, logs / "relay.log"), engines_ended))
+                relaying.append(
+                    tasks.create_task(_keep_relay(_relay(options, relay_listen, offer, logs / "relay.log")))
+                )
             async with asyncio.TaskGroup() as engines:
                 for index, gpus in enumerate(groups):
                     child = _engine(options, index, gpus, words, logs / f"engine-{index}.log")
                     engines.create_task(keep_running(child, stopping))
-            engines_ended.set()
+            for task in relaying:
+                # Not asked to end: one that was stopped would not hear it.
+                task.cancel()
     except ExceptionGroup as failures:
         raise _first_of(failures) from None
 
@@ -110,10 +114,10 @@ def _first_of(failures: ExceptionGroup[Exception]) -> Exception:
     return _first_of(first) if isinstance(first, ExceptionGroup) else first
 
 
-async def _keep_relay(relay: Child, engines_ended: asyncio.Event) -> None:
-    """Run a relay for as long as engines run; they go on without one that cannot."""
+async def _keep_relay(relay: Child) -> None:
+    """Run a relay until this is cancelled; the engines go on without one that cannot."""
     try:
-        await keep_running(relay, engines_ended)
+        await keep_running(relay)
     except DcpoError as error:
         log.error("no relay runs here any more; other machines turn to the weight server: %s", error)
 

@@ -88,8 +88,10 @@ class Download:
         """Ask the relay first; the origin is the last resort, and is asked for nothing that is here."""
         relay = self._parent.link() if self._parent is not None and wanted else None
         if self._parent is not None and relay is not None:
+            num_bytes = sum(stretch.want.num_bytes for stretch in wanted)
             try:
                 await self._fetch_from(relay, wanted, pool, self._parent.patience())
+                log.info("%d bytes came from %s", num_bytes, relay.peer)
             except (WeightsError, ProtocolError, RefusedError) as error:
                 num_bytes = sum(stretch.want.num_bytes for stretch in wanted)
                 log.warning("%s; %d bytes come from %s instead", error, num_bytes, self._origin.peer)
