@@ -89,6 +89,27 @@ def test_a_killed_and_resumed_run_ends_bit_identical_to_one_that_nothing_disturb
         assert killed.services.ledger(query) == steady_run.ledger(query)
 
 
+def test_a_publisher_that_is_killed_again_and_again_costs_no_version_and_no_bit(
+    tmp_path: Path, model: Path, steady_run: Services
+) -> None:
+    with Services(tmp_path, model) as services:
+        learner, actor = services.start_learner(*STEADY), services.start_actor(*SLOW)
+        ended: list[int] = []
+        for step in (2, 5, 8):
+            services.until_step(step)
+            publisher = services.until("a publisher", lambda: learner.child("learner.publisher"))
+            publisher.kill()
+            ended.append(publisher.pid)
+        services.ends_well(learner)
+        services.ends_well(actor)
+        assert len(set(ended)) == 3
+        assert learner.log.count("the publisher ended with code -9 and is started again") == 3
+        assert services.exported_weights() == steady_run.exported_weights()
+        steps = [step for (step,) in services.ledger("SELECT DISTINCT step FROM versions ORDER BY step")]
+        assert steps == [*range(13)]
+        assert not list((services.run / "weights").glob(".*"))
+
+
 def test_actors_keep_generating_while_a_killed_trainer_comes_back(tmp_path: Path, model: Path) -> None:
     with Services(tmp_path, model) as services:
         words = ("--lag.max_lag", "4", "--training.max_steps", "24", "--checkpoint.interval_steps", "3")

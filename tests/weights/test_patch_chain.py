@@ -132,3 +132,16 @@ def test_a_chain_ends_where_a_patch_is_gone(store: Path) -> None:
         write(store, version)
     (patches_folder(store) / "00000002.patch").unlink()
     assert chain(write(store, 4)) == [(2, 3), (3, 4)]
+
+
+def test_a_version_that_moved_nearly_everywhere_has_no_patch_and_costs_no_try(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    elements = torch.linspace(-1, 1, 2_000_000)
+    write(store, 1, {"w": elements})
+    with caplog.at_level(logging.INFO):
+        assert write(store, 2, {"w": elements * 1.001}).patches == ()
+    assert "version 2 has no patch: 100 % of its elements have changed" in caplog.text
+    few = elements * 1.001
+    few[::10] += 1
+    assert chain(write(store, 3, {"w": few})) == [(2, 3)]
