@@ -23,10 +23,10 @@ async def measure(options: argparse.Namespace, scratch: Path) -> dict[str, list[
     link, machines = options.link_mbps, options.machines
     trouble = {0: signal.SIGKILL, 1: signal.SIGSTOP}
 
-    async def run(name: str, num_machines: int, *, by_tree: bool, origin_mbps: float | None = None) -> None:
+    async def run(name: str, num_machines: int, *, by_tree: bool) -> None:
         with tempfile.TemporaryDirectory(prefix="caches-", dir=scratch) as caches:
             fleet = Fleet(store, Path(caches), link, trouble if "killed" in name else {})
-            outcome = await fleet.fetch(num_machines, by_tree=by_tree, origin_mbps=origin_mbps)
+            outcome = await fleet.fetch(num_machines, by_tree=by_tree)
         found.setdefault(name, []).append(outcome)
         print(
             f"{name:44} {max(outcome.seconds):7.2f} s, median machine {median(outcome.seconds):7.2f} s, origin sent "
@@ -35,13 +35,11 @@ async def measure(options: argparse.Namespace, scratch: Path) -> dict[str, list[
             flush=True,
         )
 
-    for repetition in range(options.repetitions):
+    for _ in range(options.repetitions):
         await run("one machine alone", 1, by_tree=False)
         await run("all by the tree", machines, by_tree=True)
         await run("all from the origin, each link bounded", machines, by_tree=False)
         await run("by the tree, relays killed and stopped", machines, by_tree=True)
-        if repetition == 0 and options.shared_uplink:
-            await run("all from the origin, uplink of two links", machines, by_tree=False, origin_mbps=2 * link)
     return found
 
 
@@ -52,7 +50,6 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=128, help="of a version")
     parser.add_argument("--link-mbps", type=float, default=8.0, help="megabytes a second of a link")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--shared-uplink", action="store_true", help="once also with the origin's uplink bounded")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dcpo-bench-", dir="/dev/shm") as scratch:
         found = asyncio.run(measure(options, Path(scratch)))

@@ -22,7 +22,7 @@ POLL_SECONDS = 0.02
 WORD_SECONDS = 1.0
 """How often whoever waits is told that this relay is well."""
 GRACE_SECONDS = 2.0
-"""For a version that is not here: the engines of this machine hear of it when those of the others do."""
+"""For a version that is not here, or not yet in its place: this machine hears of it when the others do."""
 STALLED_SECONDS = 20.0
 """A download that brings nothing for so long is not waited for; one that turns from a silent parent takes less."""
 MAX_PARKED = 4096
@@ -36,7 +36,7 @@ class _Parked:
     """A request that waits.
 
     Attributes:
-        hopeful_until: answered with an error then, unless a download brings the file.
+        hopeful_until: answered with an error then; later while a download brings the file.
     """
 
     peer: bytes
@@ -126,8 +126,10 @@ class Relay:
                 await self._send(parked.peer, Envelope(_message(want), {"data": data}, parked.run_id))
                 return True
             problem = f"{want.file} of version {want.weights_version} is not here"
-            is_coming = run.shelf.is_fetched(want) and now - run.moved_at < STALLED_SECONDS
-            if may_wait and (is_coming or now < parked.hopeful_until):
+            if run.shelf.is_fetched(want) and now - run.moved_at < STALLED_SECONDS:
+                # Once its download is over, a version is nowhere for a moment, until it has its name.
+                parked.hopeful_until = now + GRACE_SECONDS
+            if may_wait and now < parked.hopeful_until:
                 await self._say_later(run, parked, now)
                 return False
         await self._send(parked.peer, _chunk(parked, error=problem))
