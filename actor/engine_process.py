@@ -12,11 +12,14 @@ from actor.engine.choice import add_engine_arguments, make_engine
 from actor.engine.interface import Engine
 from actor.learner_link import LearnerLink
 from actor.service import ActorService
-from actor.weights.cache import default_cache_folder
+from actor.weights.cache import cache_folder
+from actor.weights.relay import offer
+from actor.weights_follower import WeightsFollower, WeightsPlan
+from actor.weights_options import add_weights_arguments
 from dcpo_async.errors import DcpoError
 from dcpo_async.grading import GradingPool
 from dcpo_async.protocol.messages import Welcome
-from dcpo_async.transport.security import load_client_keys
+from dcpo_async.transport.security import load_client_keys, relay_client
 from dcpo_async.transport.zmq_channel import connecting
 
 
@@ -33,9 +36,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 async def _serve(options: argparse.Namespace) -> None:
     keys = load_client_keys(options.keys) if options.keys else None
     connect = connecting(keys, insecure=options.insecure)
-    link = LearnerLink(connect, options.learner, engine=options.engine, join_seconds=options.join_seconds)
+    link = LearnerLink(
+        connect, options.learner, engine=options.engine, join_seconds=options.join_seconds, relay=options.relay
+    )
+    plan = WeightsPlan(
+        folder_of=lambda run_id: cache_folder(run_id, options.weights_folder),
+        connect_to_relay=connecting(
+            relay_client(keys) if keys else None, insecure=options.insecure, send_timeout_seconds=1.0
+        ),
+        ask=options.weights_from or "",
+        in_place=not options.copy_weights,
+    )
     service = ActorService(
-        link, lambda welcome: _engine_of(options, welcome, link.session.run_id), _grading_of, options.ready_file.touch
+        link,
+        lambda welcome: _engine_of(options, welcome, link.session.run_id),
+        _grading_of,
+        WeightsFollower(link, options.ready_file.touch, plan),
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -44,14 +60,16 @@ async def _serve(options: argparse.Namespace) -> None:
 
 
 def _engine_of(options: argparse.Namespace, welcome: Welcome, run_id: str) -> Engine:
-    sampling, actor = welcome.sampling, welcome.actor
+    sampling, actor, folder = welcome.sampling, welcome.actor, cache_folder(run_id, options.weights_folder)
+    if options.relay:
+        offer(options.offer, run_id, folder)
     return make_engine(
         options,
         dtype=welcome.dtype,
         max_model_tokens=welcome.max_prompt_tokens + sampling.max_response_tokens,
         max_responses=actor.groups_in_flight * sampling.group_size,
         kv_after_update=actor.kv_after_update,
-        start_folder=default_cache_folder(run_id),
+        start_folder=folder,
     )
 
 
@@ -64,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="actor.engine_process", description="One engine; dcpo-actor starts it.")
     parser.add_argument("--learner", required=True)
     add_engine_arguments(parser)
+    add_weights_arguments(parser)
+    parser.add_argument("--relay", default="", help="where this machine's relay is found")
+    parser.add_argument("--offer", type=Path, help="file that tells the relay which cache to hand on")
     parser.add_argument("--join-seconds", type=float, default=300.0)
     parser.add_argument("--ready-file", type=Path, required=True, help="made once the engine holds its first weights")
     parser.add_argument("--keys", type=Path)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actor.engine.choice import add_engine_arguments, engine_words
+from actor.weights_options import add_relay_arguments, add_weights_arguments, checked_relay, weights_words
 from dcpo_async.devices import checked_gpus, cuda_environment
-from dcpo_async.errors import ConfigError, DcpoError, EngineError
+from dcpo_async.errors import ConfigError, DcpoError, EngineError, WeightsError
 from dcpo_async.processes import Child, keep_running, last_lines, module_argv
 from dcpo_async.transport.security import check_address, load_client_keys
 
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_address(options.learner, has_keys=options.keys is not None, insecure=options.insecure)
         if options.keys is not None:
             load_client_keys(options.keys)
-        asyncio.run(_supervise(options, groups))
+        relay = checked_relay(options)
+        asyncio.run(_supervise(options, groups, *relay))
     except DcpoError as error:
         print(f"dcpo-actor: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -49,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--workers", type=int, default=1, help="engine processes on the CPU (default 1)")
     parser.add_argument("--learner", default="tcp://127.0.0.1:5557", help="address of the learner's coordinator")
     add_engine_arguments(parser)
+    add_weights_arguments(parser)
+    add_relay_arguments(parser)
     parser.add_argument(
         "--join-seconds", type=float, default=300.0, help="give up when no learner answers (default 300)"
     )
@@ -74,28 +78,80 @@ def _gpu_groups(options: argparse.Namespace) -> list[tuple[int, ...]]:
     return [gpus[i : i + size] for i in range(0, len(gpus), size)]
 
 
-async def _supervise(options: argparse.Namespace, groups: Sequence[tuple[int, ...]]) -> None:
+async def _supervise(
+    options: argparse.Namespace, groups: Sequence[tuple[int, ...]], relay_listen: str, relay: str
+) -> None:
     logs = options.logs or Path(tempfile.mkdtemp(prefix="dcpo-actor-"))
     log.info("%d engine processes for %s; their logs are in %s", len(groups), options.learner, logs)
-    stopping = asyncio.Event()
+    stopping, relaying = asyncio.Event(), list[asyncio.Task[None]]()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    offer = logs / "relay.offer"
+    # Of an earlier run, where the folder is the same.
+    offer.unlink(missing_ok=True)
+    words = ["--relay", relay, "--offer", str(offer)] if relay else []
     try:
         async with asyncio.TaskGroup() as tasks:
-            for index, gpus in enumerate(groups):
-                tasks.create_task(keep_running(_engine(options, index, gpus, logs / f"engine-{index}.log"), stopping))
+            if relay:
+                log.info("a relay hands on weights at %s", relay)
+                relaying.append(
+                    tasks.create_task(_keep_relay(_relay(options, relay_listen, offer, logs / "relay.log")))
+                )
+            async with asyncio.TaskGroup() as engines:
+                for index, gpus in enumerate(groups):
+                    child = _engine(options, index, gpus, words, logs / f"engine-{index}.log")
+                    engines.create_task(keep_running(child, stopping))
+            for task in relaying:
+                # Not asked to end: one that was stopped would not hear it.
+                task.cancel()
     except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+        raise _first_of(failures) from None
 
 
-def _engine(options: argparse.Namespace, index: int, gpus: tuple[int, ...], log_file: Path) -> Child:
+def _first_of(failures: ExceptionGroup[Exception]) -> Exception:
+    first = failures.exceptions[0]
+    return _first_of(first) if isinstance(first, ExceptionGroup) else first
+
+
+async def _keep_relay(relay: Child) -> None:
+    """Run a relay until this is cancelled; the engines go on without one that cannot."""
+    try:
+        await keep_running(relay)
+    except DcpoError as error:
+        log.error("no relay runs here any more; other machines turn to the weight server: %s", error)
+
+
+def _relay(options: argparse.Namespace, listen: str, offer: Path, log_file: Path) -> Child:
+    """The process that hands on this machine's weights."""
+    argv = module_argv("actor.weights.relay", "--listen", listen, "--offer", str(offer))
+    argv += ["--mbps", str(options.relay_mbps)] if options.relay_mbps else []
+    return Child(
+        name="relay",
+        argv=lambda: [*argv, *_security_words(options)],
+        log_file=log_file,
+        environment={"OMP_NUM_THREADS": "1"},
+        has_progressed=lambda seconds: seconds >= QUICK_SECONDS,
+        failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-actor: "),
+        max_failures=MAX_QUICK_FAILURES,
+        error=WeightsError,
+        grace_seconds=1,
+        pause_seconds=RESTART_SECONDS,
+        # Its port may be free again a moment later.
+        final_codes=(),
+        is_endless=True,
+    )
+
+
+def _engine(
+    options: argparse.Namespace, index: int, gpus: tuple[int, ...], relay_words: Sequence[str], log_file: Path
+) -> Child:
     """One engine process, which runs until the learner or a signal ends it."""
     ready = log_file.with_suffix(".ready")
 
     def argv() -> list[str]:
         ready.unlink(missing_ok=True)
-        return _engine_argv(options, ready)
+        return [*_engine_argv(options, ready), *relay_words]
 
     return Child(
         name=f"engine process {index}",
@@ -121,9 +177,12 @@ def _environment(gpus: tuple[int, ...]) -> dict[str, str]:
 def _engine_argv(options: argparse.Namespace, ready: Path) -> list[str]:
     argv = module_argv("actor.engine_process", "--learner", options.learner, *engine_words(options))
     argv += ["--join-seconds", str(options.join_seconds), "--ready-file", str(ready)]
-    argv += ["--keys", str(options.keys)] if options.keys else []
-    argv += ["--insecure"] if options.insecure else []
-    return argv
+    return [*argv, *weights_words(options), *_security_words(options)]
+
+
+def _security_words(options: argparse.Namespace) -> list[str]:
+    words = ["--keys", str(options.keys)] if options.keys else []
+    return [*words, "--insecure"] if options.insecure else words
 
 
 if __name__ == "__main__":

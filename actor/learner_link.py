@@ -32,6 +32,7 @@ class LearnerLink:
         engine: what the learner's log calls the engine.
         role: an evaluator follows the weights and takes no leases.
         join_seconds: how long a first welcome may take.
+        relay: where this machine hands on its weights; empty for nowhere.
 
     Attributes:
         session: what is owed to the coordinator.
@@ -46,13 +47,14 @@ class LearnerLink:
         engine: str,
         role: Literal["actor", "evaluator"] = "actor",
         join_seconds: float = 300.0,
+        relay: str = "",
     ) -> None:
         host = socket.gethostname()
         self._connect, self.address = connect, address
         self._identity = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:6]}".encode()
         self._channel = connect(address, self._identity)
         self.session = ActorSession(
-            Hello(host=host, engine=engine, role=role),
+            Hello(host=host, engine=engine, role=role, relay=relay),
             address,
             time.monotonic(),
             join_timeout_seconds=join_seconds,
@@ -74,6 +76,10 @@ class LearnerLink:
     def connect_to_weights(self) -> Dealer:
         """A channel to the weight server, for the caller to close."""
         return self._connect(self.weights_address, self._identity)
+
+    def connect_to_relay(self, connect: Connect, address: str) -> Dealer:
+        """A channel to a relay of the run, by its own keys, for the caller to close."""
+        return connect(address, self._identity)
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens, until the session has ended; work that others do meanwhile is sent as it falls due.

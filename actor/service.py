@@ -27,7 +27,7 @@ class ActorService:
     Args:
         link: to the learner.
         make_engine, make_grading: what the run asks for in its welcome; an engine takes long to make.
-        on_ready: called once the engine holds its first weights.
+        weights: keeps the engine at the newest version.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class ActorService:
         link: LearnerLink,
         make_engine: Callable[[Welcome], Engine],
         make_grading: Callable[[Welcome], Grading],
-        on_ready: Callable[[], None] = lambda: None,
+        weights: WeightsFollower,
     ) -> None:
         self.link, self.session = link, link.session
         self._make_engine, self._make_grading = make_engine, make_grading
-        self._weights = WeightsFollower(link, on_ready)
+        self._weights = weights
         self._engine: Engine | None = None
         self._grading: Grading | None = None
         self._is_working = False

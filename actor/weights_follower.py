@@ -4,11 +4,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from actor.engine.interface import Engine, UpdateTiming
-from actor.learner_link import LearnerLink
+from actor.learner_link import Connect, LearnerLink
 from actor.weights.cache import default_cache_folder
+from actor.weights.parent import Parent
 from actor.weights.puller import WeightPuller
 from dcpo_async.errors import CanaryError, WeightsError
 from dcpo_async.weights.manifest import Manifest
@@ -18,16 +20,34 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 2.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsPlan:
+    """Where the versions of a machine lie, and whom it asks for them.
+
+    Attributes:
+        folder_of: the cache folder of a run.
+        connect_to_relay: opens channels to relays; None where the weight server alone is asked.
+        ask: a relay to ask in place of the one that the coordinator names; empty for that one.
+        in_place: versions of a learner on this machine are used where they are.
+    """
+
+    folder_of: Callable[[str], Path] = default_cache_folder
+    connect_to_relay: Connect | None = None
+    ask: str = ""
+    in_place: bool = True
+
+
 class WeightsFollower:
     """Keeps an engine at the newest version of the run that a link has joined.
 
     Args:
         link: its session is told what the engine has adopted, and has no room for leases before the first version.
         on_ready: called once the engine holds its first version.
+        plan: where versions come from.
     """
 
-    def __init__(self, link: LearnerLink, on_ready: Callable[[], None]) -> None:
-        self._link, self._on_ready = link, on_ready
+    def __init__(self, link: LearnerLink, on_ready: Callable[[], None], plan: WeightsPlan) -> None:
+        self._link, self._on_ready, self._plan = link, on_ready, plan
         self._heard = asyncio.Event()
         self._adopted = asyncio.Condition()
 
@@ -49,7 +69,7 @@ class WeightsFollower:
         Raises:
             EngineError, WeightsError: the engine cannot go on.
         """
-        with opened_puller(self._link) as puller:
+        with opened_puller(self._link, self._plan) as puller:
             while True:
                 await self._heard.wait()
                 self._heard.clear()
@@ -60,6 +80,9 @@ class WeightsFollower:
                     await asyncio.sleep(RETRY_SECONDS)
                     self._heard.set()
                     continue
+                if puller.is_in_place:
+                    # Nothing is in the cache that the relay could hand on.
+                    self._link.session.relay = ""
                 await self._adopt(engine, folder, manifest)
                 self._link.session.capacity = capacity
                 await asyncio.to_thread(puller.prune, {manifest.weights_version})
@@ -97,12 +120,14 @@ def _told(timing: UpdateTiming) -> str:
 
 
 @contextmanager
-def opened_puller(link: LearnerLink) -> Iterator[WeightPuller]:
+def opened_puller(link: LearnerLink, plan: WeightsPlan | None = None) -> Iterator[WeightPuller]:
     """Fetches the weights of the run that a link has joined; what it holds is let go at the end."""
-    run_id, peer = link.session.run_id, f"the weight server at {link.weights_address}"
-    cache = default_cache_folder(run_id)
+    run_id, peer, plan = link.session.run_id, f"the weight server at {link.weights_address}", plan or WeightsPlan()
+    cache, parent = plan.folder_of(run_id), _parent(link, plan)
     channel = link.connect_to_weights()
-    puller = WeightPuller(channel, cache, run_id, link.welcome.chunk_bytes, peer=peer)
+    puller = WeightPuller(
+        channel, cache, run_id, link.welcome.chunk_bytes, peer=peer, in_place=plan.in_place, parent=parent
+    )
     try:
         yield puller
     finally:
@@ -110,3 +135,16 @@ def opened_puller(link: LearnerLink) -> Iterator[WeightPuller]:
         # Shared memory outlives its processes: the last actor of a run leaves no weights in it.
         puller.prune(())
         channel.close()
+
+
+def _parent(link: LearnerLink, plan: WeightsPlan) -> Parent | None:
+    """The relay to ask, if any may be; one that fails is reported with the next heartbeat."""
+    session, connect = link.session, plan.connect_to_relay
+    if connect is None:
+        return None
+    return Parent(
+        lambda relay: link.connect_to_relay(connect, relay),
+        session.run_id,
+        ask=lambda: plan.ask or session.ask,
+        lost=session.lose_relay,
+    )

@@ -37,6 +37,10 @@ class WeightsError(DcpoError):
     """A weights version is missing, incomplete or does not match its digests."""
 
 
+class NotHereError(WeightsError):
+    """Whoever was asked has not got a version, or no longer; others may have it."""
+
+
 class EngineError(DcpoError):
     """The generation engine failed or died."""
 

@@ -34,15 +34,28 @@ MIN_MEMORY_BYTES = 1 << 30
 OTHERS_WRITE = 0o022
 
 
+def cache_folder(run_id: str, parent: Path | None = None) -> Path:
+    """In a folder of the user's choice, else in the default one; raises WeightsError."""
+    if parent is None:
+        return default_cache_folder(run_id)
+    _check_name(run_id)
+    # Absolute, as a relay and an engine get it told; and private, as the default one is.
+    return parent.resolve() / f"dcpo-{os.getuid()}" / run_id
+
+
 def default_cache_folder(run_id: str) -> Path:
     """In shared memory where there is some, else in the system's temporary folder; raises WeightsError."""
-    if Path(run_id).name != run_id or run_id in ("", ".."):
-        raise WeightsError(f"run id {run_id!r} cannot name a folder")
+    _check_name(run_id)
     memory = Path("/dev/shm")
     # A container's default of 64 MiB holds no model.
     is_usable = os.access(memory, os.W_OK) and shutil.disk_usage(memory).total >= MIN_MEMORY_BYTES
     parent = memory if is_usable else Path(tempfile.gettempdir())
     return parent / f"dcpo-{os.getuid()}" / run_id
+
+
+def _check_name(run_id: str) -> None:
+    if Path(run_id).name != run_id or run_id in ("", ".."):
+        raise WeightsError(f"run id {run_id!r} cannot name a folder")
 
 
 class Place(NamedTuple):

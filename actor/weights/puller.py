@@ -7,6 +7,7 @@ from pathlib import Path
 
 from actor.weights.cache import Place, WeightsCache
 from actor.weights.download import Download
+from actor.weights.parent import Parent
 from actor.weights.patching import patch_up, way_from
 from actor.weights.server_link import ServerLink
 from dcpo_async.errors import WeightsError
@@ -20,7 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class WeightPuller:
-    """Fetches versions; exactly one process of a machine downloads, the others share."""
+    """Fetches versions; exactly one process of a machine downloads, the others share.
+
+    Attributes:
+        is_in_place: the last version stands in the learner's store, not in this machine's cache.
+    """
 
     def __init__(
         self,
@@ -33,6 +38,7 @@ class WeightPuller:
         peer: str = "the weight server",
         *,
         in_place: bool = True,
+        parent: Parent | None = None,
     ) -> None:
         """Fetch nothing yet.
 
@@ -43,17 +49,26 @@ class WeightPuller:
             timeout_seconds: silence after which a fetch gives up; requests are repeated within it.
             peer: what errors call the other end.
             in_place: versions that stand on this machine are used where they are, without a copy.
+            parent: the relay that is asked for stretches before the server; manifests come from the server alone, since
+                all trust rests on them. Closed with this puller.
         """
         self._link = ServerLink(channel, run_id, timeout_seconds, peer)
         # A process that downloads gives up after one time-out of silence; twice that leaves it time to let go.
         self._cache = WeightsCache(cache_folder, 2 * timeout_seconds)
-        self._downloading = Download(self._link, chunk_bytes * credit, self._cache.report_progress)
+        self._parent = parent
+        self._downloading = Download(self._link, chunk_bytes * credit, self._cache.report_progress, parent)
         self._in_place = in_place
+        self.is_in_place = False
         self._one_at_a_time = asyncio.Lock()
 
     @property
     def bytes_downloaded(self) -> int:
         """Bytes of all answers so far, manifests included."""
+        return self._link.bytes_received + (self._parent.bytes_received if self._parent is not None else 0)
+
+    @property
+    def bytes_from_origin(self) -> int:
+        """Those of them that the server sent."""
         return self._link.bytes_received
 
     async def fetch(self, version: int = 0) -> tuple[Path, Manifest]:
@@ -72,7 +87,9 @@ class WeightPuller:
             manifest, message = await self._link.ask_for_manifest(version)
             here = self._place(message)
             if here is not None and (folder := await self._cache.hold_in_place(here, manifest)) is not None:
+                self.is_in_place = True
                 return folder, manifest
+            self.is_in_place = False
             return await self._cache.hold(manifest, lambda writing: self._download(manifest, writing)), manifest
 
     async def newest(self) -> Manifest:
@@ -88,8 +105,10 @@ class WeightPuller:
         return self._cache.prune(keep)
 
     def close(self) -> None:
-        """Let go of every version; the channel stays open."""
+        """Let go of every version and of the parent; the channel stays open."""
         self._cache.close()
+        if self._parent is not None:
+            self._parent.close()
 
     def _place(self, message: ManifestMessage) -> Place | None:
         """Where a version stands, if that is on this machine."""

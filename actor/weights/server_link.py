@@ -16,14 +16,15 @@ class ServerLink:
 
     Args:
         channel: to the server, for this link alone.
-        timeout_seconds: silence after which a request gives up; it is repeated SENDS times within it.
+        timeout_seconds: silence after which a request gives up.
+        sends: how often a request goes out within it.
         peer: what errors call the other end.
     """
 
-    def __init__(self, channel: Dealer, run_id: str, timeout_seconds: float, peer: str) -> None:
+    def __init__(self, channel: Dealer, run_id: str, timeout_seconds: float, peer: str, *, sends: int = SENDS) -> None:
         self.peer, self.run_id = peer, run_id
         self.bytes_received = 0
-        self._channel, self._timeout_seconds = channel, timeout_seconds
+        self._channel, self._timeout_seconds, self._sends = channel, timeout_seconds, sends
         self._lost = ""
 
     async def ask_for_manifest(self, version: int) -> tuple[Manifest, ManifestMessage]:
@@ -53,7 +54,7 @@ class ServerLink:
 
     async def receive(self) -> Envelope | None:
         """The next answer, None where it is time to ask again; raises RefusedError and ProtocolError."""
-        answer = await self._channel.receive(self._timeout_seconds / SENDS)
+        answer = await self._channel.receive(self._timeout_seconds / self._sends)
         if answer is None:
             return None
         match answer.message:

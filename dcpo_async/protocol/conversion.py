@@ -14,12 +14,13 @@ MAX_LOGPROB = 1e-6
 """Rounding may lift the log-probability of a certain token a little above 0."""
 
 
-def welcome_of(config: RunConfig, weights_port: int, weights_version: int) -> Welcome:
+def welcome_of(config: RunConfig, weights_port: int, weights_version: int, ask: str = "") -> Welcome:
     """What a run tells an actor that joins; `model.dtype` has been decided by then."""
     assert config.model.dtype != "auto"
     return Welcome(
         weights_port=weights_port,
         weights_version=weights_version,
+        ask=ask,
         seed=config.seed,
         dtype=config.model.dtype,
         max_prompt_tokens=config.data.max_prompt_tokens,

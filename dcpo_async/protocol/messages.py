@@ -8,14 +8,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from dcpo_async.config import ActorSettings, GradingSettings, SamplingSettings
-from dcpo_async.records import Count, FinishReason, LeaseName
+from dcpo_async.records import Count, FinishReason, GroupOutcome, LeaseName, Relay
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 Text = Annotated[str, Field(max_length=1 << 20)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Array = NDArray[Any]
-GroupOutcome = Literal["accepted", "duplicate", "superseded", "invalid"]
 
 
 class Message(BaseModel):
@@ -56,6 +55,7 @@ class Hello(Message):
     """An evaluator follows the weights and never wants a lease; it is not counted as an actor."""
     held: tuple[LeaseName, ...] = ()
     """Leases being worked on, and those whose groups are not acknowledged yet."""
+    relay: Relay = ""
 
 
 class Want(Message):
@@ -92,7 +92,7 @@ class LeaseFailed(Message):
 
 
 class Heartbeat(Message):
-    """The actor is alive and holds exactly these leases."""
+    """The actor is alive and holds exactly these leases; `lost_relay` was silent, or sent wrong bytes."""
 
     kind = "heartbeat"
     held: tuple[LeaseName, ...]
@@ -104,6 +104,8 @@ class Heartbeat(Message):
     """Largest difference from the canary of `weights_version`, in nats; none where the version has no canary."""
     canary_refusals: Count = 0
     """Versions since the session began that the engine, once it had applied them, was found not to hold."""
+    relay: Relay = ""
+    lost_relay: Relay = ""
 
 
 class Bye(Message):
@@ -124,6 +126,7 @@ class Welcome(Message):
     kind = "welcome"
     weights_port: Annotated[int, Field(ge=1, le=65535)]
     weights_version: Count
+    ask: Relay = ""
     seed: Count
     dtype: Literal["bfloat16", "float32"]
     max_prompt_tokens: Annotated[int, Field(gt=0)]
@@ -167,8 +170,9 @@ class Reject(Message):
 
 
 class VersionMessage(Message):
-    """A weights version has been published."""
+    """A weights version has been published; `ask` is whom to ask for it first, before the weight server."""
 
     kind = "version"
     weights_version: Count
     step: Count
+    ask: Relay = ""

@@ -87,6 +87,8 @@ class ActorSession:
         capacity: leases that the service can work on at once; 0 until its engine runs.
         weights_version, canary_difference: as the last call of `adopted` says.
         tokens_generated, canary_refusals: what heartbeats report; the service keeps them up to date.
+        relay: where this machine hands on the weights that it has; empty for nowhere.
+        ask: the relay to ask for weights, as the coordinator last said; empty for the weight server.
         welcome: the run's settings, once joined.
     """
 
@@ -121,6 +123,7 @@ class ActorSession:
         self.capacity = self.weights_version = self.tokens_generated = self.canary_refusals = 0
         self.canary_difference: float | None = None
         self.welcome: Welcome | None = None
+        self.relay, self.ask, self._lost_relay = hello.relay, "", ""
         self._run_id, self._incarnation, self._newest_version = "", 0, 0
         self._is_known = False
         self._leases: dict[LeaseName, Lease] = {}
@@ -155,6 +158,10 @@ class ActorSession:
     def adopted(self, weights_version: int, canary_difference: float | None) -> None:
         """The engine's next token comes from this version, whose canary it met within this many nats."""
         self.weights_version, self.canary_difference = weights_version, canary_difference
+
+    def lose_relay(self, relay: str) -> None:
+        """The relay that was to be asked is silent or sends wrong bytes: heartbeats say so until another is named."""
+        self._lost_relay = relay
 
     def finish(self, group: Group, now: float) -> None:
         """A lease is answered: its group goes out until it is acknowledged."""
@@ -227,7 +234,7 @@ class ActorSession:
                 is_news = self._outbox.acknowledge(LeaseName(message.position, message.attempt))
                 return [GroupAcknowledged(message)] if is_news else []
             case VersionMessage():
-                return self._on_version(message.weights_version)
+                return self._on_version(message)
             case Reject():
                 return self._on_reject(message, happened, now)
         raise AssertionError(message.kind)
@@ -246,10 +253,9 @@ class ActorSession:
             self._want_due_at = self._heartbeat_due_at = now
             self._outbox.hurry_all(now)
         before, self.welcome = self.welcome, welcome
-        is_same = before is not None and before.model_copy(update={"weights_version": 0}) == welcome.model_copy(
-            update={"weights_version": 0}
-        )
-        news = self._on_version(welcome.weights_version)
+        of_now = {"weights_version": 0, "ask": ""}
+        is_same = before is not None and before.model_copy(update=of_now) == welcome.model_copy(update=of_now)
+        news = self._on_version(welcome)
         return news if is_same else [Joined(welcome), *news]
 
     def _on_lease(self, lease: Lease, now: float) -> list[Event]:
@@ -266,11 +272,14 @@ class ActorSession:
         self._leases[name] = lease
         return [LeaseGranted(lease)]
 
-    def _on_version(self, weights_version: int) -> list[Event]:
-        if weights_version <= self._newest_version:
+    def _on_version(self, message: Welcome | VersionMessage) -> list[Event]:
+        self.ask = message.ask
+        if self.ask != self._lost_relay:
+            self._lost_relay = ""
+        if message.weights_version <= self._newest_version:
             return []
-        self._newest_version = weights_version
-        return [NewVersion(weights_version)]
+        self._newest_version = message.weights_version
+        return [NewVersion(message.weights_version)]
 
     def _on_reject(self, reject: Reject, happened: ActorInput, now: float) -> list[Event]:
         if happened is ActorInput.REJOIN:
@@ -320,7 +329,7 @@ class ActorSession:
         if now < self._hello_due_at:
             return []
         self._hello_due_at = now + self._resend_seconds
-        return [self._envelope(self._hello.model_copy(update={"held": self.held}))]
+        return [self._envelope(self._hello.model_copy(update={"held": self.held, "relay": self.relay}))]
 
     def _failures_due(self) -> Iterable[Envelope]:
         failures, self._failures = self._failures, []
@@ -347,6 +356,8 @@ class ActorSession:
             groups_in_flight=self.num_working,
             canary_difference=self.canary_difference,
             canary_refusals=self.canary_refusals,
+            relay=self.relay,
+            lost_relay=self._lost_relay,
         )
         return [self._envelope(heartbeat)]
 

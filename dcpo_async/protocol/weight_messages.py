@@ -42,11 +42,15 @@ class ChunkWant(Message):
 
 
 class ChunkMessage(Message):
-    """The bytes, or why there is none."""
+    """The bytes, or why there is none.
+
+    A relay says `later` of a stretch that it waits for itself, again and again: its silence is told from its patience.
+    """
 
     kind = "chunk"
     array_dtypes = {"data": "|u1"}
     weights_version: Count
     file: Name
     offset: Count
+    later: bool = False
     error: Text = ""

@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dcpo_async.errors import ConfigError
@@ -47,12 +47,18 @@ def check_address(address: str, has_keys: bool, insecure: bool) -> None:
         raise ConfigError(f"{address!r} is no address; write tcp://host:port or ipc://path")
     if tcp is not None and tcp["port"] != "*" and int(tcp["port"]) > 65535:
         raise ConfigError(f"{address}: port {tcp['port']} does not exist; the last is 65535")
-    if tcp is None or has_keys or insecure or _is_loopback(tcp["ipv6"] or tcp["host"]):
+    if tcp is None or has_keys or insecure or is_loopback(tcp["ipv6"] or tcp["host"]):
         return
     raise ConfigError(
         f"{address} is not on this machine alone, and no keys are given: make them with `dcpo keygen` and "
         "pass their folder with --keys on both sides, or pass --insecure on a network where all are trusted"
     )
+
+
+def tcp_parts(address: str) -> tuple[str, int] | None:
+    """Host and port of an address that `check_address` lets pass, port 0 for any free one; None for ipc."""
+    tcp = _TCP.fullmatch(address)
+    return None if tcp is None else (tcp["ipv6"] or tcp["host"], 0 if tcp["port"] == "*" else int(tcp["port"]))
 
 
 def write_keys(folder: Path, keys: Mapping[str, tuple[bytes, bytes]]) -> None:
@@ -91,7 +97,18 @@ def load_client_keys(folder: Path) -> CurveClient:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def relay_server(keys: CurveClient) -> CurveServer:
+    """What a relay listens with: the pair that all actors share, which it admits alone."""
+    return CurveServer(keys.public, keys.secret, client_public=keys.public)
+
+
+def relay_client(keys: CurveClient) -> CurveClient:
+    """What an actor shows a relay, from which it expects the same pair."""
+    return replace(keys, server_public=keys.public)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine to itself alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -190,9 +190,13 @@ def generate_keys(folder: Path) -> None:
     write_keys(folder, {"server": zmq.curve_keypair(), "client": zmq.curve_keypair()})
 
 
-def connecting(curve: CurveClient | None, *, insecure: bool) -> Callable[[str, bytes], DealerChannel]:
+def connecting(
+    curve: CurveClient | None, *, insecure: bool, send_timeout_seconds: float = 5.0
+) -> Callable[[str, bytes], DealerChannel]:
     """Opens connecting ends to an address under an identity, all with the same keys."""
-    return lambda address, identity: DealerChannel(address, identity, MAX_MESSAGE_BYTES, curve, insecure=insecure)
+    return lambda address, identity: DealerChannel(
+        address, identity, MAX_MESSAGE_BYTES, curve, insecure=insecure, send_timeout_seconds=send_timeout_seconds
+    )
 
 
 class _OneKey:

@@ -25,7 +25,7 @@ class Shelf:
     def __init__(self, store_folder: Path) -> None:
         self._store_folder = store_folder
         self.manifest = lru_cache(maxsize=8)(self._read_manifest)
-        self._maps: OrderedDict[Path, _MappedFile] = OrderedDict()
+        self._files = MappedFiles()
 
     def newest(self) -> int:
         version = newest_version(self._store_folder)
@@ -43,15 +43,13 @@ class Shelf:
         if want.offset + want.num_bytes > num_bytes:
             raise WeightsError(f"{want.file} has {num_bytes} bytes; asked for {want.num_bytes} from {want.offset} on")
         try:
-            return self._mapped(path, num_bytes).read(want.offset, want.num_bytes)
+            return self._files.read(path, num_bytes, want.offset, want.num_bytes)
         except OSError as error:
-            self._maps.pop(path, None)
             raise WeightsError(f"{want.file} of version {want.weights_version} is gone: {error.strerror}") from error
 
     def drop_removed(self) -> None:
         """Let go of files that were removed, so that their disk space is free."""
-        for path in [path for path in self._maps if not path.exists()]:
-            del self._maps[path]
+        self._files.drop_removed()
 
     def _listed(self, want: ChunkWant) -> tuple[Path, int]:
         manifest = self.manifest(want.weights_version)
@@ -63,26 +61,46 @@ class Shelf:
                 return patches_folder(self._store_folder) / want.file, patch.num_bytes
         raise WeightsError(f"version {want.weights_version} has no file {want.file!r}")
 
-    def _mapped(self, path: Path, num_bytes: int) -> "_MappedFile":
-        """A file's map, made anew where another file stands under its name by now."""
-        found = path.stat()
-        mapped = self._maps.pop(path, None)
-        if mapped is None or mapped.identity != (found.st_dev, found.st_ino):
-            mapped = _MappedFile(path)
-        if found.st_size != num_bytes:
-            # What is beyond the end of a file cannot be read: the process would be killed.
-            raise WeightsError(f"{path} has {found.st_size} bytes, its manifest says {num_bytes}")
-        self._maps[path] = mapped
-        while len(self._maps) > MAX_MAPS:
-            self._maps.popitem(last=False)
-        return mapped
-
     def _read_manifest(self, weights_version: int) -> Manifest:
         folder = version_folder(self._store_folder, weights_version)
         if not folder.is_dir():
             newest = newest_version(self._store_folder)
             raise WeightsError(f"version {weights_version} is not in the store; the newest is {newest}")
         return read_manifest(folder)
+
+
+class MappedFiles:
+    """Files that are read again and again, through maps that are kept."""
+
+    def __init__(self) -> None:
+        self._maps: OrderedDict[Path, _MappedFile] = OrderedDict()
+
+    def read(self, path: Path, num_bytes: int, offset: int, length: int) -> NDArray[np.uint8]:
+        """Bytes in a file's pages; raises WeightsError where it is not `num_bytes` long, OSError where it is gone."""
+        try:
+            return self._mapped(path, num_bytes).read(offset, length)
+        except OSError:
+            self._maps.pop(path, None)
+            raise
+
+    def drop_removed(self) -> None:
+        """Let go of files that were removed, so that their disk space is free."""
+        for path in [path for path in self._maps if not path.exists()]:
+            del self._maps[path]
+
+    def _mapped(self, path: Path, num_bytes: int) -> "_MappedFile":
+        """A file's map, made anew where another file stands under its name by now."""
+        found = path.stat()
+        mapped = self._maps.pop(path, None)
+        if found.st_size != num_bytes:
+            # What is beyond the end of a file cannot be read: the process would be killed.
+            raise WeightsError(f"{path} has {found.st_size} bytes, its manifest says {num_bytes}")
+        if mapped is None or mapped.identity != (found.st_dev, found.st_ino):
+            mapped = _MappedFile(path)
+        self._maps[path] = mapped
+        while len(self._maps) > MAX_MAPS:
+            self._maps.popitem(last=False)
+        return mapped
 
 
 class _MappedFile:

@@ -23,6 +23,7 @@ from learner.coordinator.intake import Intake
 from learner.coordinator.mail import Mail
 from learner.coordinator.regrading import Regrader
 from learner.coordinator.token_rate import TokenRate
+from learner.scheduling.relay_tree import RelayTree
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class ActorDesk:
         self._config, self._intake, self.router, self._mail = config, intake, router, mail
         self._regrader, self._weights_port, self._clock = regrader, weights_port, clock
         self.connected: dict[bytes, ConnectedActor] = {}
-        self._rate = TokenRate()
+        self._rate, self._relays = TokenRate(), RelayTree()
         self._canary_refusals: dict[bytes, int] = {}
         intake.start_clock(clock())
 
@@ -131,7 +132,7 @@ class ActorDesk:
     def announce(self) -> None:
         """Tell everybody of the newest version."""
         for peer in self.connected:
-            self._post(peer, self._newest)
+            self._post(peer, self._newest_for(peer))
 
     def dismiss(self, reason: str) -> None:
         """Tell everybody that no more groups are taken."""
@@ -151,6 +152,7 @@ class ActorDesk:
     def lose(self, peer: bytes, reason: str) -> None:
         """A peer cannot be reached; what it held goes out again."""
         if self.connected.pop(peer, None) is not None:
+            self._relays.leave(peer)
             released = self._intake.release_session(peer)
             log.warning("actor %s lost: %s; %d leases go out again", name_of(peer), reason, released)
 
@@ -171,11 +173,16 @@ class ActorDesk:
         actor = self.connected.setdefault(peer, ConnectedActor(now, hello.host, hello.engine, hello.role))
         actor.heard_at, actor.credit = now, 0
         self._intake.reclaim(peer, hello.held, now)
+        # An evaluator asks the weight server: it is behind as it likes, and has nothing to hand on.
+        if hello.role == "actor":
+            self._relays.join(peer, hello.relay)
         log.info("%s %s joined from %s with %s", hello.role, name_of(peer), hello.host, hello.engine)
-        self._post(peer, welcome_of(self._config, self._weights_port, self._newest.weights_version))
+        newest = self._newest_for(peer)
+        self._post(peer, welcome_of(self._config, self._weights_port, newest.weights_version, newest.ask))
 
     def _leave(self, peer: bytes, bye: Bye) -> None:
         self.connected.pop(peer, None)
+        self._relays.leave(peer)
         self._count_refusals(peer, bye.canary_refusals)
         released = self._intake.release_session(peer)
         log.info("actor %s left (%s); %d leases go out again", name_of(peer), bye.reason, released)
@@ -200,7 +207,17 @@ class ActorDesk:
         if actor.tokens_generated is not None:
             self._rate.add(now, heartbeat.tokens_generated - actor.tokens_generated)
         actor.tokens_generated = heartbeat.tokens_generated
-        self._post(peer, self._newest)
+        if actor.role == "actor":
+            self._relays.join(peer, heartbeat.relay)
+        if heartbeat.lost_relay:
+            self._take_out_relay(peer, heartbeat.lost_relay, now)
+        self._post(peer, self._newest_for(peer))
+
+    def _take_out_relay(self, peer: bytes, relay: str, now: float) -> None:
+        """Send nobody to a relay for a while; only whoever was sent there can say that it was lost there."""
+        if self._relays.parent_of(peer, now) == relay:
+            seconds = self._relays.take_out(relay, now)
+            log.warning("%s has lost the relay %s: nobody is sent there for %.0f s", name_of(peer), relay, seconds)
 
     def _count_refusals(self, peer: bytes, canary_refusals: int) -> None:
         """Take a session's own count; it outlives the session, so that one that is lost and comes back counts once."""
@@ -208,10 +225,10 @@ class ActorDesk:
             self._canary_refusals[peer] = canary_refusals
             log.warning("actor %s: the canary has refused %d weights versions there", name_of(peer), canary_refusals)
 
-    @property
-    def _newest(self) -> VersionMessage:
+    def _newest_for(self, peer: bytes) -> VersionMessage:
         newest = self._intake.versions.newest
-        return VersionMessage(weights_version=newest.weights_version, step=newest.step)
+        ask = self._relays.parent_of(peer, self._clock())
+        return VersionMessage(weights_version=newest.weights_version, step=newest.step, ask=ask)
 
     def _post(self, peer: bytes, message: Message) -> None:
         self._mail.post(self.router, peer, message)

@@ -12,8 +12,8 @@ from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, LedgerError
 from dcpo_async.prompts.order import PromptOrder
 from dcpo_async.protocol.conversion import check_group, group_from_message
-from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage, GroupOutcome
-from dcpo_async.records import Group, Lease, LeaseName, Prompt
+from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage
+from dcpo_async.records import Group, GroupOutcome, Lease, LeaseName, Prompt
 from learner.coordinator.scoring import score
 from learner.ledger.group_format import encode_group
 from learner.ledger.ledger import Ledger

@@ -45,7 +45,8 @@ def versions_of(world: World) -> list[tuple[int, ...]]:
 
 
 async def test_an_actor_joins_fills_the_window_and_follows_the_weights(tmp_path: Path) -> None:
-    async with World(tmp_path) as world, serving(world.actor()):
+    async with World(tmp_path) as world, serving(service := world.actor()):
+        service.session.relay = "tcp://here:1"
         await until(lambda: len(world.coordinator.actors.connected) == 1)
         assert world.ledger.num_groups == 0
         await world.publish(0)
@@ -58,6 +59,7 @@ async def test_an_actor_joins_fills_the_window_and_follows_the_weights(tmp_path:
         (actor,) = world.coordinator.actors.connected.values()
         await until(lambda: actor.weights_version == 2)
         assert actor.groups_accepted == 6
+        assert service.session.relay == "", "nothing is in the cache that a relay could hand on"
         # The store is on this machine: version 2 is used where it stands, and kept from being removed meanwhile.
         assert versions(default_cache_folder(world.run_id)) == []
         await until(lambda: discard_unused(version_folder(world.store, 1)))

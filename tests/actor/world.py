@@ -11,6 +11,7 @@ from actor.engine.scripted import ScriptedEngine
 from actor.learner_link import LearnerLink
 from actor.service import ActorService
 from actor.weights.cache import default_cache_folder
+from actor.weights_follower import WeightsFollower, WeightsPlan
 from dcpo_async.config import RunConfig
 from dcpo_async.grading import InlineGrading
 from dcpo_async.protocol.messages import Welcome
@@ -97,7 +98,8 @@ class World:
         """An actor that has not begun to serve; its engine answers at once unless one is given."""
         made = engine or ScriptedEngine()
         link = LearnerLink(self._connect, ADDRESS, engine="scripted", join_seconds=join_seconds)
-        return ActorService(link, lambda welcome: made, grading_of)
+        weights = WeightsFollower(link, lambda: None, WeightsPlan())
+        return ActorService(link, lambda welcome: made, grading_of, weights)
 
     def _connect(self, address: str, identity: bytes) -> Dealer:
         return self.networks[address].dealer(identity)

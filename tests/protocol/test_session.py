@@ -9,6 +9,7 @@ from dcpo_async.protocol.messages import (
     Bye,
     Envelope,
     Heartbeat,
+    Hello,
     LeaseFailed,
     Message,
     Reject,
@@ -211,6 +212,41 @@ def test_heartbeats_and_the_bye_tell_how_often_the_canary_refused() -> None:
     assert (beat.canary_refusals, beat.canary_difference) == (2, None)
     session.drain(3.0, 0.0, "no weights")
     assert due(session, 3.0) == [Bye(reason="no weights", canary_refusals=2)]
+
+
+def test_heartbeats_and_hellos_name_the_relay_that_the_machine_has_by_now() -> None:
+    session = working()
+    session.relay = "tcp://here:1"
+    due(session, 0.0)
+    [beat] = due(session, 3.0)
+    assert isinstance(beat, Heartbeat)
+    assert (beat.relay, beat.lost_relay) == ("tcp://here:1", "")
+    take(session, REJOIN, 3.0)
+    [hello] = due(session, 3.0)
+    assert isinstance(hello, Hello)
+    assert hello.relay == "tcp://here:1"
+
+
+def test_whom_to_ask_is_what_the_coordinator_said_last() -> None:
+    session = joining()
+    take(session, WELCOME.model_copy(update={"ask": "tcp://a:1"}))
+    assert session.ask == "tcp://a:1"
+    assert take(session, VersionMessage(weights_version=4, step=0, ask="tcp://b:1")) == []
+    assert session.ask == "tcp://b:1"
+    assert take(session, WELCOME) == [], "another relay is no other run"
+    assert session.ask == ""
+
+
+def test_a_lost_relay_is_in_every_heartbeat_until_another_is_named() -> None:
+    session = working()
+    take(session, VersionMessage(weights_version=4, step=0, ask="tcp://a:1"))
+    session.lose_relay("tcp://a:1")
+    due(session, 0.0)
+    lost = []
+    for second, ask in ((3, "tcp://a:1"), (6, "tcp://b:1"), (9, "tcp://b:1")):
+        lost += [beat.lost_relay for beat in due(session, float(second)) if isinstance(beat, Heartbeat)]
+        take(session, VersionMessage(weights_version=4, step=0, ask=ask), float(second))
+    assert lost == ["tcp://a:1", "tcp://a:1", ""]
 
 
 def test_only_versions_newer_than_all_before_are_news() -> None:

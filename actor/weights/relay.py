@@ -1,0 +1,79 @@
+"""The relay's process: hands on the versions in this machine's cache; the launcher starts it."""
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dcpo_async.errors import DcpoError
+from dcpo_async.transport.interfaces import MAX_MESSAGE_BYTES, Router
+from dcpo_async.transport.pacing import PacedRouter
+from dcpo_async.transport.security import load_client_keys, relay_server
+from dcpo_async.transport.zmq_channel import RouterChannel
+from dcpo_async.weight_serving.relaying import Relay
+
+log = logging.getLogger("relay")
+
+MB = 1e6
+
+
+def offer(path: Path, run_id: str, cache_folder: Path) -> None:
+    """Let the relay hand on the versions of one run, and of no other that this user may have on this machine.
+
+    Args:
+        path: that the relay was started with.
+    """
+    unfinished = path.with_name(f"{path.name}-new")
+    unfinished.write_text(json.dumps({"run_id": run_id, "folder": str(cache_folder)}))
+    unfinished.rename(path)
+
+
+def offered(path: Path, run_id: str) -> Path | None:
+    """The cache folder of a run, where it was offered."""
+    try:
+        said = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return Path(said["folder"]) if said["run_id"] == run_id else None
+
+
+async def _serve_until_told(options: argparse.Namespace) -> None:
+    curve = relay_server(load_client_keys(options.keys)) if options.keys else None
+    channel: Router = RouterChannel(options.listen, MAX_MESSAGE_BYTES, curve, insecure=options.insecure)
+    if options.mbps:
+        channel = PacedRouter(channel, options.mbps * MB)
+    serving = asyncio.create_task(Relay(channel, lambda run_id: offered(options.offer, run_id)).serve())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, serving.cancel)
+    log.info("handing on weights on port %d", channel.port)
+    try:
+        await asyncio.wait({serving})
+        if not serving.cancelled():
+            serving.result()
+    finally:
+        channel.close()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; exits 0 on SIGTERM, 2 when it cannot listen, 1 on a failure."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    parser = argparse.ArgumentParser(prog="actor.weights.relay", description="Hand on weights; dcpo-actor starts it.")
+    parser.add_argument("--listen", required=True, help="address, such as tcp://10.0.0.7:5560")
+    parser.add_argument("--offer", required=True, type=Path, help="file that says which cache may be handed on")
+    parser.add_argument("--mbps", type=float, help="megabytes a second that are sent at most")
+    parser.add_argument("--keys", type=Path, help="folder of the CURVE keys of actors")
+    parser.add_argument("--insecure", action="store_true", help="listen off loopback without keys")
+    try:
+        asyncio.run(_serve_until_told(parser.parse_args(argv)))
+    except DcpoError as error:
+        print(f"dcpo-actor: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

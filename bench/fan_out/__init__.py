@@ -1,0 +1,1 @@
+"""How weights spread from machine to machine."""
