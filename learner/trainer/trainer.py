@@ -202,10 +202,11 @@ class Trainer:
             log.info("resumed from step %d", step)
 
     async def finish(self) -> None:
-        """Leave a last checkpoint and a model folder, and see the last weights published."""
+        """Leave a last checkpoint, see the last weights published, and leave a model folder."""
         if self.step > self.checkpointed_step:
             await self.checkpoint()
+        # Before the buffers are used for the export: a state that still waits in one would be overwritten.
+        self.publication.wait(self.config.training.step_timeout_seconds)
         with self.publication.whole() as weights:
             if self.engine.rank == 0:
                 export_weights(self.folder.export, self.folder.skeleton, weights)
-        self.publication.wait(self.config.training.step_timeout_seconds)
