@@ -151,7 +151,7 @@ async def test_an_engine_that_is_refused_twice_ends_with_the_numbers(engine: Vll
     wrong = canary.model_copy(update={"logprobs": (canary.logprobs[0] - 0.25, *canary.logprobs[1:])})
     work = generating(engine, 200)
     await asyncio.sleep(0.1)
-    with pytest.raises(CanaryError, match=r"version 500 is not .* token 1 of 16 .* differ by 0\.25 nats, at most 0\.0"):
+    with pytest.raises(CanaryError, match=r"version 500 is not .* token 1 of 64 .* differ by 0\.25 nats, at most 0\.0"):
         await engine.adopt(version, 500, wrong)
     with pytest.raises(EngineError, match="version 500 could not be applied"):
         await work

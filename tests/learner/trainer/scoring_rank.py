@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from dcpo_async.config import RunConfig
+from dcpo_async.weights.tensor_file import write_tensors
 from learner.trainer.canary import canary_logprobs, canary_tokens
 from learner.trainer.engine import TrainEngine
 from learner.trainer.packing import pack
+from learner.trainer.publication import Publication
 from tests.learner.trainer.test_trainer import fixed_samples
 
 
@@ -18,6 +19,7 @@ def main() -> None:
     """Score, update, score; between them whatever scoring could disturb is compared."""
     config, folder = RunConfig.model_validate_json(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
     engine, batch = TrainEngine(config), pack(fixed_samples(0)[:4])
+    publication = Publication(engine, [folder / f"buffer-{number}" for number in range(2)])
     token_ids = canary_tokens(64, config.weights.canary_tokens, config.seed)
 
     def train(step: int) -> None:
@@ -32,9 +34,9 @@ def main() -> None:
         found = canary_logprobs(engine, token_ids)
         assert torch.equal(before, torch.get_rng_state())
         assert engine.model.training
-        weights = engine.gather_weights()
-        if engine.rank == 0:
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / f"{step}.safetensors")
+        with publication.whole() as weights:
+            if engine.rank == 0:
+                write_tensors(folder / f"{step}.safetensors", weights)
         (folder / f"{step}-{engine.rank}.json").write_text(json.dumps(found))
         train(step)
     engine.close()

@@ -43,6 +43,8 @@ async def test_two_ranks_score_as_the_plain_model_does(tmp_path: Path, zero_stag
     described = json.loads((Path(model.path) / "config.json").read_text())
     (Path(model.path) / "config.json").write_text(json.dumps({**described, "attention_dropout": 0.5}))
     (tmp_path / "config.json").write_text(config.model_dump_json())
+    for number in range(2):
+        (tmp_path / f"buffer-{number}").touch()
     argv = module_argv("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     argv += ["tests.learner.trainer.scoring_rank", str(tmp_path / "config.json"), str(tmp_path)]
     process = await spawn(argv, tmp_path / "log", {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
