@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from actor.weights.puller import WeightPuller
-from bench.raw_stream import stream
+from bench.weights.raw_stream import stream
 from dcpo_async.demo.services import free_address
 from dcpo_async.records import STRETCH_BYTES
 from dcpo_async.transport.security import load_client_keys
