@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dcpo_async.prompts import load, problem_source
-from dcpo_async.weights import apply_patch, encode_patch
+from dcpo_async.weights.patch import apply_patch, encode_patch
 from learner.trainer.engine import learning_rate
 
 T = TypeVar("T")

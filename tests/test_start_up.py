@@ -42,6 +42,8 @@ def outcome(module: str, *words: str) -> tuple[int, list[str]]:
         ("actor.launcher", ["--relay-listen", "tcp://10.0.0.7:5560"], 2),
         ("actor.launcher", ["--no-relay", "--relay-mbps", "3"], 2),
         ("actor.launcher", ["--weights-from", "10.0.0.7"], 2),
+        ("actor.weights.relay", ["--listen", "tcp://10.0.0.7:5560", "--offer", "relay.offer"], 2),
+        ("learner.weights.server", ["--listen", "tcp://10.0.0.7:5560", "--store", "weights", "--run-id", "run"], 2),
         ("dcpo_async.commands.cli", ["--help"], 0),
         ("dcpo_async.commands.cli", ["status", "no-such-run"], 2),
         ("dcpo_async.commands.cli", ["settings"], 0),

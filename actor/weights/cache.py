@@ -16,15 +16,8 @@ from actor.weights.silence import Silence
 from dcpo_async.errors import WeightsError
 from dcpo_async.weights.locks import has_lock, hold, let_go, opened
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
-from dcpo_async.weights.store import (
-    discard,
-    discard_unused,
-    prune_patches,
-    remove_unfinished,
-    unfinished_folder,
-    version_folder,
-    versions,
-)
+from dcpo_async.weights.places import version_folder, versions
+from dcpo_async.weights.store import discard, discard_unused, prune_patches, remove_unfinished, unfinished_folder
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from dcpo_async.errors import NotHereError, ProtocolError, RefusedError, Weights
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
 from dcpo_async.records import STRETCH_BYTES
-from dcpo_async.weights.arrivals import Arrivals, recording
+from dcpo_async.weight_serving.arrivals import Arrivals, recording
 from dcpo_async.weights.locks import opened
 from dcpo_async.weights.manifest import FileEntry, PatchEntry
 from dcpo_async.weights.stretches import digest_of, worker_count

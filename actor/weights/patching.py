@@ -12,7 +12,7 @@ from dcpo_async.errors import WeightsError
 from dcpo_async.weights.locks import hold, let_go
 from dcpo_async.weights.manifest import FileEntry, Manifest, PatchEntry, read_manifest
 from dcpo_async.weights.patch import change_in_place
-from dcpo_async.weights.patch_chain import patches_folder
+from dcpo_async.weights.places import patches_folder
 from dcpo_async.weights.store import require_files, unfinished_folder
 from dcpo_async.weights.stretches import file_digests, worker_count
 from dcpo_async.weights.tensor_file import WEIGHTS_NAME, map_tensors

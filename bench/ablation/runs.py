@@ -11,7 +11,8 @@ from dcpo_async.demo.services import free_address, measure, train, warm_up
 from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError
 from dcpo_async.run_folder import RunFolder
-from dcpo_async.weights.store import prune, read_manifest, version_folder, versions
+from dcpo_async.weights.places import version_folder, versions
+from dcpo_async.weights.store import prune, read_manifest
 
 WARM_UP_STEPS = 250
 

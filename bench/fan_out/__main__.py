@@ -23,10 +23,10 @@ async def measure(options: argparse.Namespace, scratch: Path) -> dict[str, list[
     link, machines = options.link_mbps, options.machines
     trouble = {0: signal.SIGKILL, 1: signal.SIGSTOP}
 
-    async def run(name: str, num_machines: int, *, by_tree: bool) -> None:
+    async def run(name: str, num_machines: int, *, by_tree: bool, origin_mbps: float | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="caches-", dir=scratch) as caches:
             fleet = Fleet(store, Path(caches), link, trouble if "killed" in name else {})
-            outcome = await fleet.fetch(num_machines, by_tree=by_tree)
+            outcome = await fleet.fetch(num_machines, by_tree=by_tree, origin_mbps=origin_mbps)
         found.setdefault(name, []).append(outcome)
         print(
             f"{name:44} {max(outcome.seconds):7.2f} s, median machine {median(outcome.seconds):7.2f} s, origin sent "
@@ -40,6 +40,8 @@ async def measure(options: argparse.Namespace, scratch: Path) -> dict[str, list[
         await run("all by the tree", machines, by_tree=True)
         await run("all from the origin, each link bounded", machines, by_tree=False)
         await run("by the tree, relays killed and stopped", machines, by_tree=True)
+    # Once, as it takes eight times as long as any other.
+    await run("all from the origin, uplink of two links", machines, by_tree=False, origin_mbps=2 * link)
     return found
 
 

@@ -88,15 +88,16 @@ class Fleet:
         self._store, self._scratch, self._link_mbps, self._trouble = store, scratch, link_mbps, trouble
         self._processes: dict[int, asyncio.subprocess.Process] = {}
 
-    async def fetch(self, num_machines: int, *, by_tree: bool) -> Outcome:
+    async def fetch(self, num_machines: int, *, by_tree: bool, origin_mbps: float | None = None) -> Outcome:
         """Have all machines fetch at once.
 
         Args:
             by_tree: by relays; else all from the origin.
+            origin_mbps: what the origin sends in all; none where only each link is bounded.
         """
         async with AsyncExitStack() as stack:
             inner = Counted(RouterChannel("tcp://127.0.0.1:0", MAX_MESSAGE_BYTES))
-            origin = PacedRouter(inner, self._link_mbps * MB, per_peer=True)
+            origin = PacedRouter(inner, (origin_mbps or self._link_mbps) * MB, per_peer=origin_mbps is None)
             await stack.enter_async_context(_running(origin, serve(origin, self._store, RUN_ID)))
             tree = RelayTree()
             caches = [self._scratch / f"cache-{number}" for number in range(num_machines)]

@@ -13,11 +13,13 @@ log = logging.getLogger(__name__)
 BURST_SECONDS = 0.1
 """What may be sent at once after a pause, as time at the full rate."""
 QUEUED_MESSAGES = 256
-"""Messages that wait for one bucket before a sender counts the peer as lost."""
+"""Messages that wait for one peer before a sender counts it as lost."""
 
 
 class PacedRouter:
-    """Sends in the order of asking, and each message no sooner than a link of this rate would have carried it.
+    """Sends each peer its messages in their order, no sooner than a link of this rate would have carried them.
+
+    Peers that share the rate take turns, so that none waits for all that another has asked for.
 
     Args:
         inner: does the sending; closed with this one.
@@ -27,7 +29,7 @@ class PacedRouter:
 
     def __init__(self, inner: Router, bytes_per_second: float, *, per_peer: bool = False) -> None:
         self._inner, self._bytes_per_second, self._per_peer = inner, bytes_per_second, per_peer
-        self._queues: dict[bytes, deque[tuple[bytes, Envelope]]] = {}
+        self._waiting: dict[bytes, dict[bytes, deque[Envelope]]] = {}
         self._sending: dict[bytes, asyncio.Task[None]] = {}
         self._free_at: dict[bytes, float] = {}
 
@@ -43,12 +45,13 @@ class PacedRouter:
     async def send(self, peer: bytes, envelope: Envelope) -> None:
         """Send when the rate allows; raises PeerLostError where too much waits already."""
         link = peer if self._per_peer else b""
-        queue = self._queues.setdefault(link, deque())
+        waiting = self._waiting.setdefault(link, {})
+        queue = waiting.setdefault(peer, deque())
         if len(queue) >= QUEUED_MESSAGES:
             raise PeerLostError(f"{QUEUED_MESSAGES} messages wait for peer {peer!r}: its link is too slow for them")
-        queue.append((peer, envelope))
+        queue.append(envelope)
         if link not in self._sending:
-            self._sending[link] = asyncio.create_task(self._drain(link, queue))
+            self._sending[link] = asyncio.create_task(self._drain(link, waiting))
 
     def close(self) -> None:
         """Let go of the address and every peer; what waits is not sent."""
@@ -56,11 +59,16 @@ class PacedRouter:
             task.cancel()
         self._inner.close()
 
-    async def _drain(self, link: bytes, queue: deque[tuple[bytes, Envelope]]) -> None:
+    async def _drain(self, link: bytes, waiting: dict[bytes, deque[Envelope]]) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while queue:
-                peer, envelope = queue.popleft()
+            while waiting:
+                peer = next(iter(waiting))
+                queue = waiting.pop(peer)
+                envelope = queue.popleft()
+                if queue:
+                    # To the end of the line.
+                    waiting[peer] = queue
                 num_bytes = sum(array.nbytes for array in envelope.arrays.values())
                 started = max(self._free_at.get(link, 0.0), loop.time() - BURST_SECONDS)
                 self._free_at[link] = started + num_bytes / self._bytes_per_second
@@ -70,7 +78,7 @@ class PacedRouter:
                 except PeerLostError as error:
                     log.debug("an answer is dropped, the peer will ask again: %s", error)
         finally:
-            del self._sending[link], self._queues[link]
+            del self._sending[link], self._waiting[link]
             # Peers come and go; one that is back after a pause has its burst anyway.
             if loop.time() - self._free_at.get(link, 0.0) > BURST_SECONDS:
                 self._free_at.pop(link, None)

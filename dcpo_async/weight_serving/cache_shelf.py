@@ -8,11 +8,10 @@ from numpy.typing import NDArray
 
 from dcpo_async.errors import WeightsError
 from dcpo_async.protocol.weight_messages import ChunkWant
+from dcpo_async.weight_serving.arrivals import ARRIVALS_NAME, Arrived, read_arrived
 from dcpo_async.weight_serving.shelf import MappedFiles
-from dcpo_async.weights.arrivals import ARRIVALS_NAME, Arrived, read_arrived
 from dcpo_async.weights.manifest import is_publishable
-from dcpo_async.weights.patch_chain import patches_folder
-from dcpo_async.weights.store import UNFINISHED, version_folder
+from dcpo_async.weights.places import UNFINISHED, patches_folder, version_folder
 
 _PATCH_NAME = re.compile(r"\d{8,}\.patch")
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from dcpo_async.errors import WeightsError
 from dcpo_async.protocol.weight_messages import ChunkWant
 from dcpo_async.weights.manifest import Manifest, read_manifest
-from dcpo_async.weights.patch_chain import patches_folder
-from dcpo_async.weights.store import newest_version, version_folder
+from dcpo_async.weights.places import newest_version, patches_folder, version_folder
 
 MAX_MAPS = 16
 """Files whose maps are kept."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from dcpo_async.errors import WeightsError
 from dcpo_async.weights.manifest import MAX_PATCHES, Manifest, PatchEntry, read_manifest
 from dcpo_async.weights.patch import encode_patch
+from dcpo_async.weights.places import patches_folder
 from dcpo_async.weights.raw import raw_bytes
 from dcpo_async.weights.stretches import StretchDigests
 from dcpo_async.weights.tensor_file import WEIGHTS_NAME, map_tensors
@@ -37,11 +38,6 @@ def sampled_share(base: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> floa
             num_sampled += differs.size
             num_changed += int(np.count_nonzero(differs))
     return num_changed / num_sampled if num_sampled >= ENOUGH else 0.0
-
-
-def patches_folder(store_folder: Path) -> Path:
-    """Where the patches of a store or a cache lie, under the names that their entries have."""
-    return store_folder / "patches"
 
 
 @dataclass(frozen=True, slots=True)

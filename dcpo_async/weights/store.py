@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shutil
 import tempfile
 from collections import Counter
@@ -27,29 +26,11 @@ from dcpo_async.weights.manifest import (
     is_publishable,
     read_manifest,
 )
-from dcpo_async.weights.patch_chain import Link, patches_folder
+from dcpo_async.weights.patch_chain import Link
+from dcpo_async.weights.places import UNFINISHED, newest_version, patches_folder, version_folder, versions
 from dcpo_async.weights.raw import dtype_name
 from dcpo_async.weights.stretches import file_digests
 from dcpo_async.weights.tensor_file import WEIGHTS_NAME, write_tensors
-
-UNFINISHED = ".unfinished-"
-
-
-def version_folder(store_folder: Path, weights_version: int) -> Path:
-    """Where a version stands: v00000012 for 12."""
-    return store_folder / f"v{weights_version:08d}"
-
-
-def versions(store_folder: Path) -> list[int]:
-    """The versions that stand, oldest first; none where the store does not exist yet."""
-    if not store_folder.is_dir():
-        return []
-    return sorted(int(entry.name[1:]) for entry in store_folder.iterdir() if _is_version_name(entry.name))
-
-
-def newest_version(store_folder: Path) -> int | None:
-    """The highest version that stands, None in an empty store."""
-    return max(versions(store_folder), default=None)
 
 
 def write_snapshot(
@@ -295,7 +276,3 @@ def _whole_digest(path: Path) -> str:
             state.update(piece[:num_bytes])
     digest: str = state.hexdigest()
     return digest
-
-
-def _is_version_name(name: str) -> bool:
-    return re.fullmatch(r"v\d{8,}", name) is not None and name == f"v{int(name[1:]):08d}"

@@ -12,7 +12,8 @@ from actor.service import ActorService
 from actor.weights.cache import default_cache_folder
 from dcpo_async.errors import CanaryError, EngineError, RefusedError, UnreachableError
 from dcpo_async.weights.canary import Canary
-from dcpo_async.weights.store import discard_unused, version_folder, versions
+from dcpo_async.weights.places import version_folder, versions
+from dcpo_async.weights.store import discard_unused
 from learner.scheduling.leases import SlotState
 from tests.actor.world import ADDRESS, World
 

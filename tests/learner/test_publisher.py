@@ -17,7 +17,8 @@ from dcpo_async.processes import kill_group, last_lines, module_argv, spawn
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.trainer_messages import Published, PublishedAck, VersionGrant, VersionWant
 from dcpo_async.transport.zmq_channel import RouterChannel
-from dcpo_async.weights.store import UNFINISHED, read_manifest, verify, version_folder, versions
+from dcpo_async.weights.places import UNFINISHED, version_folder, versions
+from dcpo_async.weights.store import read_manifest, verify
 from learner.weights.buffers import SharedBuffers
 from learner.weights.layout import Layout, Place, Schema, TensorView
 

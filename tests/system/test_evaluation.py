@@ -13,7 +13,7 @@ import pytest
 from actor.evaluation.command import main
 from actor.weights.cache import default_cache_folder
 from dcpo_async.metrics.jsonl import read_metrics
-from dcpo_async.weights.store import versions
+from dcpo_async.weights.places import versions
 from tests.system.conftest import STEADY
 from tests.system.services import Services, assert_counted_once, two_free_ports, write_problems
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actor.weights.cache import default_cache_folder
-from dcpo_async.weights.store import versions
+from dcpo_async.weights.places import versions
 from tests.system.services import Services, assert_counted_once
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]

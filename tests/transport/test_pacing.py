@@ -51,6 +51,17 @@ async def test_messages_leave_in_their_order_at_the_rate_and_after_a_burst(per_p
     assert seconds - 0.01 <= took < seconds + 0.5
 
 
+async def test_peers_that_share_the_rate_take_turns() -> None:
+    async with paced(100_000) as (router, dealers):
+        for offset in range(8):
+            await router.send(b"a", chunk(10_000, offset))
+        await router.send(b"b", chunk(10_000, 9))
+        assert await heard(dealers[1], 1) == [9]
+        assert await dealers[0].receive(0) is not None
+        # What is left for the first: seven messages of a tenth of a second each, less the one on its way.
+        assert await heard(dealers[0], 7) == [1, 2, 3, 4, 5, 6, 7]
+
+
 async def test_one_slow_link_does_not_hold_up_another() -> None:
     async with paced(10_000, per_peer=True) as (router, dealers):
         await router.send(b"a", chunk(100_000))

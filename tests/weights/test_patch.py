@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dcpo_async.errors import WeightsError
-from dcpo_async.weights import apply_patch, encode_patch
+from dcpo_async.weights.patch import apply_patch, encode_patch
 
 DTYPES = [
     torch.bfloat16,

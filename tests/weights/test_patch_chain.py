@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dcpo_async.weights import apply_patch
 from dcpo_async.weights.manifest import Manifest, read_manifest
-from dcpo_async.weights.patch_chain import patches_folder
-from dcpo_async.weights.store import prune, verify, version_folder, write_snapshot
+from dcpo_async.weights.patch import apply_patch
+from dcpo_async.weights.places import patches_folder, version_folder
+from dcpo_async.weights.store import prune, verify, write_snapshot
 from dcpo_async.weights.stretches import file_digests
 from dcpo_async.weights.tensor_file import WEIGHTS_NAME
 

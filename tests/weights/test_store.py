@@ -14,16 +14,8 @@ from torch import Tensor
 
 from dcpo_async.errors import WeightsError
 from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.store import (
-    model_digest,
-    newest_version,
-    prune,
-    read_manifest,
-    remove_unfinished,
-    verify,
-    versions,
-    write_snapshot,
-)
+from dcpo_async.weights.places import newest_version, versions
+from dcpo_async.weights.store import model_digest, prune, read_manifest, remove_unfinished, verify, write_snapshot
 
 WEIGHTS = {
     "embed.weight": torch.arange(6.0).reshape(2, 3),

@@ -18,7 +18,8 @@ from dcpo_async.protocol.messages import Bye, Envelope, Heartbeat, Hello, Messag
 from dcpo_async.transport.zmq_channel import RouterChannel, connecting
 from dcpo_async.weights.locks import is_unused, opened
 from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.store import version_folder, versions, write_snapshot
+from dcpo_async.weights.places import version_folder, versions
+from dcpo_async.weights.store import write_snapshot
 from learner.weights.server import serve
 from tests.protocol.made_session import WELCOME
 

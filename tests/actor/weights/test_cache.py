@@ -16,7 +16,8 @@ from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ManifestMessage
 from dcpo_async.transport.interfaces import Dealer, Router
 from dcpo_async.transport.memory_channel import MemoryNetwork
-from dcpo_async.weights.store import discard_unused, prune, version_folder, versions
+from dcpo_async.weights.places import version_folder, versions
+from dcpo_async.weights.store import discard_unused, prune
 from tests.actor.weights.served import NUM_CHUNKS, Watched, contents, names, publish, puller, served
 
 HOLD_THE_LOCK = """

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel
-from dcpo_async.weights.store import verify, version_folder, versions
+from dcpo_async.weights.places import version_folder, versions
+from dcpo_async.weights.store import verify
 from tests.actor.weights.served import contents, names, publish, puller, served
 
 PULL = """

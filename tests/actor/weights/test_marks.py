@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actor.weights.marks import CheckedMarks
-from dcpo_async.weights.store import version_folder
+from dcpo_async.weights.places import version_folder
 from tests.actor.weights.served import publish
 
 

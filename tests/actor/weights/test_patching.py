@@ -16,8 +16,8 @@ from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ChunkMessage
 from dcpo_async.transport.memory_channel import MemoryNetwork
 from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.patch_chain import patches_folder
-from dcpo_async.weights.store import prune, version_folder, write_snapshot
+from dcpo_async.weights.places import patches_folder, version_folder
+from dcpo_async.weights.store import prune, write_snapshot
 from tests.actor.weights.served import Watched, contents, names, puller, served
 
 STORABLE = [

@@ -34,7 +34,7 @@ from dcpo_async.protocol.trainer_messages import (
 from dcpo_async.records import TrainingSample
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.zmq_channel import RouterChannel
-from dcpo_async.weights.store import version_folder, versions
+from dcpo_async.weights.places import version_folder, versions
 from learner.coordinator.shards import shard_message, split_by_tokens
 from tests.tiny_families import make_family
 from tests.tiny_model import make_tiny_model

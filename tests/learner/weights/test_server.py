@@ -18,7 +18,8 @@ from dcpo_async.transport.zmq_channel import DealerChannel
 from dcpo_async.weight_serving.service import serve
 from dcpo_async.weights.locks import machine_id
 from dcpo_async.weights.manifest import Manifest
-from dcpo_async.weights.store import discard, version_folder, write_snapshot
+from dcpo_async.weights.places import version_folder
+from dcpo_async.weights.store import discard, write_snapshot
 from learner.weights.server import main
 
 

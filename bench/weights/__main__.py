@@ -23,12 +23,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from actor.weights.puller import WeightPuller
-from bench.raw_stream import stream
+from bench.weights.raw_stream import stream
 from dcpo_async.demo.services import free_address
 from dcpo_async.records import STRETCH_BYTES
 from dcpo_async.transport.security import load_client_keys
 from dcpo_async.transport.zmq_channel import connecting, generate_keys
-from dcpo_async.weights.store import verify, version_folder, write_snapshot
+from dcpo_async.weights.places import version_folder
+from dcpo_async.weights.store import verify, write_snapshot
 
 RUN_ID = "bench"
 GB = 1e9

@@ -1,6 +1,6 @@
 """The plain stream that a pull is compared with: a file's stretches over ZeroMQ and nothing else, one way.
 
-`python -m bench.raw_stream FILE FRAME_BYTES [--keys DIR]` is the sending process; it prints its port.
+`python -m bench.weights.raw_stream FILE FRAME_BYTES [--keys DIR]` is the sending process; it prints its port.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def stream(path: Path, keys: Path | None, frame_bytes: int) -> float:
     words = [
         sys.executable,
         "-m",
-        "bench.raw_stream",
+        "bench.weights.raw_stream",
         str(path),
         str(frame_bytes),
         *(["--keys", str(keys)] if keys else []),
@@ -53,7 +53,7 @@ def stream(path: Path, keys: Path | None, frame_bytes: int) -> float:
 
 def main() -> None:
     """Send a file's stretches to whoever asks."""
-    parser = argparse.ArgumentParser(prog="bench.raw_stream", description=__doc__)
+    parser = argparse.ArgumentParser(prog="bench.weights.raw_stream", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("frame_bytes", type=int)
     parser.add_argument("--keys", type=Path)

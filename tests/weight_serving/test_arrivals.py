@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dcpo_async.records import STRETCH_BYTES
-from dcpo_async.weights.arrivals import ARRIVALS_NAME, read_arrived, recording
+from dcpo_async.weight_serving.arrivals import ARRIVALS_NAME, read_arrived, recording
 from dcpo_async.weights.manifest import FileEntry
 
 DIGEST = "0" * 32

@@ -1,0 +1,1 @@
+"""How fast versions of the weights are written and pulled."""
