@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from dcpo_async.errors import TrainerError
+from dcpo_async.weights.canary import Canary, canary_bound
 from learner.trainer.engine import TrainEngine
 
 
@@ -33,3 +34,14 @@ def canary_logprobs(engine: TrainEngine, token_ids: tuple[int, ...]) -> tuple[fl
         raise TrainerError("the model's log-probs of the canary are not finite: its weights are no longer a model's")
     # Rounding may leave a probability a hair above 1.
     return tuple(min(0.0, logprob) for logprob in logprobs)
+
+
+def canary_of(engine: TrainEngine, token_ids: tuple[int, ...], bound: float | None) -> Canary:
+    """The canary of today's weights; all ranks call it.
+
+    Args:
+        bound: `weights.canary_bound`.
+    """
+    dtype = str(engine.dtype).removeprefix("torch.")
+    logprobs = canary_logprobs(engine, token_ids)
+    return Canary(token_ids=token_ids, logprobs=logprobs, bound=canary_bound(bound, dtype))

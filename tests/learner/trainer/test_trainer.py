@@ -242,18 +242,6 @@ def test_the_metrics_of_a_step_are_those_of_its_samples(reference: tuple[RunConf
     assert metrics["step_skipped"] == 0
 
 
-async def test_a_trainer_that_is_done_long_before_its_publisher_waits_for_its_last_state(
-    reference: tuple[RunConfig, ScriptedCoordinator], tmp_path: Path
-) -> None:
-    config = make_config(tmp_path / "run")
-    coordinator = await run_trainer(config, is_synchronous=False, publisher_from_step=NUM_STEPS)
-    published = [message for message in coordinator.told if isinstance(message, Published)]
-    assert [(message.step, message.num_skipped) for message in published] == [(NUM_STEPS, NUM_STEPS)]
-    newest = load_file(version_folder(config.folder / "weights", 1) / "model.safetensors")
-    assert all(torch.equal(newest[name], tensor) for name, tensor in exported(config).items())
-    assert all(torch.equal(newest[name], tensor) for name, tensor in exported(reference[0]).items())
-
-
 async def test_a_killed_and_resumed_run_ends_bit_identical(
     reference: tuple[RunConfig, ScriptedCoordinator], tmp_path: Path
 ) -> None:
