@@ -12,12 +12,14 @@ from actor.learner_link import Connect, LearnerLink
 from actor.weights.cache import default_cache_folder
 from actor.weights.parent import Parent
 from actor.weights.puller import WeightPuller
-from dcpo_async.errors import CanaryError, WeightsError
+from dcpo_async.errors import CanaryError, NoRoomError, WeightsError
 from dcpo_async.weights.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0
+MAX_WITHOUT_ROOM = 4
+"""Other engines of the machine may let go of a version meanwhile; beyond that it does not fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,9 @@ class WeightsFollower:
 
         Raises:
             EngineError, WeightsError: the engine cannot go on.
+            NoRoomError: again and again there was no room for a version.
         """
+        num_without_room = 0
         with opened_puller(self._link, self._plan) as puller:
             while True:
                 await self._heard.wait()
@@ -76,6 +80,9 @@ class WeightsFollower:
                 try:
                     folder, manifest = await puller.fetch()
                 except WeightsError as error:
+                    num_without_room = num_without_room + 1 if isinstance(error, NoRoomError) else 0
+                    if num_without_room > MAX_WITHOUT_ROOM:
+                        raise
                     log.warning("%s; the fetch is tried again in %.0f s", error, RETRY_SECONDS)
                     await asyncio.sleep(RETRY_SECONDS)
                     self._heard.set()

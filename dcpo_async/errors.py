@@ -41,6 +41,12 @@ class NotHereError(WeightsError):
     """Whoever was asked has not got a version, or no longer; others may have it."""
 
 
+class NoRoomError(WeightsError):
+    """A version does not fit where versions are kept on this machine; starting again does not help."""
+
+    exit_code = 2
+
+
 class EngineError(DcpoError):
     """The generation engine failed or died."""
 

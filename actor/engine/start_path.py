@@ -50,9 +50,10 @@ class StartPath:
         let_go(lock)
 
     def _hold_lowest(self) -> tuple[Path, int]:
-        self._parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in (self._parent, self._parent.parent):
-            if (owner := path.stat().st_uid) not in (os.getuid(), 0):
+        for path in (self._parent.parent, self._parent):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Of the link itself, where it is one: another user could point it elsewhere later.
+            if (owner := path.lstat().st_uid) not in (os.getuid(), 0):
                 raise WeightsError(f"{path} belongs to user {owner}, not {os.getuid()}: a model there is not safe")
         for number in count():
             place = self._parent / f"engine-{number}"

@@ -101,8 +101,9 @@ class WeightsCache:
         It is not where another user could change it or its way, where the folder is another one under the same name
         (its locks would not be seen), or where its bytes are not those of the manifest.
         """
-        await asyncio.to_thread(_make_private, self._folder)
         try:
+            # For the mark of what was checked.
+            await asyncio.to_thread(_make_private, self._folder)
             folder = place.folder.resolve(strict=True)
             found = folder.stat()
             is_safe = (found.st_dev, found.st_ino) == (place.device, place.inode) and _is_private(folder)
@@ -205,13 +206,18 @@ class WeightsCache:
 
 
 def _make_private(folder: Path) -> None:
-    """Make the cache folder; one that another user could write to is refused."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path, owners in ((folder, {os.getuid()}), (folder.parent, {os.getuid(), 0})):
-        if (owner := path.lstat().st_uid) not in owners:
-            raise WeightsError(f"{path} belongs to user {owner}, not {os.getuid()}: weights there are not safe")
-    if folder.stat().st_mode & OTHERS_WRITE:
-        raise WeightsError(f"others may write to {folder}; run chmod go-w on it")
+    """Make the cache folder and the user's own above it; either is refused where another user could write to it."""
+    try:
+        for path, owners in ((folder.parent, {os.getuid(), 0}), (folder, {os.getuid()})):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = path.lstat()
+            if (owner := found.st_uid) not in owners:
+                raise WeightsError(f"{path} belongs to user {owner}, not {os.getuid()}: weights there are not safe")
+            is_sticky = path == folder.parent and found.st_mode & S_ISVTX
+            if found.st_mode & OTHERS_WRITE and not is_sticky:
+                raise WeightsError(f"others may write to {path}; run chmod go-w on it")
+    except OSError as error:
+        raise WeightsError(f"no folder for versions of the weights at {folder}: {error}") from error
 
 
 def _is_private(folder: Path) -> bool:

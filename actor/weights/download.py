@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from actor.weights.parent import Parent
 from actor.weights.server_link import ServerLink
 from actor.weights.silence import Silence
-from dcpo_async.errors import NotHereError, ProtocolError, RefusedError, WeightsError
+from dcpo_async.errors import NoRoomError, NotHereError, ProtocolError, RefusedError, WeightsError
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
 from dcpo_async.records import STRETCH_BYTES
@@ -238,7 +238,10 @@ def _allocate(folder: Path, entries: Sequence[FileEntry | PatchEntry]) -> None:
     needed, disk = sum(entry.num_bytes for entry in entries), shutil.disk_usage(folder)
     # A file system without a size of its own, such as ramfs, says 0 of everything.
     if disk.total and needed > disk.free:
-        raise WeightsError(f"{folder.parent} has {disk.free} bytes free, what is fetched needs {needed}")
+        raise NoRoomError(
+            f"{folder.parent} has {disk.free} bytes free, a version needs {needed}, and two have to fit: enlarge it "
+            "(containers: --shm-size), or name another folder with --weights-folder"
+        )
     for entry in entries:
         with (folder / entry.name).open("xb") as file:
             file.truncate(entry.num_bytes)

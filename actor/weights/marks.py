@@ -57,7 +57,8 @@ class CheckedMarks:
         if not self._folder.is_dir():
             return
         for mark in self._folder.iterdir():
-            if int(mark.name.partition("-")[0]) < min(keep, default=1 << 62):
+            version = mark.name.partition("-")[0]
+            if version.isdecimal() and int(version) < min(keep, default=1 << 62):
                 mark.unlink(missing_ok=True)
 
     def _mark(self, folder: Path, manifest: Manifest) -> Path:

@@ -1,6 +1,7 @@
 """From the writer to the engine's folder: every byte arrives, whatever is lost on the way, or nothing is handed on."""
 
 import asyncio
+import shutil
 import time
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 from actor.weights.puller import WeightPuller
-from dcpo_async.errors import RefusedError, WeightsError
+from dcpo_async.errors import NoRoomError, RefusedError, WeightsError
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ChunkMessage, ManifestWant
+from dcpo_async.records import STRETCH_BYTES
 from dcpo_async.transport.memory_channel import Faults, MemoryNetwork
 from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel
+from dcpo_async.weights.manifest import MANIFEST_NAME, FileEntry
 from tests.actor.weights.served import CHUNK_BYTES, NUM_CHUNKS, Watched, contents, names, publish, puller, served
 
 
@@ -202,3 +205,23 @@ async def test_a_cancelled_fetch_lets_the_next_one_in(store: Path, cache: Path) 
         await asyncio.gather(fetching, return_exceptions=True)
         folder, _ = await puller(network.dealer(b"b"), cache).fetch()
     assert contents(folder) == contents(store / "v00000001")
+
+
+async def test_a_version_without_room_is_refused_before_it_is_fetched_and_the_message_says_what_to_do(
+    store: Path, cache: Path
+) -> None:
+    manifest = publish(store, 1)
+    free = shutil.disk_usage(store).free
+    digests = tuple("0" * 32 for _ in range(-(-2 * free // STRETCH_BYTES)))
+    large = FileEntry(name="model.safetensors", num_bytes=2 * free, digests=digests)
+    files = (*(entry for entry in manifest.files if entry.name != large.name), large)
+    text = manifest.model_copy(update={"files": files}).to_json()
+    (store / "v00000001" / MANIFEST_NAME).write_text(text)
+    network = MemoryNetwork()
+    async with served(network.router(), store):
+        channel = Watched(network.dealer(b"a"))
+        with pytest.raises(NoRoomError, match=r"bytes free, a version needs \d+, .* --weights-folder") as refused:
+            await puller(channel, cache).fetch()
+    assert refused.value.exit_code == 2
+    assert channel.asked == []
+    assert names(cache) == [".fetch.lock"]
