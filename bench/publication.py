@@ -74,7 +74,7 @@ def measure(folder: Path, zero_stage: int, repetitions: int) -> None:
         training=TrainingSettings(zero_stage=zero_stage),
     )
     engine = TrainEngine(config)
-    publication = Publication(engine, [folder / "buffer-0", folder / "buffer-1"])
+    publication = Publication(engine, [folder / "buffer-0", folder / "buffer-1"], deadline_seconds=60)
     num_bytes = engine.schema.layout.num_bytes
     source, target = (torch.ones(num_bytes, dtype=torch.uint8) for _ in range(2)) if engine.rank == 0 else (None, None)
 

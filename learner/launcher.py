@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("learner")
 
 MAX_FAILURES = 3
+PUBLISHER_PAUSE_SECONDS = 1.0
 WEIGHT_SERVER_SECONDS = 60.0
 """A weight server that has run so long has worked."""
 TRAINER_GRACE_SECONDS = 60.0
@@ -188,6 +189,7 @@ class Launcher:
             log_file=log_file,
             environment={"OMP_NUM_THREADS": "1"},
             has_progressed=self._has_published,
+            pause_seconds=PUBLISHER_PAUSE_SECONDS,
             failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-learner: "),
             max_failures=MAX_FAILURES,
             error=WeightsError,

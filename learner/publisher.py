@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
 import time
 import uuid
@@ -25,17 +26,17 @@ from learner.weights.buffers import Offer, SharedBuffer, SharedBuffers
 
 log = logging.getLogger("publisher")
 
-THREADS = min(16, max(1, (os.cpu_count() or 1) // 2))
+THREADS = min(16, max(1, len(os.sched_getaffinity(0)) // 2))
 """Encode the patch; the other cores are the training's."""
 POLL_SECONDS = 0.01
-"""Two words of shared memory are looked at this often: no message can be lost, whoever starts again."""
+"""Two words of shared memory are looked at this often: no offer can be lost on its way, whoever starts again."""
 
 
 class Publisher:
     """Writes versions to the run's weight store, whose only writer it is."""
 
     def __init__(self, config: RunConfig, link: CoordinatorLink, buffers: Sequence[Path]) -> None:
-        self._folder, self._lag = RunFolder(config.folder), config.lag
+        self._folder, self._keep_versions = RunFolder(config.folder), config.lag.keep_versions
         self._deadline_seconds = config.training.step_timeout_seconds
         self._link, self._shared = link, SharedBuffers(buffers)
 
@@ -46,7 +47,9 @@ class Publisher:
             WeightsError: a version cannot be written, such as for want of room.
             TrainerError: the coordinator does not answer.
         """
+        # A publisher that was killed may have left more than the disk has room for beside a new version.
         remove_unfinished(self._folder.weights)
+        self._prune()
         while True:
             if not await self.publish_newest():
                 await asyncio.sleep(POLL_SECONDS)
@@ -57,7 +60,6 @@ class Publisher:
             if found is None:
                 return False
             await self._publish(*found)
-        await asyncio.to_thread(prune, self._folder.weights, self._lag.keep_versions)
         return True
 
     async def _publish(self, offer: Offer, buffer: SharedBuffer) -> None:
@@ -85,18 +87,28 @@ class Publisher:
             patch_bytes=manifest.patches[-1].num_bytes if manifest.patches else 0,
             num_skipped=self._shared.num_skipped(offer),
         )
-        # In this order: a version that is told of twice does no harm, one that nobody hears of would be waited for.
-        await self._link.tell(message)
+        # In this order: a version that is told of twice does no harm, one that nobody hears of would be waited for; and
+        # a trainer that ends waits for the mark, so that nothing is being removed then.
+        await self._link.announce(message, self._deadline_seconds)
+        await asyncio.to_thread(self._prune)
         self._shared.mark_published(offer)
         log.info("version %d of step %d stands after %.3f s", version, offer.step, message.seconds)
 
+    def _prune(self) -> None:
+        prune(self._folder.weights, self._keep_versions)
 
-async def _publish(config: RunConfig, options: argparse.Namespace) -> None:
+
+async def _run(config: RunConfig, options: argparse.Namespace) -> None:
     identity = f"publisher-{uuid.uuid4().hex}".encode()
     channel = DealerChannel(options.coordinator, identity, config.network.max_message_bytes)
     link = CoordinatorLink(channel, options.coordinator, options.run_id, options.incarnation, "the publisher")
+    publishing = asyncio.create_task(Publisher(config, link, options.buffers).run())
+    # What is being written is finished or removed by its thread, which asyncio waits for.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, publishing.cancel)
     try:
-        await Publisher(config, link, options.buffers).run()
+        await asyncio.wait({publishing})
+        if not publishing.cancelled():
+            publishing.result()
     finally:
         channel.close()
 
@@ -112,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--buffers", type=Path, nargs=2, required=True, help="shared publication buffers")
     options = parser.parse_args(argv)
     try:
-        asyncio.run(_publish(RunConfig.model_validate_json(options.config.read_bytes()), options))
+        asyncio.run(_run(RunConfig.model_validate_json(options.config.read_bytes()), options))
     except DcpoError as error:
         print(f"dcpo-learner: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -99,6 +99,14 @@ class Published(Message):
     num_skipped: Count = 0
 
 
+class PublishedAck(Message):
+    """The coordinator has heard that a version stands; it answers every time that it is told."""
+
+    kind = "published_ack"
+    weights_version: Count
+    step: Count
+
+
 class Checkpointed(Message):
     """Rank 0: the checkpoint after `step` steps stands whole; `retained` lists all that stand."""
 

@@ -81,7 +81,7 @@ def encode_patch(
     """The patch that turns `base` into `new`; raw bits are compared, so -0.0 and NaN payloads survive.
 
     Both hold the same names with the same shapes and dtypes, of any kind. Each tensor is stored in the smaller of the
-    two ways. Raises WeightsError where the two differ in a name, shape or dtype.
+    two ways. Raises WeightsError where the two differ in a name, shape or dtype, or have too many tensors.
 
     Args:
         digests: `raw.bytes_digest` of each tensor in `new`, where they are known.
@@ -99,7 +99,10 @@ def encode_patch(
     encodings = list(_mapped(encoded, new, threads))
     changes = tuple(change for change, _ in encodings)
     sections = [section for _, of_tensor in encodings for section in of_tensor]
-    header = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(_CHANGES.dump_json(changes))
+    text = _CHANGES.dump_json(changes)
+    if len(text) > _MAX_HEADER_BYTES:
+        raise WeightsError(f"a patch of {len(changes)} tensors has a header of {len(text)} bytes, which nobody reads")
+    header = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(text)
     prefix = _PREFIX.pack(_MAGIC, _FORMAT_VERSION, len(header))
     return b"".join([prefix, _digest_of(prefix, header, *sections), header, *sections])
 

@@ -89,7 +89,13 @@ class Link:
             num_bytes=len(patch),
             digests=stretches.digests(),
         )
-        (folder / entry.name).write_bytes(patch)
+        try:
+            (folder / entry.name).write_bytes(patch)
+        except OSError as error:
+            # The version is worth more than its patch.
+            log.warning("version %d has no patch: %s", self.weights_version, error)
+            (folder / entry.name).unlink(missing_ok=True)
+            return ()
         return self._chain(base, entry)
 
     def _before(self, base: Manifest) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from dcpo_async.protocol.trainer_messages import (
     Checkpointed,
     OldLogprobs,
     Published,
+    PublishedAck,
     ShardWant,
     StepDone,
     TrainerFinished,
@@ -71,12 +72,13 @@ class TrainerDesk:
         self.waiting: dict[bytes, ShardWant] = {}
         self._shards = _NO_SHARDS
         self._batch_metrics: dict[int, dict[str, float]] = {}
+        self._newest_published = 0
         self._publication: dict[str, float] = {"publish_skipped": 0.0}
 
     def on_envelope(self, peer: bytes, envelope: Envelope) -> None:
         """Take a message of a rank; one that another start of the learner has left behind is turned away."""
         if envelope.incarnation != self._mail.incarnation:
-            detail = f"this is start {self._mail.incarnation} of the run, the rank is of start {envelope.incarnation}"
+            detail = f"this is start {self._mail.incarnation} of the run, the peer is of start {envelope.incarnation}"
             self._post(peer, Reject(reason="invalid", detail=detail))
             return
         match envelope.message:
@@ -88,6 +90,7 @@ class TrainerDesk:
                 self._post(peer, VersionGrant(weights_version=self._intake.grant_version(step), step=step))
             case Published() as published:
                 self._take_version(published)
+                self._post(peer, PublishedAck(weights_version=published.weights_version, step=published.step))
             case OldLogprobs() as message:
                 self._keep_old_logprobs(message, envelope.arrays["old_logprobs"])
             case StepDone() as done:
@@ -135,9 +138,11 @@ class TrainerDesk:
     def _take_version(self, published: Published) -> None:
         version, step = published.weights_version, published.step
         if self._intake.versions.steps.get(version) != step:
-            raise TrainerError(
-                f"a rank published version {version} of step {step}, which was not granted for that step"
-            )
+            raise TrainerError(f"version {version} of step {step} was published, which was not granted for that step")
+        if version == self._newest_published:
+            # Told again, since the answer was late or lost.
+            return
+        self._newest_published = version
         self.num_published += 1
         self._publication = {
             "publish_seconds": published.seconds,

@@ -1,7 +1,11 @@
 """The trainer's side of a canary: the sequence of a run, and what the model says of it."""
 
+import math
+
 import numpy as np
 
+from dcpo_async.errors import TrainerError
+from dcpo_async.weights.canary import Canary, canary_bound
 from learner.trainer.engine import TrainEngine
 
 
@@ -23,7 +27,21 @@ def canary_logprobs(engine: TrainEngine, token_ids: tuple[int, ...]) -> tuple[fl
     """Log-probs of each token given all before it, from the second on, under today's weights; all ranks call it.
 
     The forward pass is in the trainer's type, log-probs are float32 at temperature 1; gradients, modes and random state
-    are as before.
+    are as before. Raises TrainerError where one is not a finite number.
     """
+    logprobs = engine.score(token_ids).tolist()
+    if not all(map(math.isfinite, logprobs)):
+        raise TrainerError("the model's log-probs of the canary are not finite: its weights are no longer a model's")
     # Rounding may leave a probability a hair above 1.
-    return tuple(min(0.0, logprob) for logprob in engine.score(token_ids).tolist())
+    return tuple(min(0.0, logprob) for logprob in logprobs)
+
+
+def canary_of(engine: TrainEngine, token_ids: tuple[int, ...], bound: float | None) -> Canary:
+    """The canary of today's weights; all ranks call it.
+
+    Args:
+        bound: `weights.canary_bound`.
+    """
+    dtype = str(engine.dtype).removeprefix("torch.")
+    logprobs = canary_logprobs(engine, token_ids)
+    return Canary(token_ids=token_ids, logprobs=logprobs, bound=canary_bound(bound, dtype))

@@ -9,6 +9,8 @@ from dcpo_async.columns import parted
 from dcpo_async.errors import PeerLostError, ProtocolError, TrainerError
 from dcpo_async.protocol.messages import Array, Envelope, Message, Reject
 from dcpo_async.protocol.trainer_messages import (
+    Published,
+    PublishedAck,
     ShardMessage,
     ShardWant,
     TrainerFinished,
@@ -64,6 +66,14 @@ class CoordinatorLink:
         answer = await self._ask(VersionWant(step=step), step, (VersionGrant,), deadline_seconds)
         assert isinstance(answer.message, VersionGrant)
         return answer.message.weights_version
+
+    async def announce(self, published: Published, deadline_seconds: float) -> None:
+        """Tell that a version stands, until the coordinator has heard it.
+
+        Raises:
+            TrainerError: no answer within the deadline, or a refusal.
+        """
+        await self._ask(published, published.step, (PublishedAck,), deadline_seconds)
 
     async def _ask(
         self, request: Message, step: int, answers: tuple[type[Message], ...], deadline_seconds: float

@@ -23,17 +23,22 @@ POLL_SECONDS = 0.02
 class Publication:
     """Hands the states of an engine to the publisher; every rank calls every method, in the same order."""
 
-    def __init__(self, engine: TrainEngine, paths: Sequence[Path]) -> None:
+    def __init__(self, engine: TrainEngine, paths: Sequence[Path], deadline_seconds: float) -> None:
         """Prepare the buffers; what they hold of an earlier trainer is no longer offered.
+
+        A publication that goes on under an earlier trainer ends first, so that the coordinator hears of its version
+        before it hears of this trainer.
 
         Args:
             engine: whose weights are published.
             paths: of the shared buffers.
+            deadline_seconds: for the end of such a publication.
+
+        Raises TrainerError where it does not end.
         """
         self._engine, self._shared = engine, SharedBuffers(paths)
         if engine.rank == 0:
-            for buffer in self._shared.buffers:
-                buffer.prepare(engine.schema)
+            self._withdraw_and_prepare(deadline_seconds)
         # The others map what rank 0 has made.
         engine.largest_of_ranks(0)
         for buffer in self._shared.buffers:
@@ -49,7 +54,10 @@ class Publication:
 
     @contextmanager
     def whole(self) -> Iterator[Mapping[str, Tensor]]:
-        """The weights as they are published, whole in shared memory, for the length of the context."""
+        """The weights as they are published, whole in shared memory, for the length of the context.
+
+        A state that is offered and not published yet may be overwritten: `wait` first.
+        """
         with self._written() as number:
             yield self._engine.schema.tensors(self._shared.buffers[number].state)
 
@@ -60,6 +68,20 @@ class Publication:
             if time.monotonic() > ends_at:
                 raise TrainerError(f"the last weights were not published within {deadline_seconds:.0f} s")
             time.sleep(POLL_SECONDS)
+
+    def _withdraw_and_prepare(self, deadline_seconds: float) -> None:
+        ends_at = time.monotonic() + deadline_seconds
+        for buffer in self._shared.buffers:
+            while not buffer.lock():
+                if time.monotonic() > ends_at:
+                    raise TrainerError(
+                        f"the publisher holds its buffer for over {deadline_seconds:.0f} s; is it stopped?"
+                    )
+                time.sleep(POLL_SECONDS)
+            try:
+                buffer.prepare(self._engine.schema)
+            finally:
+                buffer.unlock()
 
     @contextmanager
     def _written(self) -> Iterator[int]:

@@ -62,9 +62,11 @@ async def run_rank(config: RunConfig, options: argparse.Namespace) -> None:
     )
     try:
         engine, folder = TrainEngine(config), RunFolder(config.folder)
+        publication = Publication(engine, options.buffers, config.training.step_timeout_seconds)
+        # Nothing is offered now, so that the publisher reads no skeleton.
         if rank == 0:
             write_skeleton(folder.skeleton, engine.model, engine.tokenizer, Path(config.model.path))
-        await Trainer(config, engine, link, Publication(engine, options.buffers)).train()
+        await Trainer(config, engine, link, publication).train()
         engine.close()
     except RuntimeError as error:
         # torch.distributed says RuntimeError to a peer that is gone and to a deadline that has passed.

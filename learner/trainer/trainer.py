@@ -18,8 +18,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.protocol.trainer_messages import Checkpointed, OldLogprobs, StepDone
 from dcpo_async.records import TrainingSample
 from dcpo_async.run_folder import RunFolder
-from dcpo_async.weights.canary import Canary, canary_bound
-from learner.trainer.canary import canary_logprobs, canary_tokens
+from learner.trainer.canary import canary_of, canary_tokens
 from learner.trainer.checkpoint import complete_steps, remove_superseded
 from learner.trainer.coordinator_link import RankLink
 from learner.trainer.engine import TrainEngine
@@ -178,10 +177,7 @@ class Trainer:
     def publish(self) -> None:
         """Hand the weights to the publisher, which writes them as a new version while the training goes on."""
         started = time.monotonic()
-        bound = canary_bound(self.config.weights.canary_bound, str(self.engine.dtype).removeprefix("torch."))
-        logprobs = canary_logprobs(self.engine, self.canary_tokens)
-        canary = Canary(token_ids=self.canary_tokens, logprobs=logprobs, bound=bound)
-        self.publication.offer(self.step, canary)
+        self.publication.offer(self.step, canary_of(self.engine, self.canary_tokens, self.config.weights.canary_bound))
         self.publish_stall_seconds = time.monotonic() - started
 
     async def checkpoint(self) -> None:
@@ -202,10 +198,11 @@ class Trainer:
             log.info("resumed from step %d", step)
 
     async def finish(self) -> None:
-        """Leave a last checkpoint and a model folder, and see the last weights published."""
+        """Leave a last checkpoint, see the last weights published, and leave a model folder."""
         if self.step > self.checkpointed_step:
             await self.checkpoint()
+        # Before the buffers are used for the export: a state that still waits in one would be overwritten.
+        self.publication.wait(self.config.training.step_timeout_seconds)
         with self.publication.whole() as weights:
             if self.engine.rank == 0:
                 export_weights(self.folder.export, self.folder.skeleton, weights)
-        self.publication.wait(self.config.training.step_timeout_seconds)

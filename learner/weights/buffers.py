@@ -8,12 +8,13 @@ published or not, is overtaken by the state that they write.
 The launcher makes the files without names (memfd), so that nothing is left of them when the last process ends.
 """
 
+import errno
 import fcntl
 import mmap
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from dcpo_async.errors import WeightsError
 from dcpo_async.weights.canary import Canary
 from dcpo_async.weights.locks import has_lock
 from learner.weights.layout import Schema
@@ -77,10 +79,16 @@ class SharedBuffer:
         self._set_word(_SCHEMA_BYTES, len(text))
 
     def populate(self) -> None:
-        """Have the kernel hand out all pages now, where it can."""
-        self._mapped()
-        with suppress(OSError):
+        """Have the kernel hand out all pages now, where it can; raises WeightsError where there are not so many."""
+        num_bytes = len(self._mapped())
+        try:
             self._mapping.madvise(_POPULATE_WRITE)
+        except OSError as error:
+            # Kernels before 5.14 do not know the advice.
+            if error.errno in (errno.ENOMEM, errno.ENOSPC):
+                raise WeightsError(
+                    f"no memory for a publication buffer of {num_bytes} bytes, of which there are 2"
+                ) from error
 
     def lock(self) -> bool:
         """Try to lock the buffer against all other processes, without waiting."""

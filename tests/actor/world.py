@@ -15,7 +15,7 @@ from actor.weights_follower import WeightsFollower, WeightsPlan
 from dcpo_async.config import RunConfig
 from dcpo_async.grading import InlineGrading
 from dcpo_async.protocol.messages import Welcome
-from dcpo_async.protocol.trainer_messages import Published, TrainerHello, VersionGrant, VersionWant
+from dcpo_async.protocol.trainer_messages import TrainerHello, VersionGrant, VersionWant
 from dcpo_async.transport.interfaces import Dealer
 from dcpo_async.transport.memory_channel import MemoryNetwork
 from dcpo_async.weights.canary import Canary
@@ -91,7 +91,7 @@ class World:
             skeleton_folder=self.skeleton,
             canary=canary,
         )
-        await rank.say(Published(weights_version=version, step=step))
+        await rank.announce(version, step)
         return version
 
     def actor(self, engine: ScriptedEngine | None = None, join_seconds: float = 5.0) -> ActorService:

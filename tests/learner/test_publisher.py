@@ -15,7 +15,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.errors import ProtocolError
 from dcpo_async.processes import kill_group, last_lines, module_argv, spawn
 from dcpo_async.protocol.messages import Envelope
-from dcpo_async.protocol.trainer_messages import Published, VersionGrant, VersionWant
+from dcpo_async.protocol.trainer_messages import Published, PublishedAck, VersionGrant, VersionWant
 from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.places import UNFINISHED, version_folder, versions
 from dcpo_async.weights.store import read_manifest, verify
@@ -42,6 +42,7 @@ class Trainer:
         for buffer in self.shared.buffers:
             buffer.prepare(Schema(layout=LAYOUT, views={"x": TensorView("x", (NUM_FLOATS,), (1,), 0)}, tied={}))
         self.granted = 0
+        self.is_deaf = False
         self.published: list[Published] = []
 
     @property
@@ -59,7 +60,11 @@ class Trainer:
             for received in await self.channel.receive(0.2):
                 assert not isinstance(received.envelope, ProtocolError)
                 if isinstance(message := received.envelope.message, Published):
+                    if self.is_deaf:
+                        continue
                     self.published.append(message)
+                    ack = PublishedAck(weights_version=message.weights_version, step=message.step)
+                    await self.channel.send(received.peer, Envelope(ack, {}, "run", 1))
                 elif isinstance(message, VersionWant):
                     self.granted += 1
                     grant = VersionGrant(weights_version=self.granted, step=message.step)
@@ -143,6 +148,21 @@ async def test_states_that_are_offered_faster_than_they_can_be_written_are_skipp
             assert load_file(folder / "model.safetensors")["x"].unique().tolist() == [read_manifest(folder).step]
 
 
+async def test_a_state_counts_as_published_only_once_the_coordinator_has_heard_of_it(tmp_path: Path) -> None:
+    async with trainer_in(tmp_path) as trainer:
+        trainer.is_deaf = True
+        async with trainer.publisher():
+            trainer.offer(0)
+            async with asyncio.timeout(60):
+                while not versions(trainer.store):  # noqa: ASYNC110 - files
+                    await asyncio.sleep(0.01)
+        assert trainer.shared.published == 0
+        trainer.is_deaf = False
+        async with trainer.publisher():
+            await trainer.until_published(0)
+        assert [(message.weights_version, message.step) for message in trainer.published] == [(2, 0)]
+
+
 async def test_a_publisher_that_is_killed_anywhere_leaves_whole_versions_or_none(tmp_path: Path) -> None:
     generator = random.Random(0)
     async with trainer_in(tmp_path) as trainer:
@@ -161,6 +181,9 @@ async def test_a_publisher_that_is_killed_anywhere_leaves_whole_versions_or_none
             for version in versions(trainer.store):
                 verify(version_folder(trainer.store, version))
         async with trainer.publisher():
+            if trainer.shared.published < trainer.shared.offered:
+                # Whatever was told of or not, the newest state is published, without another one behind it.
+                await trainer.until_published(step)
             trainer.offer(step := step + 1)
             await trainer.until_published(step)
             # It removes old versions once the new one is told of.

@@ -23,6 +23,7 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.protocol.trainer_messages import (
     Published,
+    PublishedAck,
     TrainerHello,
     VersionGrant,
     VersionWant,
@@ -59,6 +60,11 @@ class Peer:
 
     async def hears_nothing(self) -> bool:
         return await self.channel.receive(0.05) is None
+
+    async def announce(self, weights_version: int, step: int) -> None:
+        """Tell that a version stands, as the publisher does."""
+        await self.say(Published(weights_version=weights_version, step=step))
+        assert await self.hear(PublishedAck) == PublishedAck(weights_version=weights_version, step=step)
 
     async def lease(self) -> Lease:
         message = await self.hear(LeaseMessage)
@@ -116,7 +122,7 @@ class Learner:
         await rank.say(TrainerHello(rank=0, num_ranks=1, step=step))
         await rank.say(VersionWant(step=step))
         grant = await rank.hear(VersionGrant)
-        await rank.say(Published(weights_version=grant.weights_version, step=step))
+        await rank.announce(grant.weights_version, step)
         return rank
 
 

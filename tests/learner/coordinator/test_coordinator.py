@@ -22,7 +22,6 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.protocol.session import ActorSession, LeaseGranted
 from dcpo_async.protocol.trainer_messages import (
-    Published,
     ShardMessage,
     ShardWant,
     StepDone,
@@ -192,7 +191,7 @@ async def train(learner: Learner, num_steps: int) -> None:
         await rank.say(StepDone(step=step + 1, metrics={}))
         await rank.say(VersionWant(step=step + 1))
         grant = await rank.hear(VersionGrant)
-        await rank.say(Published(weights_version=grant.weights_version, step=step + 1))
+        await rank.announce(grant.weights_version, step + 1)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -19,7 +19,7 @@ def main() -> None:
     """Score, update, score; between them whatever scoring could disturb is compared."""
     config, folder = RunConfig.model_validate_json(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
     engine, batch = TrainEngine(config), pack(fixed_samples(0)[:4])
-    publication = Publication(engine, [folder / f"buffer-{number}" for number in range(2)])
+    publication = Publication(engine, [folder / f"buffer-{number}" for number in range(2)], deadline_seconds=60)
     token_ids = canary_tokens(64, config.weights.canary_tokens, config.seed)
 
     def train(step: int) -> None:

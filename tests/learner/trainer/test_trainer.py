@@ -23,6 +23,7 @@ from dcpo_async.protocol.trainer_messages import (
     Checkpointed,
     OldLogprobs,
     Published,
+    PublishedAck,
     ShardWant,
     StepDone,
     TrainerFinished,
@@ -70,7 +71,7 @@ def fixed_samples(step: int) -> list[TrainingSample]:
 class ScriptedCoordinator:
     """Serves fixed shards to whatever ranks ask, and notes what they tell; `until` ends it early.
 
-    As with max_lag 0, a shard goes out once the weights before it are published.
+    Where it is synchronous, a shard goes out once the weights before it are published, as with max_lag 0.
     """
 
     channel: RouterChannel
@@ -81,6 +82,7 @@ class ScriptedCoordinator:
     num_versions: int = 0
     published_step: int = -1
     publish_interval: int = 1
+    is_synchronous: bool = True
     waiting: list[tuple[bytes, Message]] = field(default_factory=list)
 
     async def serve(self) -> None:
@@ -105,9 +107,12 @@ class ScriptedCoordinator:
                     return
 
     def is_early(self, step: int) -> bool:
-        return self.published_step < step // self.publish_interval * self.publish_interval
+        return self.is_synchronous and self.published_step < step // self.publish_interval * self.publish_interval
 
     def answer(self, message: Message) -> Envelope | None:
+        if isinstance(message, Published):
+            ack = PublishedAck(weights_version=message.weights_version, step=message.step)
+            return Envelope(ack, {}, "run", 1)
         if isinstance(message, VersionWant):
             self.num_versions += 1
             return Envelope(VersionGrant(weights_version=self.num_versions, step=message.step), {}, "run", 1)
@@ -139,9 +144,13 @@ def make_config(folder: Path, **sections: dict[str, Any]) -> RunConfig:
 
 
 async def run_trainer(
-    config: RunConfig, num_ranks: int = 1, expected_code: int = 0, **script: Any
+    config: RunConfig,
+    num_ranks: int = 1,
+    expected_code: int = 0,
+    publisher_from_step: int = 0,
+    **script: Any,
 ) -> ScriptedCoordinator:
-    """Run a trainer to its end, or kill it where `until` says so."""
+    """Run a trainer to its end, or kill it where `until` says so; the publisher begins once a step is done."""
     config.folder.mkdir(exist_ok=True)
     (config.folder / "config.json").write_text(config.model_dump_json())
     address = f"ipc://{config.folder}/trainer"
@@ -155,9 +164,11 @@ async def run_trainer(
     words += ["--incarnation", "1", "--buffers", *(f"/proc/{os.getpid()}/fd/{buffer}" for buffer in buffers)]
     log_file = config.folder / "trainer.log"
     environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    publisher = await spawn(module_argv("learner.publisher", *words), config.folder / "publisher.log", environment)
     process = await spawn([*argv, *words], log_file, environment)
     serving, ending = asyncio.create_task(coordinator.serve()), asyncio.create_task(process.wait())
+    while len(coordinator.losses()) < publisher_from_step and not ending.done():  # noqa: ASYNC110 - filled by serve
+        await asyncio.sleep(0.01)
+    publisher = await spawn(module_argv("learner.publisher", *words), config.folder / "publisher.log", environment)
     try:
         done, _ = await asyncio.wait([serving, ending], timeout=240, return_when=asyncio.FIRST_COMPLETED)
         assert done, last_lines(log_file, 30)
