@@ -10,6 +10,8 @@ import pytest
 
 from tests.system.services import Service, Services, alive
 
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+
 INSTEAD = "bytes come from the weight server"
 RELAYING = ("--copy-weights", "--relay-listen", "tcp://127.0.0.1:0")
 
@@ -42,7 +44,6 @@ def relay_of(services: Services, actor: Service) -> psutil.Process:
     return found
 
 
-@pytest.mark.timeout(300)
 def test_an_actor_fetches_from_anothers_relay_and_goes_on_when_it_is_killed_and_stopped(
     tmp_path: Path, model: Path
 ) -> None:

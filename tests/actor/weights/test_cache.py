@@ -156,9 +156,22 @@ async def test_a_version_that_others_could_change_is_copied(store: Path, cache: 
     # The version, the store, or a folder above it.
     (version_folder(store, 1), *version_folder(store, 1).parents)[up].chmod(0o777)
     async with served(network.router(), store):
-        client = puller(network.dealer(b"actor"), cache, in_place=True)
-        assert (await client.fetch())[0] == version_folder(cache, 1)
+        client = puller(network.dealer(b"actor"), cache / "private" / "run", in_place=True)
+        assert (await client.fetch())[0] == version_folder(cache / "private" / "run", 1)
         client.close()
+
+
+@pytest.mark.parametrize("up", [0, 1])
+async def test_a_cache_that_others_could_change_is_refused(store: Path, cache: Path, up: int) -> None:
+    publish(store, 1)
+    network = MemoryNetwork()
+    folder = cache / "mine" / "run"
+    folder.mkdir(parents=True)
+    (folder, folder.parent)[up].chmod(0o770)
+    async with served(network.router(), store):
+        client = puller(network.dealer(b"actor"), folder, in_place=True)
+        with pytest.raises(WeightsError, match=r"others may write to .*; run chmod go-w on it"):
+            await client.fetch()
 
 
 async def test_a_version_that_does_not_match_its_manifest_is_not_used_in_place(store: Path, cache: Path) -> None:
