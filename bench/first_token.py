@@ -27,7 +27,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.demo.services import free_address
 from dcpo_async.processes import kill_group, module_argv, spawn
 from dcpo_async.protocol.messages import Envelope
-from dcpo_async.protocol.trainer_messages import Published, VersionGrant, VersionWant
+from dcpo_async.protocol.trainer_messages import Published, PublishedAck, VersionGrant, VersionWant
 from dcpo_async.records import Lease, Sampling
 from dcpo_async.transport.zmq_channel import RouterChannel, connecting
 from dcpo_async.weights.canary import Canary, canary_bound
@@ -101,6 +101,8 @@ class Rank:
                     await self.channel.send(received.peer, Envelope(grant, {}, RUN_ID, 1))
                 elif isinstance(message, Published):
                     self.published.set()
+                    ack = PublishedAck(weights_version=message.weights_version, step=message.step)
+                    await self.channel.send(received.peer, Envelope(ack, {}, RUN_ID, 1))
 
 
 async def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
