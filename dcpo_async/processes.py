@@ -11,9 +11,10 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dcpo_async.errors import ConfigError, DcpoError
 
@@ -107,6 +108,16 @@ async def _run_once(child: Child, stopping: asyncio.Event) -> int:
         ended.cancel()
         asked.cancel()
         kill_group(process)
+
+
+async def until_told(work: Coroutine[Any, Any, None]) -> None:
+    """Do a process's work until it ends or SIGTERM or SIGINT comes, which cancels it; raises what it raises."""
+    task, loop = asyncio.create_task(work), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()
 
 
 def die_with_parent() -> None:

@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
 import time
 import uuid
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import DcpoError
+from dcpo_async.processes import until_told
 from dcpo_async.protocol.trainer_messages import Published
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.zmq_channel import DealerChannel
@@ -102,13 +102,9 @@ async def _run(config: RunConfig, options: argparse.Namespace) -> None:
     identity = f"publisher-{uuid.uuid4().hex}".encode()
     channel = DealerChannel(options.coordinator, identity, config.network.max_message_bytes)
     link = CoordinatorLink(channel, options.coordinator, options.run_id, options.incarnation, "the publisher")
-    publishing = asyncio.create_task(Publisher(config, link, options.buffers).run())
-    # What is being written is finished or removed by its thread, which asyncio waits for.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, publishing.cancel)
     try:
-        await asyncio.wait({publishing})
-        if not publishing.cancelled():
-            publishing.result()
+        # Told to end, what is being written is finished or removed by its thread, which asyncio waits for.
+        await until_told(Publisher(config, link, options.buffers).run())
     finally:
         channel.close()
 

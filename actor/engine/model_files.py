@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from dcpo_async.errors import WeightsError
+from dcpo_async.weights.tensor_file import shapes_in
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -16,8 +17,7 @@ def tensor_shapes(folder: Path) -> Shapes:
     shapes: dict[str, tuple[int, ...]] = {}
     try:
         for path in folder.glob("*.safetensors"):
-            with safe_open(path, framework="pt") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            shapes |= shapes_in(path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"the weights in {folder} cannot be read: {error}") from None
     if not shapes:

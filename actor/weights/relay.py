@@ -4,12 +4,12 @@ import argparse
 import asyncio
 import json
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dcpo_async.errors import DcpoError
+from dcpo_async.processes import until_told
 from dcpo_async.transport.interfaces import MAX_MESSAGE_BYTES, Router
 from dcpo_async.transport.pacing import PacedRouter
 from dcpo_async.transport.security import load_client_keys, relay_server
@@ -46,15 +46,9 @@ async def _serve_until_told(options: argparse.Namespace) -> None:
     channel: Router = RouterChannel(options.listen, MAX_MESSAGE_BYTES, curve, insecure=options.insecure)
     if options.mbps:
         channel = PacedRouter(channel, options.mbps * MB)
-    serving = asyncio.create_task(Relay(channel, lambda run_id: offered(options.offer, run_id)).serve())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, serving.cancel)
     log.info("handing on weights on port %d", channel.port)
     try:
-        await asyncio.wait({serving})
-        if not serving.cancelled():
-            serving.result()
+        await until_told(Relay(channel, lambda run_id: offered(options.offer, run_id)).serve())
     finally:
         channel.close()
 

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 import xxhash
+from safetensors import safe_open
 from torch import Tensor
 
 from dcpo_async.errors import WeightsError
@@ -45,6 +46,12 @@ class Digests(NamedTuple):
 
     file: tuple[str, ...]
     tensors: dict[str, str]
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape by name of the tensors in a safetensors file, from its header; raises OSError, SafetensorError."""
+    with safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digests:

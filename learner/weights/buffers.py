@@ -166,7 +166,7 @@ class SharedBuffer:
 
 
 class SharedBuffers:
-    """Both buffers, as the trainer's rank 0 or the publisher uses them."""
+    """Both buffers, as the trainer's rank 0 or the publisher uses them; the first one has the counts of both."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.buffers = [SharedBuffer(path) for path in paths]
@@ -188,8 +188,7 @@ class SharedBuffers:
         """The state in a claimed buffer is whole: the next one to publish."""
         offer = Offer(sequence=self.offered + 1, step=step, offered_at=time.monotonic(), canary=canary)
         self.buffers[number].offer = offer
-        for buffer in self.buffers:
-            buffer.offered = offer.sequence
+        self.buffers[0].offered = offer.sequence
 
     @contextmanager
     def newest(self) -> Iterator[tuple[Offer, SharedBuffer] | None]:
@@ -209,12 +208,12 @@ class SharedBuffers:
     @property
     def offered(self) -> int:
         """Sequence number of the newest state that was offered, 0 before the first."""
-        return max(buffer.offered for buffer in self.buffers)
+        return self.buffers[0].offered
 
     @property
     def published(self) -> int:
         """Sequence number of the newest state that was published, 0 before the first."""
-        return max(buffer.published for buffer in self.buffers)
+        return self.buffers[0].published
 
     def num_skipped(self, offer: Offer) -> int:
         """How many states were overtaken between the newest that is published and this one."""
@@ -222,8 +221,7 @@ class SharedBuffers:
 
     def mark_published(self, offer: Offer) -> None:
         """A state stands in the store, and the coordinator was told."""
-        for buffer in self.buffers:
-            buffer.published = offer.sequence
+        self.buffers[0].published = offer.sequence
 
     def _newest(self) -> SharedBuffer | None:
         if self.offered == self.published:

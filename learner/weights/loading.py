@@ -8,10 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from dcpo_async.errors import ConfigError
+from dcpo_async.weights.tensor_file import shapes_in
 from learner.weights.checkpoint_format import all_views, first_line, first_names
 from learner.weights.layout import Shape
 
@@ -84,8 +85,7 @@ def checkpoint_shapes(folder: Path) -> dict[str, Shape]:
         if not (folder / "model.safetensors").exists():
             files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
         for name in sorted(files):
-            with safe_open(folder / name, framework="pt") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            shapes |= shapes_in(folder / name)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(f"model {folder}: its weights cannot be read: {first_line(error)}") from None
     return shapes

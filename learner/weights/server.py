@@ -3,12 +3,12 @@
 import argparse
 import asyncio
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dcpo_async.errors import DcpoError
+from dcpo_async.processes import until_told
 from dcpo_async.transport.interfaces import MAX_MESSAGE_BYTES
 from dcpo_async.transport.security import load_server_keys
 from dcpo_async.transport.zmq_channel import RouterChannel
@@ -20,15 +20,9 @@ log = logging.getLogger("weight_server")
 async def _serve_until_told(options: argparse.Namespace) -> None:
     curve = load_server_keys(options.keys) if options.keys else None
     channel = RouterChannel(options.listen, MAX_MESSAGE_BYTES, curve, insecure=options.insecure)
-    serving = asyncio.create_task(serve(channel, options.store, options.run_id))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, serving.cancel)
     log.info("serving the weights of run %s on port %d", options.run_id, channel.port)
     try:
-        await asyncio.wait({serving})
-        if not serving.cancelled():
-            serving.result()
+        await until_told(serve(channel, options.store, options.run_id))
     finally:
         channel.close()
 

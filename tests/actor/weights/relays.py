@@ -1,6 +1,5 @@
 """Relays that tests ask: real ones over a machine's cache, and such as send what they should not."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
 from dcpo_async.transport.interfaces import Dealer, Router
 from dcpo_async.weight_serving.relaying import Relay
-from tests.actor.weights.served import CHUNK_BYTES
+from tests.actor.weights.served import CHUNK_BYTES, at_work
 
 RELAY = "tcp://relay:5560"
 
@@ -21,12 +20,10 @@ RELAY = "tcp://relay:5560"
 @asynccontextmanager
 async def relaying(router: Router, cache: Path) -> AsyncIterator[None]:
     """Hand on the versions of a cache."""
-    serving = asyncio.create_task(Relay(router, lambda run_id: cache if run_id == "run" else None).serve())
     try:
-        yield
+        async with at_work(Relay(router, lambda run_id: cache if run_id == "run" else None).serve()):
+            yield
     finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
         router.close()
 
 
@@ -43,12 +40,8 @@ async def answering(router: Router, answer: Callable[[ChunkWant], Envelope | Non
                 if said is not None:
                     await router.send(received.peer, said)
 
-    serving = asyncio.create_task(serve())
-    try:
+    async with at_work(serve()):
         yield
-    finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
 
 
 def chunk(want: ChunkWant, data: bytes = b"", *, later: bool = False, error: str = "") -> Envelope:

@@ -1,9 +1,10 @@
 """A weight store that is served over a channel, and what a test asks of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,13 +39,22 @@ def publish(store: Path, version: int) -> Manifest:
 
 
 @asynccontextmanager
-async def served(router: Router, store: Path) -> AsyncIterator[None]:
-    serving = asyncio.create_task(serve(router, store, "run"))
+async def at_work(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Something that goes on until the end of the block."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def served(router: Router, store: Path) -> AsyncIterator[None]:
+    try:
+        async with at_work(serve(router, store, "run")):
+            yield
+    finally:
         router.close()
 
 
