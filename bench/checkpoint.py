@@ -1,9 +1,9 @@
 """How long a step waits for a checkpoint: `python -m bench.checkpoint --zero-stage 2`.
 
 The ranks of a real engine take checkpoints as the trainer does. Beside it, in turns: one copy of the same bytes by the
-same processes, and what a step waited for before: DeepSpeed's own writing, rank 0 reading every byte again to digest it,
-fsync, rename, the removal of the checkpoint before. Seconds of the slowest rank. At the end, how much of its pace a
-rank's arithmetic keeps while a checkpoint is written.
+same processes, and what a step waited for before: DeepSpeed's own writing, rank 0 reading every byte again for its
+digest, fsync, rename, the removal of the checkpoint before. Seconds of the slowest rank. At the end, how much of its
+pace a rank's arithmetic keeps while a checkpoint is written.
 """
 
 import argparse
@@ -42,92 +42,99 @@ SAMPLE = TrainingSample(
 )  # fmt: skip
 
 
+class Ways:
+    """What a step may wait for, on a real engine; every rank does the same."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.engine, self.step, self.told = TrainEngine(config), 0, list[Checkpointed]()
+        self.folder = RunFolder(config.folder).checkpoints
+        self.checkpoints = Checkpoints(config, self.engine, self.tell)
+        self.checkpoints.begin(0)
+        # The moments of AdamW come with the first update.
+        logprobs, _ = self.engine.policy(pack([SAMPLE]))
+        self.engine.backward(logprobs.sum(), is_last=True)
+        self.engine.update(0)
+        self.regions = list(self.engine.snapshot(self.folder)._regions.values())
+        self.num_bytes = sum(region.num_bytes for region in self.regions)
+        self.target = torch.ones(self.num_bytes // 4, dtype=torch.uint8)
+
+    async def tell(self, message: Message) -> None:
+        """Take what the coordinator would hear."""
+        assert isinstance(message, Checkpointed), message
+        self.told.append(message)
+
+    def copied(self) -> None:
+        """Copy as many bytes as a snapshot has, by quarters: memory for another whole copy may not be there."""
+        for region in self.regions:
+            for part in region._bytes.split(len(self.target)):
+                self.target[: len(part)].copy_(part)
+
+    def offered(self) -> None:
+        """As the trainer does."""
+        self.step += 1
+        self.checkpoints.offer(self.step)
+
+    def as_before(self) -> None:
+        """As the trainer did."""
+        self.step += 1
+        engine, writing = self.engine._deepspeed, writing_folder(self.folder, self.step)
+        handover, engine.checkpoint_engine = engine.checkpoint_engine, TorchCheckpointEngine()
+        engine.save_checkpoint(str(writing.parent), writing.name, save_latest=False)
+        engine.checkpoint_engine = handover
+        if self.engine.rank == 0:
+            publish_checkpoint(writing.parent, self.step, "", self.engine.layout, {})
+            remove_superseded(writing.parent, keep_last=1, keep_every_steps=None)
+
+
+def slowest(way: Callable[[], object]) -> float:
+    """Seconds of the rank that takes longest."""
+    dist.barrier()
+    started = time.monotonic()
+    way()
+    taken = torch.tensor(time.monotonic() - started)
+    dist.all_reduce(taken, dist.ReduceOp.MAX)
+    return float(taken)
+
+
 async def measure(folder: Path, zero_stage: int, dtype: str, repetitions: int) -> None:
     """Print seconds of each way, medians and spread, and ratios within each round."""
-    config = RunConfig(
-        folder=folder / "run",
-        model=ModelSettings(path=str(folder / "model"), dtype=dtype),
-        training=TrainingSettings(zero_stage=zero_stage),
-        checkpoint=CheckpointSettings(interval_steps=1, keep_last=1),
+    ways = Ways(
+        RunConfig(
+            folder=folder / "run",
+            model=ModelSettings(path=str(folder / "model"), dtype=dtype),
+            training=TrainingSettings(zero_stage=zero_stage),
+            checkpoint=CheckpointSettings(interval_steps=1, keep_last=1),
+        )
     )
-    engine = TrainEngine(config)
-    told: list[Checkpointed] = []
-
-    async def tell(message: Message) -> None:
-        assert isinstance(message, Checkpointed), message
-        told.append(message)
-
-    checkpoints = Checkpoints(config, engine, tell)
-    checkpoints.begin(0)
-    # The moments of AdamW come with the first update.
-    logprobs, _ = engine.policy(pack([SAMPLE]))
-    engine.backward(logprobs.sum(), is_last=True)
-    engine.update(0)
-    snapshot = engine.snapshot(folder)
-    num_bytes = sum(region.num_bytes for region in snapshot._regions.values())
-    target = torch.ones(num_bytes // 4, dtype=torch.uint8)
-    step = 0
-
-    def copied() -> None:
-        """Quarter by quarter, since memory for another whole copy may not be there."""
-        for region in snapshot._regions.values():
-            for part in region._bytes.split(len(target)):
-                target[: len(part)].copy_(part)
-
-    def offered() -> None:
-        checkpoints.offer(step)
-
-    def as_before() -> None:
-        handover, engine._deepspeed.checkpoint_engine = engine._deepspeed.checkpoint_engine, TorchCheckpointEngine()
-        try:
-            writing = writing_folder(RunFolder(config.folder).checkpoints, step)
-            engine._deepspeed.save_checkpoint(str(writing.parent), writing.name, save_latest=False)
-            if engine.rank == 0:
-                publish_checkpoint(writing.parent, step, "", engine.layout, {})
-                remove_superseded(writing.parent, keep_last=1, keep_every_steps=None)
-        finally:
-            engine._deepspeed.checkpoint_engine = handover
-
-    def slowest(way: Callable[[], object]) -> float:
-        dist.barrier()
-        started = time.monotonic()
-        way()
-        taken = torch.tensor(time.monotonic() - started)
-        dist.all_reduce(taken, dist.ReduceOp.MAX)
-        return float(taken)
-
     seconds: dict[str, list[float]] = {"one copy of the bytes": [], "stall": [], "until it stands": [], "as before": []}
     for repetition in range(repetitions + 1):
-        round_seconds = [slowest(copied)]
-        step += 1
-        round_seconds.append(slowest(offered))
-        await checkpoints.whole()
-        # The rank that is told of it is the first.
-        round_seconds.append(told[-1].seconds if told else 0.0)
-        step += 1
-        round_seconds.append(slowest(as_before))
+        found = [slowest(ways.copied), slowest(ways.offered)]
+        await ways.checkpoints.whole()
+        # Rank 0 is told, and it prints.
+        found += [ways.told[-1].seconds if ways.told else 0.0, slowest(ways.as_before)]
         if repetition:
-            for values, value in zip(seconds.values(), round_seconds, strict=True):
+            for values, value in zip(seconds.values(), found, strict=True):
                 values.append(value)
-    paces = [await pace_beside(checkpoints, step + number) for number in range(1, repetitions + 1)]
-    if engine.rank == 0:
+    paces = [await pace_beside(ways) for _ in range(repetitions)]
+    if ways.engine.rank == 0:
         print(
-            f"{engine.schema.layout.num_bytes / GB:.3f} GB of parameters, {dtype}, {engine.num_ranks} ranks, ", end=""
+            f"{ways.engine.schema.layout.num_bytes / GB:.3f} GB of parameters, {dtype}, {ways.engine.num_ranks} ranks, "
+            f"ZeRO {zero_stage}; rank 0 copies {ways.num_bytes / GB:.3f} GB, "
+            f"files have {ways.told[-1].num_bytes / GB:.3f} GB"
         )
-        print(f"ZeRO {zero_stage}; rank 0 copies {num_bytes / GB:.3f} GB, files have {told[-1].num_bytes / GB:.3f} GB")
         for name, values in seconds.items():
             shares = [value / before for value, before in zip(values, seconds["as before"], strict=True)]
             copies = [value / copy for value, copy in zip(values, seconds["one copy of the bytes"], strict=True)]
             print(f"{name:22} {spread(values)} s  {spread(shares)} of before  {spread(copies)} x one copy")
         print(f"pace of rank 0's arithmetic beside the writing, of its pace alone: {spread(paces)}")
-    engine.close()
+    ways.engine.close()
 
 
-async def pace_beside(checkpoints: Checkpoints, step: int) -> float:
+async def pace_beside(ways: Ways) -> float:
     """Products of matrices in a second while a checkpoint is written, as a share of those just after it."""
-    checkpoints.offer(step)
-    beside = pace(lambda: checkpoints._is_writing())
-    await checkpoints.whole()
+    ways.offered()
+    beside = pace(ways.checkpoints._is_writing)
+    await ways.checkpoints.whole()
     ends_at = time.monotonic() + 3.0
     return beside / pace(lambda: time.monotonic() < ends_at)
 

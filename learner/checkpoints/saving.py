@@ -176,7 +176,7 @@ class Checkpoints:
         if time.monotonic() - saving.progressed_at > self._deadline_seconds:
             raise TrainerError(
                 f"rank {self._ranks.rank} has written nothing of the checkpoint of step {saving.step} for over "
-                f"{self._deadline_seconds:.0f} s; is the disk of {self._folder} well?"
+                f"{self._deadline_seconds:g} s; is the disk of {self._folder} well?"
             )
         return True
 
