@@ -31,8 +31,8 @@ from dcpo_async.records import TrainingSample
 from dcpo_async.run_folder import RunFolder
 from learner.checkpoints.folder import publish_checkpoint, remove_superseded, writing_folder
 from learner.checkpoints.saving import Checkpoints
+from learner.policy.packing import pack
 from learner.trainer.engine import TrainEngine
-from learner.trainer.packing import pack
 
 MATRIX = 512
 SAMPLE = TrainingSample(
@@ -51,8 +51,8 @@ class Ways:
         self.checkpoints = Checkpoints(config, self.engine, self.tell)
         self.checkpoints.begin(0)
         # The moments of AdamW come with the first update.
-        logprobs, _ = self.engine.policy(pack([SAMPLE]))
-        self.engine.backward(logprobs.sum(), is_last=True)
+        scores = self.engine.policy(pack([SAMPLE]), lambda logprobs, _tokens: logprobs.sum())
+        self.engine.backward(scores.loss, is_last=True)
         self.engine.update(0)
         self.regions = list(self.engine.snapshot(self.folder)._regions.values())
         self.num_bytes = sum(region.num_bytes for region in self.regions)

@@ -12,20 +12,20 @@ from dcpo_async.config import RunConfig
 from dcpo_async.protocol.messages import Message
 from learner.checkpoints.folder import publish_checkpoint, writing_folder
 from learner.checkpoints.saving import Checkpoints
+from learner.policy.packing import pack
 from learner.trainer.engine import TrainEngine
-from learner.trainer.packing import pack
 from tests.learner.trainer.test_trainer import fixed_samples
 
 
 def train(engine: TrainEngine, step: int) -> Tensor:
-    """One update on a sample or two of this rank's own; returns the loss."""
+    """One update on a sample or two of this rank's own; returns log-probs."""
     torch.manual_seed(step)
-    logprobs, _ = engine.policy(pack(fixed_samples(step)[engine.rank : engine.rank + 4 : 2]))
-    loss = -logprobs.mean()
-    engine.backward(loss, is_last=True)
+    batch = pack(fixed_samples(step)[engine.rank : engine.rank + 4 : 2])
+    scores = engine.policy(batch, lambda logprobs, _tokens: -logprobs.mean())
+    engine.backward(scores.loss, is_last=True)
     engine.set_learning_rate(step)
     assert engine.update(step) is not None
-    return loss.detach()
+    return scores.logprobs
 
 
 def state_of(engine: TrainEngine) -> list[Tensor]:
@@ -51,10 +51,8 @@ def assert_equal(found: list[Tensor], expected: list[Tensor], where: str) -> Non
         assert torch.equal(one, other), where
 
 
-async def main() -> None:
+async def main(config: RunConfig, folder: Path) -> None:
     """Train, take a checkpoint as it is and as it was before; go on from each, and compare every bit."""
-    config, folder = RunConfig.model_validate_json(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
-    config = config.model_copy(update={"folder": folder})
 
     async def tell(message: Message) -> None:
         assert message.kind == "checkpointed", message
@@ -75,14 +73,14 @@ async def main() -> None:
         publish_checkpoint(before, 2, config.digest(), engine.layout, {})
     engine.largest_of_ranks(0)
     # The copy was taken before this update and is written during it.
-    loss = train(engine, 2)
+    logprobs = train(engine, 2)
     later = state_of(engine)
     await checkpoints.whole()
     for path in (now, before):
         again = TrainEngine(config)
         again.load(path, 2, config.digest())
         assert_equal(state_of(again), expected, f"{path}, loaded")
-        assert torch.equal(train(again, 2), loss)
+        assert torch.equal(train(again, 2), logprobs)
         assert_equal(state_of(again), later, f"{path}, a step later")
     if engine.rank == 0:
         sizes = [sum(file.stat().st_size for file in path.rglob("*.pt")) for path in (now, before)]
@@ -91,4 +89,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    given = RunConfig.model_validate_json(Path(sys.argv[1]).read_bytes())
+    asyncio.run(main(given.model_copy(update={"folder": Path(sys.argv[2])}), Path(sys.argv[2])))

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ async def test_a_milestone_is_waited_for(tmp_path: Path) -> None:
 async def test_minutes_count_from_the_checkpoint_before(tmp_path: Path) -> None:
     checkpoints, _, folder = made(tmp_path, OneRank(), interval_steps=None, interval_minutes=0.2 / 60)
     checkpoints.offer(1)
-    time.sleep(0.25)
+    await asyncio.sleep(0.25)
     checkpoints.offer(2)
     checkpoints.offer(3)
     await checkpoints.whole()
