@@ -132,7 +132,7 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
             ["--algorithm.updates_per_batch", "2", "--lag.publish_interval", "2", "--training.max_steps", "5"],
             "max_steps 5",
         ),
-        (["--checkpoint.interval_steps", "none"], "both none: .*set one"),
+        (["--checkpoint.interval_steps", "null"], "both none: .*set one"),
         (
             ["--checkpoint.interval_minutes", "30", "--checkpoint.keep_every_steps", "100"],
             "keep_every_steps 100 needs checkpoint.interval_steps",
