@@ -1,4 +1,4 @@
-"""How long a step waits for a checkpoint: `python -m bench.checkpoint --zero-stage 2`.
+"""How long a step waits for a checkpoint: `python -m bench.checkpoints --zero-stage 2`.
 
 The ranks of a real engine take checkpoints as the trainer does. Beside it, in turns: one copy of the same bytes by the
 same processes, and what a step waited for before: DeepSpeed's own writing, rank 0 reading every byte again for its
@@ -155,7 +155,7 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     """Make a model, start the ranks, which measure."""
-    parser = argparse.ArgumentParser(prog="bench.checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(prog="bench.checkpoints", description=__doc__)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3), default=2)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
@@ -172,7 +172,7 @@ def main() -> None:
         make_model(Path(scratch) / "model", options.gigabytes)
         ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks)]
         environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        words = [*ranks, "-m", "bench.checkpoint", *sys.argv[1:], "--folder", scratch]
+        words = [*ranks, "-m", "bench.checkpoints", *sys.argv[1:], "--folder", scratch]
         raise SystemExit(subprocess.run(words, env=environment, check=False).returncode)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
