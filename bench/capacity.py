@@ -6,6 +6,9 @@ scarce. The three ways take turns on one engine:
 - groups: a group keeps its places until its last response has ended;
 - places: a group's worth of free places, whatever group they were of, is a lease;
 - capacity: as `places`, and the places are what the engine has been seen to hold.
+
+Rates are per second of processor time of the EngineCore process, which is busy throughout: on a core of its own that is
+the wall clock, and on a machine that does other things too it still compares.
 """
 
 import argparse
@@ -18,6 +21,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 import numpy as np
+import psutil
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -58,6 +62,7 @@ class Seen:
 
     responses: int = 0
     tokens: int = 0
+    core_seconds: float = 0.0
     preemptions: int = 0
     in_flight: list[int] = dataclasses.field(default_factory=list)
     running: list[int] = dataclasses.field(default_factory=list)
@@ -79,7 +84,9 @@ class Turn:
         """Keep the engine fed; what the warm-up showed is left out."""
         await self._feed(warm_up_seconds)
         self._seen, preemptions, tokens = Seen(), self._engine.load.preemptions, self._engine.tokens_ended
+        began = core_seconds()
         await self._feed(seconds)
+        self._seen.core_seconds = core_seconds() - began
         self._seen.preemptions = self._engine.load.preemptions - preemptions
         self._seen.tokens = self._engine.tokens_ended - tokens
         for task in self._tasks:
@@ -122,6 +129,13 @@ class Turn:
             self._places = target
 
 
+def core_seconds() -> float:
+    """Processor time of the EngineCore process."""
+    (core,) = (child for child in psutil.Process().children() if "EngineCore" in child.name())
+    times = core.cpu_times()
+    return float(times.user + times.system)
+
+
 def make_model(folder: Path) -> None:
     """Write a model of random weights that costs next to nothing."""
     words = Tokenizer(WordLevel({f"w{number}": number for number in range(VOCAB_SIZE)}, unk_token="w0"))
@@ -151,25 +165,27 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[S
     return found
 
 
-def table(found: dict[str, list[Seen]], seconds: float) -> str:
+def table(found: dict[str, list[Seen]]) -> str:
     """A row for each way: means over the rounds, and how far those of responses per second differ."""
     columns: dict[str, Callable[[Seen], float]] = {
-        "tokens/s": lambda seen: seen.tokens / seconds,
+        "tokens/s": lambda seen: seen.tokens / seen.core_seconds,
         "in flight": lambda seen: mean(seen.in_flight),
         "in the cache": lambda seen: mean(seen.running),
         "groups open": lambda seen: mean(seen.groups_open),
-        "preemptions": lambda seen: float(seen.preemptions),
+        "preemptions/100 responses": lambda seen: 100 * seen.preemptions / seen.responses,
     }
     lines = [f"| way | responses/s | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for way, rounds in found.items():
-        rates = [seen.responses / seconds for seen in rounds]
+        rates = [seen.responses / seen.core_seconds for seen in rounds]
         spread = stdev(rates) if len(rates) > 1 else 0.0
         cells = [f"{mean(map(column, rounds)):.0f}" for column in columns.values()]
         lines.append(f"| {way} | {mean(rates):.1f} ± {spread:.1f} | {' | '.join(cells)} |")
     base = found["groups"]
     for way in WAYS[1:]:
-        pairs = zip(found[way], base, strict=True)
-        ratios = [one.responses / other.responses for one, other in pairs]
+        ratios = [
+            one.responses / one.core_seconds / (other.responses / other.core_seconds)
+            for one, other in zip(found[way], base, strict=True)
+        ]
         lines.append(f"{way} / groups: {median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
     return "\n".join(lines)
 
@@ -188,7 +204,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dcpo-bench-") as folder:
         make_model(Path(folder))
         found = asyncio.run(measure(options, Path(folder)))
-    print(table(found, options.seconds))
+    print(table(found))
 
 
 if __name__ == "__main__":
