@@ -208,7 +208,9 @@ class ActorSettings(Section):
     """What the learner tells every actor that joins."""
 
     groups_in_flight: Positive = 64
-    """Groups that one engine process works on at once."""
+    """An engine process has at most this many groups' worth of responses in flight, fewer where its KV cache has been
+    seen to hold fewer. A response that has ended makes room, whatever the others of its group do, so that up to four
+    times as many groups may be open."""
     kv_after_update: Literal["keep", "recompute"] = "keep"
     """After new weights: keep the KV cache of responses in flight, or recompute it."""
     max_failures: Positive = 3

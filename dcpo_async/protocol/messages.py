@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dcpo_async.config import ActorSettings, GradingSettings, SamplingSettings
 from dcpo_async.records import Count, FinishReason, GroupOutcome, LeaseName, Relay
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 Text = Annotated[str, Field(max_length=1 << 20)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -100,6 +100,9 @@ class Heartbeat(Message):
     tokens_generated: Count
     """Response tokens since the session began."""
     groups_in_flight: Count
+    responses_in_flight: Count = 0
+    response_capacity: Count = 0
+    preemptions: Count = 0
     canary_difference: Annotated[float, Field(ge=0)] | None = None
     """Largest difference from the canary of `weights_version`, in nats; none where the version has no canary."""
     canary_refusals: Count = 0

@@ -71,7 +71,8 @@ class TrainEngine:
             weight_decay=self._settings.weight_decay,
             fused=True,
         )
-        self._deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=deepspeed_settings(config))
+        settings = deepspeed_settings(config, on_gpus=torch.cuda.is_available())
+        self._deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         fit_to_model(self._deepspeed.module, self._deepspeed.device)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.device: torch.device = self._deepspeed.device
@@ -301,7 +302,7 @@ def learning_rate(step: int, peak: float, warmup_steps: int) -> float:
     return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
 
 
-def deepspeed_settings(config: RunConfig) -> dict[str, Any]:
+def deepspeed_settings(config: RunConfig, *, on_gpus: bool) -> dict[str, Any]:
     """DeepSpeed's configuration: what our settings say, under the user's `training.deepspeed`."""
     settings = config.training
     ours: dict[str, Any] = {
@@ -314,6 +315,9 @@ def deepspeed_settings(config: RunConfig) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,
     }
+    if on_gpus and settings.zero_stage in (1, 2):
+        # Gradients are summed after each micro-batch; by itself DeepSpeed overlaps that with ZeRO-3's backward only.
+        ours["zero_optimization"]["overlap_comm"] = True
     if forward_dtype(config) == torch.bfloat16:
         ours["bf16"] = {"enabled": True}
         if settings.zero_stage > 0:
