@@ -1,5 +1,6 @@
 """Model folders in Hugging Face's layout, found on disk or fetched from the hub, and their tokenizers."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,13 @@ def load_tokenizer(folder: Path, setting: str) -> "PreTrainedTokenizerBase":
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{setting} {folder}: no tokenizer can be loaded from it ({reason})") from None
     return tokenizer
+
+
+def context_tokens(folder: Path) -> int | None:
+    """Most tokens of prompt and response that the model's configuration allows; None where it does not say."""
+    config = json.loads((folder / "config.json").read_text())
+    tokens = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    return int(tokens) if tokens else None
 
 
 def _fetched(name: str, setting: str) -> Path:
