@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actor.engine.choice import add_engine_arguments, make_engine
 from dcpo_async.prompts import encode_prompts, load, problem_source
 from dcpo_async.records import Lease, Response, Sampling, TrainingSample
-from learner.trainer.packing import pack
-from learner.trainer.policy import PolicyModel
+from learner.policy.model import PolicyModel
+from learner.policy.packing import pack
 
 
 def main() -> None:
