@@ -52,8 +52,9 @@ SERVICES = {
     "learner/policy": "",
     "learner/trainer": "policy weights",
     "learner/publisher": "trainer weights",
-    "learner/run_setup": "coordinator ledger",
-    "learner/launcher": "coordinator problems run_setup",
+    "learner/sizing": "policy",
+    "learner/run_setup": "coordinator ledger sizing",
+    "learner/launcher": "coordinator problems run_setup sizing",
 }
 # Decisions: they know the nouns and nothing else.
 PURE = {"learner/scheduling": {"dcpo_async/records"}}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from dcpo_async.config import RunConfig
+from learner.policy.packing import micro_batch_tokens
 from learner.sizing.rehearsal import Rehearsal
 
 MASTER_BYTES, ADAM_BYTES, FLOAT32_BYTES = 4, 8, 4
@@ -14,16 +15,25 @@ MAX_LIVE = 1_000_000_000
 CUDA_BYTES, NCCL_BYTES = 600_000_000, 1_400_000_000
 FRAGMENTATION = 0.05
 """Of what comes and goes, on GPUs with expandable segments."""
-HEAP_SHARE = 2.0
-"""What glibc keeps of freed blocks on a CPU, of the peak of the small ones with checkpointing (docs/experiments.md)."""
+HEAP_OF_ACTIVATIONS, HEAP_OF_GRADIENTS = 1.75, 1.5
+"""What glibc keeps of freed small blocks on a CPU: of the peak of activations with checkpointing, and of the gradients
+among which they come and go. Fitted to the 13 runs of docs/experiments.md, all of them within 7 %."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """Elements of a model: of all its parameters, tied ones once; of the largest; and bytes of its buffers."""
+    """Elements of a model.
+
+    Attributes:
+        parameters: of all, tied ones once.
+        largest: of the largest.
+        small: of those whose gradients are small blocks (SMALL_GRADIENT_BYTES).
+        buffer_bytes: bytes of its buffers.
+    """
 
     parameters: int
     largest: int
+    small: int = 0
     buffer_bytes: int = 0
 
 
@@ -33,7 +43,8 @@ class Plan:
 
     Attributes:
         value_bytes: of a weight in the forward pass, 2 or 4.
-        micro_batch_tokens: as set; `sequences` of `length` are the most that may come of it.
+        micro_batch_tokens: as set.
+        length: tokens of the longest sequence.
         rank_tokens: the most that a rank has to train in a step.
         offload: the optimizer's state lies in the host's memory.
         bucket: elements that are reduced at once.
@@ -51,9 +62,9 @@ class Plan:
     bucket: int = DEFAULT_BUCKET
 
     @property
-    def sequences(self) -> int:
-        """Of the largest micro-batch: one that is longer than the bound goes alone."""
-        return max(1, min(self.micro_batch_tokens, self.rank_tokens) // self.length)
+    def tokens(self) -> int:
+        """Of the largest micro-batch: a sequence that is longer than the bound goes alone."""
+        return max(self.length, min(self.micro_batch_tokens, self.rank_tokens))
 
     @classmethod
     def of(cls, config: RunConfig, num_ranks: int, on_gpus: bool) -> Self:
@@ -67,7 +78,7 @@ class Plan:
             value_bytes=2 if config.model.dtype == "bfloat16" else 4,
             zero_stage=int(zero.get("stage", training.zero_stage)),
             checkpointing=config.model.gradient_checkpointing,
-            micro_batch_tokens=training.micro_batch_tokens,
+            micro_batch_tokens=micro_batch_tokens(training.micro_batch_tokens, "cuda" if on_gpus else "cpu"),
             length=length,
             rank_tokens=-(-responses // num_ranks) * length,
             offload=zero.get("offload_optimizer", {}).get("device", "none") != "none",
@@ -135,7 +146,7 @@ def rank_memory(size: ModelSize, plan: Plan, whole: Rehearsal, body: Rehearsal, 
     if plan.on_gpus:
         reserve = CUDA_BYTES + (NCCL_BYTES if plan.num_ranks > 1 else 0) + int(FRAGMENTATION * moving)
     else:
-        reserve = int(HEAP_SHARE * heap.small_peak)
+        reserve = int(HEAP_OF_ACTIVATIONS * heap.small_peak + HEAP_OF_GRADIENTS * size.small * plan.value_bytes)
     gradients = gradient_bytes(size, plan)
     return RankMemory(
         weights=weight_bytes(size, plan),
@@ -174,12 +185,14 @@ def optimizer_bytes(size: ModelSize, plan: Plan) -> int:
 
 
 def bucket_bytes(size: ModelSize, plan: Plan) -> int:
-    """Gradients on their way: a bucket, its flattened copy, and under ZeRO in bfloat16 its float32 slices."""
-    elements = min(plan.bucket, size.parameters)
+    """Gradients on their way: a bucket, its flattened copy where ranks add up, float32 slices of it in bfloat16."""
     if plan.zero_stage == 0:
-        return elements * FLOAT32_BYTES
+        return min(plan.bucket, size.parameters) * FLOAT32_BYTES
+    # The bucket is allocated whole; a CPU has no pages for what is never written.
+    elements = plan.bucket if plan.on_gpus else min(plan.bucket, size.parameters)
+    copies = 1 if plan.num_ranks == 1 else 2
     in_float32 = FLOAT32_BYTES if plan.value_bytes < FLOAT32_BYTES and plan.zero_stage < 3 else 0
-    return elements * (2 * plan.value_bytes + in_float32)
+    return elements * (copies * plan.value_bytes + in_float32)
 
 
 def checkpoint_bytes(size: ModelSize, plan: Plan) -> int:

@@ -10,7 +10,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError
 from dcpo_async.model_folder import context_tokens
 from learner.sizing.memory import ModelSize, Plan, RankMemory, rank_memory
-from learner.sizing.rehearsal import Rehearsal, policy_without_data, rehearse
+from learner.sizing.rehearsal import SMALL_GRADIENT_BYTES, Rehearsal, policy_without_data, rehearse
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
@@ -31,20 +31,22 @@ class SizedModel:
             raise ConfigError(f"model {folder} cannot be built from its config.json: {error}".splitlines()[0]) from None
         parameters = [parameter.numel() for parameter in self._policy.parameters()]
         buffer_bytes = sum(buffer.nbytes for buffer in self._policy.buffers())
-        self.size = ModelSize(sum(parameters), max(parameters), buffer_bytes)
+        small = sum(number for number in parameters if number * value_bytes < SMALL_GRADIENT_BYTES)
+        self.size = ModelSize(sum(parameters), max(parameters), small, buffer_bytes)
         self.num_embeddings: int = self._policy.model.get_input_embeddings().num_embeddings
         self._rehearsed = cache(self._rehearse)
 
     def memory(self, plan: Plan, rows: int | None = None) -> RankMemory:
         """What a rank takes under a plan; rows are the response tokens of a micro-batch, all of it where unknown."""
-        places = plan.sequences * plan.length
-        whole = self._rehearsed(plan.sequences, plan.length, rows or places, plan.checkpointing)
-        body = self._rehearsed(plan.sequences, plan.length, 1, plan.checkpointing)
-        heap = whole if plan.on_gpus else self._rehearsed(plan.sequences, plan.length, rows or places, True)
+        tokens = plan.tokens if self._policy.is_packed else plan.length
+        device, rows = "cuda" if plan.on_gpus else "cpu", rows or tokens
+        whole = self._rehearsed(device, tokens, rows, plan.checkpointing)
+        body = self._rehearsed(device, tokens, 1, plan.checkpointing)
+        heap = whole if plan.on_gpus else self._rehearsed(device, tokens, rows, True)
         return rank_memory(self.size, plan, whole, body, heap)
 
-    def _rehearse(self, sequences: int, length: int, rows: int, checkpointing: bool) -> Rehearsal:
-        return rehearse(self._policy, sequences=sequences, length=length, rows=rows, checkpointing=checkpointing)
+    def _rehearse(self, device: str, tokens: int, rows: int, checkpointing: bool) -> Rehearsal:
+        return rehearse(self._policy, device=device, tokens=tokens, rows=rows, checkpointing=checkpointing)
 
 
 def check_model(config: RunConfig, num_embeddings: int, num_tokens: int) -> None:
