@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from actor.engine.interface import Engine
@@ -94,15 +95,20 @@ class ActorService:
         engine, grading, welcome = self._engine, self._grading, self.link.welcome
         assert engine is not None
         assert grading is not None
+        began = time.monotonic()
         await self._weights.reach(engine, lease.min_version)
+        reached = time.monotonic()
         try:
             responses = await engine.generate(lease, sampling_of(welcome))
         except PromptError as error:
             self.session.fail(lease, str(error), is_prompts_fault=True)
             return
+        generated = time.monotonic()
         verdicts = await grading.grade_many([response.text for response in responses], lease.answer)
         self.session.tokens_generated += sum(len(response.token_ids) for response in responses)
-        self.session.finish(graded(lease, responses, verdicts, welcome.grading.format_penalty), time.monotonic())
+        group, now = graded(lease, responses, verdicts, welcome.grading.format_penalty), time.monotonic()
+        seconds = reached - began, generated - reached, now - generated
+        self.session.finish(replace(group, seconds=seconds), now)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -123,7 +123,15 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
             sinks = (MetricsWriter(config.folder), TensorBoardWriter(RunFolder(config.folder).tensorboard))
             weights_port = actors.port + 1
             coordinator = Coordinator(
-                config, run.run_id, run.intake, run.ledger, actors, ranks, weights_port=weights_port, sinks=sinks
+                config,
+                run.run_id,
+                run.intake,
+                run.ledger,
+                actors,
+                ranks,
+                weights_port=weights_port,
+                num_gpus=len(devices.gpus),
+                sinks=sinks,
             )
             await Launcher(config, devices, coordinator, weights_port, ranks_address, options).run()
         run.ledger.close()
@@ -196,6 +204,7 @@ class Launcher:
                 part.result()
             is_finished = self._coordinator.ranks.is_finished
             log.info("the run is finished" if is_finished else "stopped; the same command goes on from here")
+            log.info("%s", self._coordinator.status.advice())
             await self._coordinator.end("the run is finished" if is_finished else "the learner stops")
         finally:
             for part in parts:
