@@ -16,7 +16,7 @@ TokenLoss = Callable[[Tensor, slice], Tensor]
 """From log-probs [tokens] of consecutive tokens, and which of all tokens they are, to their share of the loss."""
 
 # Logits of a chunk: 2,048 tokens of a vocabulary of 152,064 on a GPU. Fewer would read the head's weight more often.
-_CHUNK_BYTES = {"cuda": 1_250_000_000, "cpu": 100_000_000}
+_CHUNK_BYTES = {"cuda": 1_250_000_000, "cpu": 25_000_000}
 # Elementwise passes go over a part that stays in a CPU's cache; a GPU's kernels want more at a time.
 _TILE_BYTES = {"cuda": 160_000_000, "cpu": 3_000_000}
 
@@ -173,15 +173,21 @@ class _Head:
         self._factor = weight if is_mixed else weight.to(self.dtype)
         self._out: dict[str, Any] = {"out_dtype": self.dtype} if is_mixed else {}
 
-    def product(self, left: Tensor, right: Tensor) -> Tensor:
-        return torch.mm(left.to(self._factor.dtype), right.to(self._factor.dtype), **self._out)
-
     def logits(self, hidden: Tensor) -> Tensor:
-        logits = self.product(hidden, self._factor.T)
+        logits = self._product(hidden, self._factor.T)
         return logits if self.bias is None else logits.add_(self.bias)
 
     def hidden_gradient(self, logit_gradients: Tensor) -> Tensor:
-        return self.product(logit_gradients, self._factor)
+        return self._product(logit_gradients, self._factor)
+
+    def add_weight_gradient(self, total: Tensor, logit_gradients: Tensor, hidden: Tensor) -> None:
+        if self._out:
+            total += self._product(logit_gradients.T, hidden)
+        else:
+            total.addmm_(logit_gradients.T, hidden.to(self.dtype))
+
+    def _product(self, left: Tensor, right: Tensor) -> Tensor:
+        return torch.mm(left.to(self._factor.dtype), right.to(self._factor.dtype), **self._out)
 
     def slices(self, num_tokens: int, max_bytes: dict[str, int]) -> list[slice]:
         """Consecutive tokens whose logits are at most so many bytes."""
@@ -201,7 +207,7 @@ class _Gradients:
 
     def add(self, chunk: slice, logit_gradients: Tensor) -> None:
         self._hidden[chunk] = self._head.hidden_gradient(logit_gradients)
-        self._weight += self._head.product(logit_gradients.T, self._states[chunk])
+        self._head.add_weight_gradient(self._weight, logit_gradients, self._states[chunk])
         if self._bias is not None:
             self._bias += logit_gradients.sum(0)
 
