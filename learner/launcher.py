@@ -91,7 +91,7 @@ def gpus_elsewhere(text: str) -> tuple[int, int]:
 
 
 async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace) -> None:
-    config = config.model_copy(update={"model": resolved_model(config.model, devices)})
+    config = config.model_copy(update={"model": resolved_model(config.model, devices, with_weights=not options.check)})
     problems = training_problems(config.data)
     if options.check:
         check(config, devices, problems, options.on)
@@ -158,10 +158,10 @@ def check(config: RunConfig, devices: Devices, problems: LoadedProblems, elsewhe
     print("the run fits")
 
 
-def resolved_model(model: ModelSettings, devices: Devices) -> ModelSettings:
+def resolved_model(model: ModelSettings, devices: Devices, *, with_weights: bool = True) -> ModelSettings:
     """The model as a local folder, with its type decided."""
     dtype = devices.dtype if model.dtype == "auto" else model.dtype
-    folder = model_folder(model.path, "model.path")
+    folder = model_folder(model.path, "model.path", with_weights=with_weights)
     return model.model_copy(update={"path": str(folder), "dtype": dtype})
 
 
