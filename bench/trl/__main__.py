@@ -36,8 +36,10 @@ def main() -> None:
         vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
         for utilization in (1.0, 0.7):
             path = folder / f"samples-{utilization}.json"
-            num_tokens = write_samples(path, vocab_size, num_groups=options.groups, utilization=utilization, seed=4)
-        print(f"{options.groups * 8} responses, {num_tokens} tokens", flush=True)
+            counts = write_samples(path, vocab_size, num_groups=options.groups, utilization=utilization, seed=4)
+        num_tokens, num_trained = counts
+        omitted = 1 - num_trained / num_tokens
+        print(f"{options.groups * 8} responses, {num_tokens} tokens; {omitted:.1%} without a gradient at RUR 0.7")
         ours = [sys.executable, "-m", "bench.trl.ours", str(model)]
         arms = {
             "ours": [*ours, str(folder / "samples-1.0.json"), *options.settings],
@@ -75,6 +77,8 @@ def report(found: dict[str, list[dict[str, float]]], num_tokens: int) -> None:
         seconds = statistics.median(entry["cpu_seconds"] for entry in rounds)
         peak = statistics.median(entry["peak_mib"] for entry in rounds)
         print(f"{name}: {seconds:.1f} CPU s, {num_tokens / seconds:.0f} tokens/s, peak {peak:.0f} MiB")
+    saved = [1 - few["cpu_seconds"] / all_["cpu_seconds"] for all_, few in zip(*list(found.values())[:2], strict=True)]
+    print(f"time saved by omission: {statistics.median(saved):.1%} [{min(saved):.1%}, {max(saved):.1%}]")
     theirs = [name for name in found if name.startswith("TRL")]
     for name in ("ours", "ours, RUR 0.7"):
         for key, what in (("cpu_seconds", "TRL's fastest / ours, seconds"), ("peak_mib", "ours / TRL's leanest, MiB")):

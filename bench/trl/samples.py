@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 
-def write_samples(path: Path, vocab_size: int, *, num_groups: int, utilization: float, seed: int) -> int:
+def write_samples(path: Path, vocab_size: int, *, num_groups: int, utilization: float, seed: int) -> tuple[int, int]:
     """Write groups of eight responses, prompts of 60 to 200 tokens, lengths log-normal with a mean near 248.
 
     Args:
         utilization: RUR, share of the responses with a non-zero advantage.
 
     Returns:
-        Prompt and response tokens in all.
+        Prompt and response tokens in all, and of those with an advantage.
     """
     generator = np.random.default_rng(seed)
     samples = []
@@ -33,4 +33,5 @@ def write_samples(path: Path, vocab_size: int, *, num_groups: int, utilization: 
     for number in omitted:
         samples[number]["advantage"] = 0.0
     path.write_text(json.dumps(samples))
-    return sum(len(sample["prompt"]) + len(sample["response"]) for sample in samples)
+    lengths = [len(sample["prompt"]) + len(sample["response"]) for sample in samples]
+    return sum(lengths), sum(n for n, sample in zip(lengths, samples, strict=True) if sample["advantage"])
