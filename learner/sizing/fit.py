@@ -10,7 +10,7 @@ from learner.sizing.machine import GB, Machine
 from learner.sizing.memory import ModelSize, Plan, RankMemory, checkpoint_bytes
 
 PROCESS_BYTES = 450_000_000
-"""A rank with all its imports, or another process with torch: resident, before any weight (bench/memory.py)."""
+"""A rank with all its imports, or another process with torch: resident, before any weight (bench/memory/)."""
 GPU_PROCESS_BYTES = 2_500_000_000
 """The same with CUDA's own part of the host's memory."""
 OTHER_PROCESSES = 3

@@ -24,7 +24,7 @@ from learner.policy.packing import MicroBatch
 
 SMALL_BYTES, SMALL_GRADIENT_BYTES = 64 << 20, 32 << 20
 """glibc keeps smaller blocks for later when they are freed, larger ones go back to the machine. Its own bound is the
-second; of activations, which come and go much more often, it was found to keep larger ones too (bench/memory.py)."""
+second; of activations, which come and go much more often, it was found to keep larger ones too (bench/memory/)."""
 _ATTENTION = "rehearsal"
 
 
