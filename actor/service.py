@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from actor.capacity import Places
@@ -95,14 +96,19 @@ class ActorService:
         places, grading, welcome = self._places, self._grading, self.link.welcome
         assert places is not None
         assert grading is not None
+        began = time.monotonic()
         await self._weights.reach(places.engine, lease.min_version)
+        reached = time.monotonic()
         try:
             responses = await places.engine.generate(lease, sampling_of(welcome), lambda: places.ended(lease))
         except PromptError as error:
             self.session.fail(lease, str(error), is_prompts_fault=True)
             return
+        generated = time.monotonic()
         verdicts = await grading.grade_many([response.text for response in responses], lease.answer)
-        self.session.finish(graded(lease, responses, verdicts, welcome.grading.format_penalty), time.monotonic())
+        group, now = graded(lease, responses, verdicts, welcome.grading.format_penalty), time.monotonic()
+        seconds = reached - began, generated - reached, now - generated
+        self.session.finish(replace(group, seconds=seconds), now)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -156,6 +156,9 @@ class TrainingSettings(Section):
     """DeepSpeed ZeRO stage."""
     deepspeed: dict[str, Any] = {}
     """Any other DeepSpeed option; merged over the ones that dcpo-async sets."""
+    profile: Annotated[str, Field(pattern=r"^[1-9]\d*(:[1-9]\d*)?$")] | None = None
+    """STEP or STEP:STEP, both among them: each rank writes a trace of these steps into FOLDER/timing, and on a GPU a
+    snapshot of its memory; the steps themselves are slower."""
     step_timeout_seconds: PositiveSeconds = 1800.0
     """A rank that takes longer over one optimizer step or collective is reported and restarted."""
 
@@ -263,7 +266,8 @@ class RunConfig(BaseSettings):
 
     def digest(self) -> str:
         """Hash of every setting that shapes the result; folder and addresses do not."""
-        shape = self.model_dump_json(exclude={"folder", "network", "checkpoint", "weights"})
+        whole = {"folder", "network", "checkpoint", "weights"}
+        shape = self.model_dump_json(exclude={**dict.fromkeys(whole, True), "training": {"profile"}})
         return hashlib.sha256(shape.encode()).hexdigest()[:16]
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Which GPUs a service may use: parses `--gpus 0-3`, checks it against this machine, and tells its children."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,13 +60,38 @@ def count_gpus(devices: Path = Path("/dev")) -> int:
 
 def checked_gpus(text: str) -> tuple[int, ...]:
     """Parse `--gpus` and refuse numbers that this machine does not have; raises ConfigError."""
-    numbers, count = parse_gpus(text), count_gpus()
+    numbers, count, lent = parse_gpus(text), count_gpus(), _lent()
+    if lent == [] and os.environ["CUDA_VISIBLE_DEVICES"].strip():
+        raise ConfigError(
+            f"--gpus {text}: CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']} hides every GPU; unset it, or "
+            "use --workers N to run on the CPU"
+        )
     if max(numbers) >= count:
         found = f"GPUs 0 to {count - 1}" if count else "no GPU"
         raise ConfigError(
             f"--gpus {text}: this machine has {found}; name other numbers, or use --workers N to run on the CPU"
         )
+    sliced = [lent[number] for number in numbers if lent[number].startswith("MIG-")] if lent else []
+    if sliced:
+        raise ConfigError(
+            f"--gpus {text}: {sliced[0]} of CUDA_VISIBLE_DEVICES is a slice of a GPU (MIG), on which neither NCCL nor "
+            "vLLM works as on a whole one; ask for whole GPUs"
+        )
     return numbers
+
+
+def require_choice() -> None:
+    """Refuse a command line that names neither GPUs nor processes where there are GPUs: it was forgotten.
+
+    Raises ConfigError.
+    """
+    count = count_gpus()
+    if count:
+        all_of_them = f"0-{count - 1}" if count > 1 else "0"
+        raise ConfigError(
+            f"this machine has {count} GPUs and none is named: give --gpus {all_of_them}, or --workers N to run on "
+            "the CPU"
+        )
 
 
 def cuda_environment(gpus: Sequence[int]) -> dict[str, str]:
@@ -88,6 +114,9 @@ def _allocation() -> dict[str, str]:
 
 
 def _lent() -> list[str] | None:
-    """Devices that CUDA_VISIBLE_DEVICES names; None where it is not set."""
+    """Devices that CUDA_VISIBLE_DEVICES names; None where it is not set. As in CUDA, -1 ends the list."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    if names is None:
+        return None
+    named = [name.strip() for name in names.split(",") if name.strip()]
+    return list(itertools.takewhile(lambda name: not name.startswith("-"), named))

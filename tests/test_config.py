@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from dcpo_async.config import RunConfig
 from dcpo_async.config_loading import load_config
@@ -200,3 +200,11 @@ def test_the_admission_window_is_of_whole_batches(updates: int, max_lag: int, wi
 
 def test_every_setting_says_what_it_does() -> None:
     assert all(model.model_fields[leaf[-1]].description for leaf in LEAVES for model in [dict(SECTIONS)[leaf[:-1]]])
+
+
+def test_a_profile_of_some_steps_is_no_other_run() -> None:
+    profiled = RunConfig(training={"profile": "3:5"})  # type: ignore[arg-type]
+    assert profiled.digest() == RunConfig().digest()
+    for steps in ("0", "3:", "a", "3-5"):
+        with pytest.raises(ValidationError):
+            RunConfig(training={"profile": steps})  # type: ignore[arg-type]

@@ -52,10 +52,12 @@ SERVICES = {
     "learner/reports": "ledger",
     "learner/checkpoints": "weights",
     "learner/policy": "",
-    "learner/trainer": "checkpoints policy weights",
+    "learner/timing": "",
+    "learner/trainer": "checkpoints policy timing weights",
     "learner/publisher": "trainer weights",
-    "learner/run_setup": "coordinator ledger",
-    "learner/launcher": "coordinator problems run_setup",
+    "learner/sizing": "policy",
+    "learner/run_setup": "coordinator ledger sizing",
+    "learner/launcher": "coordinator problems run_setup sizing",
 }
 # Decisions: they know the nouns and nothing else.
 PURE = {"learner/scheduling": {"dcpo_async/records"}}

@@ -89,6 +89,7 @@ class ActorSession:
         weights_version, canary_difference: as the last call of `adopted` says.
         tokens_generated: of the groups that were finished.
         preemptions, canary_refusals: what heartbeats report; the service keeps them up to date.
+        update: fetch and pause of the last change of weights, in seconds, and when it ended; the service sets it.
         relay: where this machine hands on the weights that it has; empty for nowhere.
         ask: the relay to ask for weights, as the coordinator last said; empty for the weight server.
         welcome: the run's settings, once joined.
@@ -122,6 +123,7 @@ class ActorSession:
         self.capacity = self.weights_version = 0
         self.tokens_generated = self.preemptions = self.canary_refusals = 0
         self.canary_difference: float | None = None
+        self.update: tuple[float, float, float] | None = None
         self.welcome: Welcome | None = None
         self.relay, self.ask, self._lost_relay = hello.relay, "", ""
         self._run_id, self._incarnation, self._newest_version = "", 0, 0
@@ -369,6 +371,7 @@ class ActorSession:
             responses_in_flight=self.num_responses,
             response_capacity=self.capacity,
             preemptions=self.preemptions,
+            update=None if self.update is None else (*self.update[:2], max(0.0, now - self.update[2])),
             canary_difference=self.canary_difference,
             canary_refusals=self.canary_refusals,
             relay=self.relay,

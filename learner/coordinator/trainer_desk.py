@@ -9,6 +9,7 @@ import numpy as np
 from dcpo_async.columns import parted
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import TrainerError
+from dcpo_async.metrics.timeline import SpanLog
 from dcpo_async.protocol.messages import Array, Envelope, Message, Reject
 from dcpo_async.protocol.trainer_messages import (
     Checkpointed,
@@ -41,6 +42,13 @@ from learner.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
+STAGES = (
+    ("hand over weights", "publish_stall"),
+    ("checkpoint", "checkpoint_stall"),
+    ("wait for groups", "wait"),
+    ("train", "step"),
+)
+"""Of a step in the timeline, in the order in which they come, and the metric of each."""
 _NO_SHARDS: tuple[int, list[list[TrainingSample]]] = (-1, [])
 
 
@@ -55,6 +63,7 @@ class TrainerDesk:
         mail: takes what is said.
         on_published: called when actors should hear of a new version.
         on_step: called with the step that is done, and its metrics.
+        spans: takes how long steps and publications took.
 
     Attributes:
         step: optimizer steps that the trainer has taken.
@@ -73,9 +82,10 @@ class TrainerDesk:
         mail: Mail,
         on_published: Callable[[], None],
         on_step: Callable[[int, Mapping[str, float]], None],
+        spans: SpanLog,
     ) -> None:
         self._config, self._intake, self._ledger, self.router, self._mail = config, intake, ledger, router, mail
-        self._on_published, self._on_step = on_published, on_step
+        self._on_published, self._on_step, self._spans = on_published, on_step, spans
         self._is_proximal = config.algorithm.old == "proximal"
         self.step = self.restarts = self.num_published = 0
         self.is_finished = False
@@ -163,6 +173,7 @@ class TrainerDesk:
             "publish_patch_bytes": float(published.patch_bytes),
             "publish_skipped": self._publication["publish_skipped"] + published.num_skipped,
         }
+        self._spans.add("publisher", "publish", published.seconds, version=version, step=step)
         if self._intake.publish(version):
             self._on_published()
 
@@ -180,6 +191,8 @@ class TrainerDesk:
             return
         self.step = done.step
         trained = done.step - 1
+        stages = [(name, done.metrics.get(f"{key}_seconds", 0.0)) for name, key in STAGES]
+        self._spans.chain("trainer", stages, step=done.step)
         # Kept until a later step is done: a trainer that starts again may ask for the same shards.
         self._batch_metrics = {step: batch for step, batch in self._batch_metrics.items() if step >= trained}
         batch = self._batch_metrics.get(trained, {})

@@ -26,7 +26,7 @@ from learner.checkpoints.snapshot import Snapshot
 from learner.policy.fitting import fit_to_model
 from learner.policy.head import TokenLoss, TokenScores
 from learner.policy.model import PolicyModel
-from learner.policy.packing import MicroBatch, pack_sequences
+from learner.policy.packing import MicroBatch, micro_batch_tokens, pack_sequences
 from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
 from learner.weights.layout import Layout, Schema
 from learner.weights.loading import loaded_model
@@ -77,7 +77,7 @@ class TrainEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.device: torch.device = self._deepspeed.device
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
-        self.micro_batch_tokens = micro_batch_tokens(config, self.device.type)
+        self.micro_batch_tokens = micro_batch_tokens(config.training.micro_batch_tokens, self.device.type)
         # Small integers are agreed on between CPUs, so that no agreement waits for a GPU.
         self._host_group = dist.new_group(backend="gloo", timeout=deadline)
         self.schema = Schema(layout=Layout.of(self.model, self.dtype), views=views, tied=tied)
@@ -324,15 +324,6 @@ def deepspeed_settings(config: RunConfig, *, on_gpus: bool) -> dict[str, Any]:
             # Hundreds of small micro-batch gradients would drown in bfloat16's 8 bits.
             ours["data_types"] = {"grad_accum_dtype": "fp32"}
     return merged(ours, settings.deepspeed)
-
-
-def micro_batch_tokens(config: RunConfig, device: str) -> int:
-    """Tokens of a forward pass on a device of this type."""
-    tokens = config.training.micro_batch_tokens
-    if tokens != "auto":
-        return tokens
-    # A CPU is as fast with 2,048, at a fifth of the memory.
-    return 2048 if device == "cpu" else 16384
 
 
 def forward_dtype(config: RunConfig) -> torch.dtype:

@@ -18,6 +18,8 @@ from dcpo_async.records import TrainingSample
 from dcpo_async.run_folder import RunFolder
 from learner.checkpoints.folder import complete_steps
 from learner.checkpoints.saving import Checkpoints
+from learner.timing.profiling import StepProfiler
+from learner.timing.step_clock import StepClock
 from learner.trainer.canary import canary_of, canary_tokens
 from learner.trainer.coordinator_link import RankLink
 from learner.trainer.engine import TrainEngine
@@ -43,6 +45,8 @@ class Trainer:
         self.step = 0
         self.wait_seconds = self.publish_stall_seconds = self.checkpoint_stall_seconds = 0.0
         self.passes = Passes(config.algorithm, engine)
+        self.clock = StepClock(engine.device, engine.model)
+        self.profiler = StepProfiler(config.training.profile, self.folder.timing, engine.rank)
         vocab_size = min(len(engine.tokenizer), engine.model.get_input_embeddings().num_embeddings)
         self.canary_tokens = canary_tokens(vocab_size, config.weights.canary_tokens, config.seed)
 
@@ -53,7 +57,9 @@ class Trainer:
         self.publish()
         while batch := await self.next_batch():
             for samples in batch:
-                await self.report(self.train_step(samples))
+                with self.profiler.around(self.step + 1):
+                    metrics = self.train_step(samples)
+                await self.report(metrics)
                 if self.step % self.config.lag.publish_interval == 0:
                     self.publish()
             self.checkpoint()
@@ -61,7 +67,7 @@ class Trainer:
 
     def train_step(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """Take one optimizer step on this rank's shard, and return the metrics of the whole step."""
-        started = time.monotonic()
+        self.clock.start()
         rate = self.engine.set_learning_rate(self.step)
         # A function of the step alone: a resumed run has the random numbers of one that never stopped.
         torch.manual_seed((self.config.seed << 32) + self.step)
@@ -71,26 +77,29 @@ class Trainer:
         for number, chosen in enumerate(plan, start=1):
             self.forward_backward_step([with_gradient[i] for i in chosen], sums, is_last=number == len(plan))
         self.passes.measure([sample for sample in samples if not sample.has_gradient], sums)
-        gradient_norm = self.engine.update(self.step)
+        with self.clock.part("optimizer"):
+            gradient_norm = self.engine.update(self.step)
         self.step += 1
         self.engine.add_over_ranks(sums.values)
-        metrics, seconds = sums.summary(), time.monotonic() - started
+        metrics = sums.summary()
+        metrics |= self.clock.summary(metrics["tokens"], self.engine.num_ranks)
+        metrics |= {name: float(self.engine.largest_of_ranks(peak)) for name, peak in self.clock.peaks().items()}
         return metrics | {
             "grad_norm": gradient_norm if gradient_norm is not None else 0.0,
             "grad_clipped": float((gradient_norm or 0.0) > self.config.training.gradient_clip),
             "step_skipped": float(gradient_norm is None),
             "learning_rate": rate,
-            "step_seconds": seconds,
             "wait_seconds": self.wait_seconds,
             "publish_stall_seconds": self.publish_stall_seconds,
             "checkpoint_stall_seconds": self.checkpoint_stall_seconds,
-            "tokens_per_second": metrics["tokens"] / seconds,
         }
 
     def forward_backward_step(self, samples: Sequence[TrainingSample], sums: StepSums, *, is_last: bool) -> None:
         """Add one micro-batch's share of the gradient; token weights are those of the whole step."""
-        loss = self.engine.failing_together(self.step, lambda: self.loss(samples, sums))
-        self.engine.backward(loss, is_last=is_last)
+        with self.clock.part("forward"):
+            loss = self.engine.failing_together(self.step, lambda: self.loss(samples, sums))
+        with self.clock.part("backward"):
+            self.engine.backward(loss, is_last=is_last)
 
     def loss(self, samples: Sequence[TrainingSample], sums: StepSums) -> Tensor:
         """Return the micro-batch's share of the step's loss, and add its diagnostics to the sums."""

@@ -7,11 +7,33 @@ import pytest
 from dcpo_async.devices import Devices, cuda_environment
 from dcpo_async.errors import ConfigError
 from dcpo_async.run_folder import RunFolder
-from learner.launcher import parsed, trainer_error
+from learner.launcher import gpus_elsewhere, parsed, trainer_error
 from learner.run_setup import described
 from learner.trainer.rank import leave_error
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def _no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def test_a_forgotten_choice_of_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    with pytest.raises(ConfigError, match="4 GPUs and none is named"):
+        parsed([])
+    assert parsed(["--workers", "2"])[1] == Devices((), 2)
+    assert parsed(["--gpus", "1-2"])[1] == Devices((1, 2), 2)
+
+
+def test_another_machine_is_only_for_a_check() -> None:
+    assert parsed(["--check", "--on", "4x80"])[1] == Devices((0, 1, 2, 3), 4)
+    with pytest.raises(ConfigError, match="needs --check"):
+        parsed(["--on", "4x80"])
+    for text in ("80", "0x80", "4x", "fourx80"):
+        with pytest.raises(ConfigError, match="expected a number of GPUs"):
+            gpus_elsewhere(text)
 
 
 def test_a_setting_can_be_given_without_a_configuration_file() -> None:
