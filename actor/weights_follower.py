@@ -63,11 +63,11 @@ class WeightsFollower:
         async with self._adopted:
             await self._adopted.wait_for(lambda: engine.weights_version >= weights_version)
 
-    async def follow(self, engine: Engine, capacity: int) -> None:
+    async def follow(self, engine: Engine, has_weights: Callable[[], None]) -> None:
         """Adopt the newest version whenever a newer one is heard of; the first one starts the engine.
 
         Args:
-            capacity: leases that this engine can work on at once.
+            has_weights: called once the engine holds its first version.
 
         Raises:
             EngineError, WeightsError: the engine cannot go on.
@@ -92,10 +92,11 @@ class WeightsFollower:
                 if puller.is_in_place:
                     # Nothing is in the cache that the relay could hand on.
                     self._link.session.relay = ""
-                fetched = time.monotonic() - began
+                fetched, is_first = time.monotonic() - began, engine.weights_version == 0
                 if (pause := await self._adopt(engine, folder, manifest)) is not None:
                     self._link.session.update = fetched, pause, time.monotonic()
-                self._link.session.capacity = capacity
+                if is_first:
+                    has_weights()
                 await asyncio.to_thread(puller.prune, {manifest.weights_version})
 
     async def _adopt(self, engine: Engine, folder: Path, manifest: Manifest) -> float | None:

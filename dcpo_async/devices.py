@@ -24,7 +24,7 @@ class Devices:
     def environment(self) -> dict[str, str]:
         """Environment of the trainer ranks."""
         if self.gpus:
-            return cuda_environment(self.gpus)
+            return {**_allocation(), **cuda_environment(self.gpus)}
         # An actor usually shares the machine, so that the trainer takes half of the cores unless told otherwise.
         threads = max(1, (os.cpu_count() or 1) // (2 * self.num_workers))
         threads_word = os.environ.get("OMP_NUM_THREADS", str(threads))
@@ -102,6 +102,15 @@ def cuda_environment(gpus: Sequence[int]) -> dict[str, str]:
     lent = _lent()
     names = [str(gpu) if lent is None else lent[gpu] for gpu in gpus]
     return {"CUDA_VISIBLE_DEVICES": ",".join(names), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def _allocation() -> dict[str, str]:
+    """Segments that grow: every micro-batch has another shape, which would leave holes; a user's own choice stands.
+
+    For trainer ranks alone: vLLM shares memory between processes in ways that such segments do not allow.
+    """
+    is_chosen = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"} & os.environ.keys()
+    return {} if is_chosen else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
 
 def _lent() -> list[str] | None:

@@ -13,8 +13,8 @@ OWNERS = {
     "zmq": ("dcpo_async/transport/zmq_channel.py",),
     # The ledger's oldest format was the protocol's: its decoder stays when the protocol's codec goes.
     "msgpack": ("dcpo_async/protocol/codec.py", "learner/ledger/group_format.py"),
-    # The second runs inside vLLM, and hands its worker a step in the types of its scheduler.
-    "vllm": ("actor/engine/vllm.py", "actor/engine/canary_worker.py"),
+    # The second runs inside vLLM, and hands its worker a step in the types of its scheduler; the third is its logger.
+    "vllm": ("actor/engine/vllm.py", "actor/engine/canary_worker.py", "actor/engine/load_reader.py"),
     "deepspeed": ("learner/trainer/engine.py",),
     "sqlite3": ("learner/ledger/",),
     "sympy": ("dcpo_async/grading/math/equivalence.py",),
@@ -38,8 +38,9 @@ SERVICES = {
     "actor/weights": "",
     "actor/learner_link": "",
     "actor/weights_options": "",
+    "actor/capacity": "engine",
     "actor/weights_follower": "engine weights learner_link",
-    "actor/service": "engine learner_link weights_follower",
+    "actor/service": "capacity engine learner_link weights_follower",
     "actor/engine_process": "engine learner_link service weights weights_follower weights_options",
     "actor/evaluation": "engine weights learner_link weights_follower",
     "actor/launcher": "engine weights_options",
@@ -49,9 +50,10 @@ SERVICES = {
     "learner/problems": "",
     "learner/coordinator": "ledger scheduling",
     "learner/reports": "ledger",
+    "learner/checkpoints": "weights",
     "learner/policy": "",
     "learner/timing": "",
-    "learner/trainer": "policy timing weights",
+    "learner/trainer": "checkpoints policy timing weights",
     "learner/publisher": "trainer weights",
     "learner/sizing": "policy",
     "learner/run_setup": "coordinator ledger sizing",

@@ -105,6 +105,9 @@ class Heartbeat(Message):
     tokens_generated: Count
     """Response tokens since the session began."""
     groups_in_flight: Count
+    responses_in_flight: Count = 0
+    response_capacity: Count = 0
+    preemptions: Count = 0
     update: tuple[Seconds, Seconds, Seconds] | None = None
     """Of the last change of weights: seconds of the fetch, of the pause, and since its end."""
     canary_difference: Annotated[float, Field(ge=0)] | None = None

@@ -40,6 +40,7 @@ class ConnectedActor:
         heard_at: when its last message came, in monotonic seconds.
         role, gpus: as it said in its hello.
         credit: leases it still has room for.
+        groups_in_flight, responses_in_flight, response_capacity, preemptions: as in its last heartbeat.
         tokens_generated: response tokens by its own count; None until its first heartbeat.
         canary_difference: largest difference from the canary of `weights_version` in its engine, in nats.
     """
@@ -53,6 +54,9 @@ class ConnectedActor:
     weights_version: int = 0
     tokens_generated: int | None = None
     groups_in_flight: int = 0
+    responses_in_flight: int = 0
+    response_capacity: int = 0
+    preemptions: int = 0
     groups_accepted: int = 0
     canary_difference: float | None = None
 
@@ -163,11 +167,14 @@ class ActorDesk:
             log.warning("actor %s lost: %s; %d leases go out again", name_of(peer), reason, released)
 
     def metrics(self) -> dict[str, float]:
-        """Actors connected, the response tokens they generate in a second, and how well they hold their weights."""
+        """Actors connected, how much they generate and how full they are, and how well they hold their weights."""
         actors = [actor for actor in self.connected.values() if actor.role == "actor"]
         found = {
             "actors": float(len(actors)),
             "actor_tokens_per_second": self._rate.per_second(self._clock()),
+            "responses_in_flight": float(sum(actor.responses_in_flight for actor in actors)),
+            "response_capacity": float(sum(actor.response_capacity for actor in actors)),
+            "preemptions": float(sum(actor.preemptions for actor in actors)),
             "canary_refusals": float(sum(self._canary_refusals.values())),
         }
         differences = [actor.canary_difference for actor in actors if actor.canary_difference is not None]
@@ -215,6 +222,8 @@ class ActorDesk:
         actor.canary_difference = heartbeat.canary_difference
         self._count_refusals(peer, heartbeat.canary_refusals)
         actor.groups_in_flight = heartbeat.groups_in_flight
+        actor.responses_in_flight = heartbeat.responses_in_flight
+        actor.response_capacity, actor.preemptions = heartbeat.response_capacity, heartbeat.preemptions
         if actor.tokens_generated is not None:
             self._rate.add(now, heartbeat.tokens_generated - actor.tokens_generated)
         actor.tokens_generated = heartbeat.tokens_generated

@@ -13,6 +13,7 @@ from dcpo_async.metrics.timeline import SpanLog
 from dcpo_async.protocol.messages import Array, Envelope, Message, Reject
 from dcpo_async.protocol.trainer_messages import (
     Checkpointed,
+    CheckpointFailed,
     OldLogprobs,
     Published,
     PublishedAck,
@@ -93,6 +94,7 @@ class TrainerDesk:
         self._batch_metrics: dict[int, dict[str, float]] = {}
         self._newest_published = 0
         self._publication: dict[str, float] = {"publish_skipped": 0.0}
+        self._checkpoint: dict[str, float] = {"checkpoint_put_off": 0.0, "checkpoint_failures": 0.0}
 
     def on_envelope(self, peer: bytes, envelope: Envelope) -> None:
         """Take a message of a rank; one that another start of the learner has left behind is turned away."""
@@ -115,7 +117,9 @@ class TrainerDesk:
             case StepDone() as done:
                 self._finish_step(done)
             case Checkpointed() as checkpointed:
-                self._release_arrays(checkpointed)
+                self._take_checkpoint(checkpointed)
+            case CheckpointFailed() as failed:
+                self._warn_of_checkpoint(failed)
             case other:
                 raise TrainerError(f"a trainer rank sent {other.kind}, which ranks do not send")
 
@@ -191,13 +195,30 @@ class TrainerDesk:
         self._spans.chain("trainer", stages, step=done.step)
         # Kept until a later step is done: a trainer that starts again may ask for the same shards.
         self._batch_metrics = {step: batch for step, batch in self._batch_metrics.items() if step >= trained}
-        self._on_step(done.step, {**done.metrics, **self._batch_metrics.get(trained, {}), **self._publication})
+        batch = self._batch_metrics.get(trained, {})
+        self._on_step(done.step, {**done.metrics, **batch, **self._publication, **self._checkpoint})
 
-    def _release_arrays(self, checkpointed: Checkpointed) -> None:
+    def _take_checkpoint(self, checkpointed: Checkpointed) -> None:
         """Delete arrays that every retained checkpoint already contains."""
-        log.info("the checkpoint of step %d stands", checkpointed.step)
+        log.info("the checkpoint of step %d stands after %.1f s", checkpointed.step, checkpointed.seconds)
+        self._checkpoint |= {
+            "checkpoint_seconds": checkpointed.seconds,
+            "checkpoint_bytes": float(checkpointed.num_bytes),
+            "checkpoint_put_off": self._checkpoint["checkpoint_put_off"] + checkpointed.num_put_off,
+        }
         if checkpointed.retained and (released := self._ledger.release_segments(min(checkpointed.retained))):
             log.info("segments %s are in every retained checkpoint and were deleted", json.dumps(released))
+
+    def _warn_of_checkpoint(self, failed: CheckpointFailed) -> None:
+        self._checkpoint["checkpoint_failures"] += 1
+        log.warning(
+            "the checkpoint of step %d could not be written: %s; %s",
+            failed.step,
+            failed.reason,
+            f"the next one is tried, {failed.failures_left} more in a row are borne"
+            if failed.failures_left
+            else "the run ends when the next one is due",
+        )
 
     # ---- shards
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dcpo_async.devices import Devices
+from dcpo_async.devices import Devices, cuda_environment
 from dcpo_async.errors import ConfigError
 from dcpo_async.run_folder import RunFolder
 from learner.launcher import gpus_elsewhere, parsed, trainer_error
@@ -62,6 +62,19 @@ def test_a_trainer_on_the_cpu_sees_no_gpu() -> None:
 def test_a_trainer_on_gpus_sees_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert Devices((4, 5, 6, 7), 4).environment()["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+
+
+def test_ranks_on_gpus_get_memory_in_segments_that_grow_unless_the_user_chose_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    on_gpus = Devices((0, 1), 2)
+    assert on_gpus.environment()["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in Devices((), 2).environment()
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in cuda_environment((0, 1)), "vLLM's processes use this one"
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:128")
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in on_gpus.environment()
 
 
 def test_the_line_about_the_algorithm_names_the_correction_and_its_thresholds() -> None:
