@@ -82,11 +82,9 @@ class Trainer:
         self.step += 1
         self.engine.add_over_ranks(sums.values)
         metrics = sums.summary()
-        peaks = {name: float(self.engine.largest_of_ranks(peak)) for name, peak in self.clock.peaks().items()}
-        return {
-            **metrics,
-            **self.clock.summary(metrics["tokens"], self.engine.num_ranks),
-            **peaks,
+        metrics |= self.clock.summary(metrics["tokens"], self.engine.num_ranks)
+        metrics |= {name: float(self.engine.largest_of_ranks(peak)) for name, peak in self.clock.peaks().items()}
+        return metrics | {
             "grad_norm": gradient_norm if gradient_norm is not None else 0.0,
             "grad_clipped": float((gradient_norm or 0.0) > self.config.training.gradient_clip),
             "step_skipped": float(gradient_norm is None),
