@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def measure(model: Path, tokens: int, checkpointing: bool, zero_stage: int) -> N
     )
     engine = TrainEngine(config)
     # Neither a coordinator nor a publisher is asked for anything by the steps themselves.
-    trainer = Trainer(config, engine, link=None, publication=None)  # type: ignore[arg-type]
+    trainer = Trainer(config, engine, SimpleNamespace(tell=None), None)  # type: ignore[arg-type]
     generator = np.random.default_rng(0)
     length = tokens // SEQUENCES
     for _ in range(STEPS):

@@ -15,7 +15,7 @@ class Balance:
     Attributes:
         busy_seconds: of the trainer in a step: compute, publication, checkpoint.
         wait_seconds: of the trainer for the groups of a step.
-        actor_use: share of the actors' places for groups that were taken, 0 to 1.
+        actor_use: share of the actors' places for responses that were taken, 0 to 1.
         learner_gpus, actor_gpus: of both sides; 0 where there are none.
     """
 

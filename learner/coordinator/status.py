@@ -76,7 +76,7 @@ class Status:
         """Write `status.json`, which `dcpo status` and the demo's display read."""
         connected, now = self._actors.connected.items(), self._clock()
         leases = Counter(slot.holder for slot in self._intake.table.open_slots)
-        self._note_use(leases)
+        self._note_use()
         content = {
             "run_id": self._run_id,
             "incarnation": self._ledger.incarnation,
@@ -119,12 +119,11 @@ class Status:
         for sink in self._sinks:
             sink.close()
 
-    def _note_use(self, leases: Counter[bytes | None]) -> None:
-        """Note what share of the actors' places is taken, where an actor has any."""
-        actors = [(leases[peer], actor.credit) for peer, actor in self._actors.connected.items()]
-        taken, places = sum(held for held, _ in actors), sum(held + credit for held, credit in actors)
-        if places:
-            self._uses.append(taken / places)
+    def _note_use(self) -> None:
+        """Note what share of the actors' places for responses is taken, where an actor has any."""
+        metrics = self._actors.metrics()
+        if metrics["response_capacity"]:
+            self._uses.append(metrics["responses_in_flight"] / metrics["response_capacity"])
 
     def _of_actor(self, peer: bytes, actor: ConnectedActor, num_leases: int, now: float) -> dict[str, Any]:
         return {

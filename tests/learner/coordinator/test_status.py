@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dcpo_async.metrics.jsonl import read_metrics
+from dcpo_async.metrics.timeline import read_spans
 from dcpo_async.protocol.messages import (
     Ack,
     Bye,
@@ -152,3 +153,33 @@ async def test_the_status_file_says_who_is_connected_and_how_far_the_run_is(
     (entry,) = status["actors_connected"]
     assert (entry["session"], entry["host"], entry["engine"], entry["groups_accepted"]) == ("a", "here", "scripted", 1)
     assert (entry["leases"], status["groups_leased"], status["groups_waiting"]) == (1, 1.0, 1.0)
+
+
+async def test_the_advice_is_of_the_newest_steps_and_of_how_full_actors_are(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        rank, actor = await learner.publish(), learner.actor()
+        await actor.join()
+        await actor.say(heartbeat().model_copy(update={"responses_in_flight": 2, "response_capacity": 10}))
+        await actor.hear(VersionMessage)
+        await rank.say(StepDone(step=1, metrics={"step_seconds": 3.0, "wait_seconds": 0.1}))
+        await until(lambda: learner.coordinator.ranks.step == 1)
+        for _ in range(3):
+            learner.coordinator.status.write()
+    advice = json.loads((tmp_path / "status.json").read_text())["advice"]
+    assert advice.startswith("The trainer is the bottleneck: actors have ")
+    assert advice.endswith(" Fewer actors would do, or a lower lag.max_lag at no cost.")
+
+
+async def test_what_actors_and_ranks_took_is_in_the_timeline(tmp_path: Path, open_intake: OpenIntake) -> None:
+    async with learning(make_config(tmp_path, groups_per_step=1), open_intake) as learner:
+        await learner.publish()
+        actor = learner.actor()
+        await actor.join()
+        await actor.say(heartbeat().model_copy(update={"weights_version": 1, "update": (2.0, 0.5, 1.0)}))
+        await actor.hear(VersionMessage)
+    spans = {(span.process, span.name): span for span in read_spans(tmp_path / "timing")}
+    fetch, pause = spans["a", "fetch"], spans["a", "pause"]
+    assert (fetch.seconds, pause.seconds) == (2.0, 0.5)
+    assert fetch.start + fetch.seconds == pytest.approx(pause.start, abs=0.05)
