@@ -2,7 +2,8 @@
 
 Seconds of the clock, medians over the repetitions, all stages in turns; `--random-gb 1` takes random bfloat16 tensors
 in place of a model. Pulls are from a server process over loopback, with and without CURVE, into the folder that is
-given with `--cache` (shared memory by default), and are compared with a raw ZeroMQ stream of the same round.
+given with `--cache` (shared memory by default), and are compared with a raw ZeroMQ stream of the same round. The first
+pull fills new pages; the others write over those of a version that was let go, as all of a run do from its third on.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ GB = 1e9
 RANDOM_TENSOR_BYTES = 32 << 20
 CHANGED_SHARE = 0.005
 RATIOS = {
+    "first pull over loopback": "raw stream",
     "pull over loopback": "raw stream",
     "pull with CURVE": "raw stream with CURVE",
     "pull by a patch": "raw stream",
@@ -116,12 +118,13 @@ class Round:
             "write a version": in_thread(lambda: self.write(self.version)),
             "verify it": in_thread(lambda: verify(folder)),
             "pull on this machine": lambda: self.pulled(self.version, in_place=True),
+            "first pull over loopback": lambda: self.pulled(self.version),
             "raw stream with CURVE": lambda: asyncio.to_thread(stream, weights, self.bench.keys, STRETCH_BYTES),
             "pull with CURVE": lambda: self.pulled(self.version, curve=True),
             "raw stream": lambda: asyncio.to_thread(stream, weights, None, STRETCH_BYTES),
             "pull over loopback": lambda: self.pulled(self.version),
             "write with a patch": self.changed,
-            "pull by a patch": lambda: self.pulled(self.version + 1, anew=False),
+            "pull by a patch": lambda: self.pulled(self.version + 1, keep={self.version}),
         }
 
     def write(self, version: int) -> None:
@@ -131,14 +134,15 @@ class Round:
             tensors=self.tensors, skeleton_folder=self.bench.skeleton,
         )  # fmt: skip
 
-    async def pulled(self, version: int, *, in_place: bool = False, curve: bool = False, anew: bool = True) -> float:
-        """Seconds of a fetch, into an empty cache where it is to be anew."""
-        if anew and self.bench.cache.exists():
-            await asyncio.to_thread(shutil.rmtree, self.bench.cache)
+    async def pulled(
+        self, version: int, *, in_place: bool = False, curve: bool = False, keep: Collection[int] = (0,)
+    ) -> float:
+        """Seconds of a fetch, after all versions in the cache but some were let go of."""
         keys = load_client_keys(self.bench.keys) if curve else None
         address = self.bench.curve_address if curve else self.bench.address
         channel = connecting(keys, insecure=False)(address, f"{version}-{time.monotonic()}".encode())
         puller = WeightPuller(channel, self.bench.cache, RUN_ID, 4 << 20, in_place=in_place)
+        await asyncio.to_thread(puller.prune, keep)
         # Connected before the clock starts, as an actor is.
         await puller.newest()
         started = time.monotonic()
