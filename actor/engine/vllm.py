@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from actor.engine.interface import UpdateTiming
+from actor.engine.loading import Loading
 from actor.engine.model_files import Shapes, check_shapes, has_latent_attention, stop_token_ids, tensor_shapes
 from actor.engine.seeds import group_seed
 from actor.engine.start_path import StartPath
@@ -108,6 +109,7 @@ class VllmEngine:
         self._engine: AsyncLLM | None = None
         self._weights_version = 0
         self._start_path = StartPath(start_folder) if start_folder is not None else None
+        self._loading: Loading | None = None
         self._layout: Shapes = {}
         self._stop_token_ids: list[int] = []
         self._request_numbers = itertools.count()
@@ -184,6 +186,9 @@ class VllmEngine:
     async def adopt(self, weights_folder: Path, weights_version: int, canary: Canary | None) -> UpdateTiming:
         """Exchange the weights while responses in flight wait; they go on where they were.
 
+        Where patches beside the folder lead here from the version in the engine, and its layers use weights as they are
+        in a checkpoint, the elements that have changed are exchanged alone; the workers have them before the pause.
+
         Weights that the canary refuses generate nothing: the engine is ended and started anew from the folder, which
         vLLM's own loader reads then, and what was in flight begins anew.
 
@@ -194,6 +199,8 @@ class VllmEngine:
         """
         engine = self._running_engine()
         await asyncio.to_thread(check_shapes, weights_folder, self._layout)
+        assert self._loading is not None
+        await self._loading.prepare(weights_folder)
         responses_in_flight, was_refused = engine.get_num_unfinished_requests(), False
         seconds: dict[str, float] = {}
         began = time.perf_counter()
@@ -236,6 +243,8 @@ class VllmEngine:
         difference = await self._compare(engine, weights_version, canary)
         await self._answer(engine.update_weight_version(str(weights_version)))
         await self._answer(engine.get_supported_tasks())
+        self._loading = Loading(lambda method, *args: self._answer(engine.collective_rpc(method, args=args)))
+        await self._loading.started_with(folder)
         self._weights_version = weights_version
         return difference
 
@@ -246,8 +255,9 @@ class VllmEngine:
         with _timed("pause", seconds):
             clear_cache = self._kv_after_update == "recompute"
             await self._answer(engine.pause_generation(mode="keep", clear_cache=clear_cache))
+        assert self._loading is not None
         with _timed("load", seconds):
-            await self._answer(engine.collective_rpc("load_folder", args=(str(folder),)))
+            await self._loading.load(folder)
         with _timed("canary", seconds):
             difference = await self._compare(engine, weights_version, canary)
         with _timed("resume", seconds):

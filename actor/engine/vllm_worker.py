@@ -10,14 +10,25 @@ from typing import Any, NoReturn
 
 from safetensors import safe_open
 from torch import Tensor, nn
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.model_executor.model_loader.checkpoint_weight_patch import (
+    CheckpointWeightPatch,
+    load_checkpoint_weight_patches,
+)
 
 from actor.engine.canary_worker import CanaryScoring
+from actor.engine.loading import INDICES, VALUES
+from actor.engine.model_files import tensor_shapes
 
 
 class WorkerExtension(CanaryScoring):
     """Methods that vLLM adds to its worker class."""
 
     reload_weights: Any
+    device: Any
+    taken_changes: list[tuple[str, Tensor, Tensor]]
 
     def load_folder(self, folder: str) -> None:
         """Exchange the model's weights for those of a Hugging Face folder, in place."""
@@ -26,9 +37,60 @@ class WorkerExtension(CanaryScoring):
         self.reload_weights(weights_iterator=mapped_tensors(Path(folder)))
         pack_tied_heads(model)
 
+    def why_not_in_place(self) -> str:
+        """Why changed elements cannot be written over those in the engine; empty where they can."""
+        return why_not_in_place(self.model_runner.get_model())
+
+    def take_changes(self, path: str) -> None:
+        """Bring changed elements (see `loading`) to this worker's device, for `apply_changes`."""
+        with safe_open(path, framework="pt") as file:
+            names = [key.removeprefix(VALUES) for key in file.keys() if key.startswith(VALUES)]  # noqa: SIM118
+            self.taken_changes = [
+                (name, file.get_tensor(VALUES + name).to(self.device), file.get_tensor(INDICES + name).to(self.device))
+                for name in names
+            ]
+
+    def apply_changes(self, folder: str) -> None:
+        """Write the changed elements over those in the model, through the model's own loaders.
+
+        Raises:
+            RuntimeError: a loader wrote something else than they are; the whole folder has to be loaded then.
+        """
+        model, changes, self.taken_changes = self.model_runner.get_model(), self.taken_changes, []
+        shapes = tensor_shapes(Path(folder))
+        # Indices are unique by the way patches are coded; a sort would cost more than all else.
+        load_checkpoint_weight_patches(
+            model,
+            [CheckpointWeightPatch(name, shapes[name], new.dtype, new, places) for name, new, places in changes],
+            validate_unique_indices=False,
+        )
+        # vLLM marks what does not change with NaN, which a loader that adds, moves or permutes would leave behind.
+        if any(bool(weight.isnan().any()) for weight in model.parameters() if weight.is_floating_point()):
+            raise RuntimeError("a loader of this model does not copy its weights as they are")
+
     def exit_with(self, process_id: int) -> None:
         """End this process when the given one ends: vLLM's own would live on after a SIGKILL of its parent."""
         threading.Thread(target=_exit_with, args=(process_id,), daemon=True).start()
+
+
+def why_not_in_place(model: nn.Module) -> str:
+    """Why elements of a model's weights cannot be exchanged while it stands; empty where they can.
+
+    What vLLM makes of weights once they are loaded would stay as it was: packed copies for a CPU's kernels, experts in
+    the order of theirs, matrices that latent attention absorbs. So only layers are allowed that use weights as they are
+    in the checkpoint.
+    """
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
+        kind, method = type(module).__name__, getattr(module, "quant_method", None)
+        if method is not None and type(method) not in (UnquantizedLinearMethod, UnquantizedEmbeddingMethod):
+            return f"{kind} has weights of a form of its own ({type(method).__name__})"
+        if method is not None and getattr(module, "weight", None) is not None and not module.weight.numel():
+            return f"{kind} multiplies with a packed copy of its weight"
+        is_derived = hasattr(module, "process_weights_after_loading") and type(module) is not Attention
+        if is_derived or getattr(getattr(module, "impl", None), "sinks", None) is not None:
+            return f"{kind} derives something from its weights"
+    return ""
 
 
 def mapped_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
