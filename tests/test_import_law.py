@@ -13,8 +13,8 @@ OWNERS = {
     "zmq": ("dcpo_async/transport/zmq_channel.py",),
     # The ledger's oldest format was the protocol's: its decoder stays when the protocol's codec goes.
     "msgpack": ("dcpo_async/protocol/codec.py", "learner/ledger/group_format.py"),
-    # The second runs inside vLLM, and hands its worker a step in the types of its scheduler.
-    "vllm": ("actor/engine/vllm.py", "actor/engine/canary_worker.py"),
+    # The others run inside vLLM: its worker takes a step in the types of its scheduler, its layers tell their kind.
+    "vllm": ("actor/engine/vllm.py", "actor/engine/canary_worker.py", "actor/engine/vllm_worker.py"),
     "deepspeed": ("learner/trainer/engine.py",),
     "sqlite3": ("learner/ledger/",),
     "sympy": ("dcpo_async/grading/math/equivalence.py",),

@@ -73,7 +73,11 @@ class Loading:
         try:
             await self._call("apply_changes", str(folder))
         except EngineError as error:
-            log.warning("%s is loaded whole, since what has changed could not be exchanged: %s", folder.name, error)
+            # What a loader does to one version it does to the next.
+            self._is_in_place = False
+            log.warning(
+                "%s is loaded whole, as are later ones: what has changed cannot be exchanged: %s", folder.name, error
+            )
             return False
         return True
 

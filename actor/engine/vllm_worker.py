@@ -57,16 +57,21 @@ class WorkerExtension(CanaryScoring):
             RuntimeError: a loader wrote something else than they are; the whole folder has to be loaded then.
         """
         model, changes, self.taken_changes = self.model_runner.get_model(), self.taken_changes, []
-        shapes = tensor_shapes(Path(folder))
+        shapes, before = tensor_shapes(Path(folder)), dict(model.named_parameters())
         # Indices are unique by the way patches are coded; a sort would cost more than all else.
         load_checkpoint_weight_patches(
             model,
             [CheckpointWeightPatch(name, shapes[name], new.dtype, new, places) for name, new, places in changes],
             validate_unique_indices=False,
         )
-        # vLLM marks what does not change with NaN, which a loader that adds, moves or permutes would leave behind.
-        if any(bool(weight.isnan().any()) for weight in model.parameters() if weight.is_floating_point()):
-            raise RuntimeError("a loader of this model does not copy its weights as they are")
+        named: Iterator[tuple[str, Tensor]] = model.named_parameters()
+        for name, weight in named:
+            # As of a head's bias that vLLM's loader for models of transformers makes anew: what did not change is lost.
+            if weight is not before.get(name):
+                raise RuntimeError(f"{name} is another tensor than before: its loader does not write to what is there")
+            # vLLM marks what does not change with NaN, which a loader that computes would leave behind.
+            if weight.is_floating_point() and bool(weight.isnan().any()):
+                raise RuntimeError(f"{name} has NaN in it: its loader does not copy weights as they are")
 
     def exit_with(self, process_id: int) -> None:
         """End this process when the given one ends: vLLM's own would live on after a SIGKILL of its parent."""
