@@ -147,8 +147,11 @@ class TrainingSettings(Section):
     """AdamW's decay rates of the first and second moment."""
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest global gradient norm."""
-    micro_batch_tokens: Positive = 16384
-    """Prompt and response tokens in one forward pass of a rank, padding included; a longer sample goes alone."""
+    micro_batch_tokens: Positive | Literal["auto"] = "auto"
+    """Prompt and response tokens in one forward pass of a rank; a longer sample goes alone. auto is 16384, 2048 on a
+    CPU."""
+    measured_share: Annotated[float, Field(gt=0, le=1)] = 0.125
+    """Responses of advantage 0 have no gradient and are not computed; this share of them is looked at for metrics."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     """DeepSpeed ZeRO stage."""
     deepspeed: dict[str, Any] = {}

@@ -137,6 +137,8 @@ class TrainingSample:
         token_lags: int32 [tokens], optimizer steps between the training step and the version that sampled the token.
         advantage: the stored advantage.
         token_weight: weight of each of its tokens in the step's loss.
+        token_count: how many tokens of the batch each of its tokens stands for in diagnostics: more than 1 where few
+            of those without a gradient are looked at.
     """
 
     position: int
@@ -148,3 +150,9 @@ class TrainingSample:
     token_lags: NDArray[np.int32]
     advantage: float
     token_weight: float
+    token_count: float = 1.0
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether it can change the weights: a response of advantage 0 adds exactly nothing to any gradient."""
+        return self.advantage * self.token_weight != 0 and len(self.token_ids) > 0

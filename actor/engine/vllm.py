@@ -103,6 +103,8 @@ class VllmEngine:
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
+            # As the trainer's: rounded to bfloat16, logits are off by up to 0.1.
+            "hf_overrides": {"head_dtype": "float32"},
             "worker_extension_cls": worker_extension,
         }
         self._arguments |= _cpu_arguments(kv_cache_gib) if device == "cpu" else {"gpu_memory_utilization": memory_share}

@@ -28,7 +28,8 @@ class TokenDiagnostics:
     """Sums over response tokens, most of them for each lag apart, and a histogram of log-ratios.
 
     Attributes:
-        sums: float64 [size], the same size always; merged by addition or all-reduce SUM. Counts are exact.
+        sums: float64 [size], the same size always; merged by addition or all-reduce SUM. Counts are exact where each
+            token stands for itself.
     """
 
     sums: Tensor
@@ -55,6 +56,7 @@ class TokenDiagnostics:
         policy_loss: PolicyLoss,
         entropy: Tensor,
         lag: Tensor,
+        counts: Tensor | None = None,
     ) -> "TokenDiagnostics":
         """Return the diagnostics of one micro-batch, without gradient and without waiting for the device.
 
@@ -66,37 +68,41 @@ class TokenDiagnostics:
             policy_loss: what policy_loss returned for the same tokens.
             entropy: nats, of the current policy at each token.
             lag: optimizer steps between the weights that sampled the token and its batch; whole numbers from 0.
+            counts: how many tokens each stands for, 1 unless it is one of few that were looked at; None for 1.
 
         Raises:
             AlgorithmError: shapes that differ or are not flat.
         """
-        require_flat(policy_logprobs, old_logprobs, behavior_logprobs, advantages, policy_loss.ratio, entropy, lag)
-        policy, old, behavior, entropy, lag = (
-            tensor.detach().double() for tensor in (policy_logprobs, old_logprobs, behavior_logprobs, entropy, lag)
+        counts = torch.ones_like(policy_logprobs) if counts is None else counts
+        ratio = policy_loss.ratio
+        require_flat(policy_logprobs, old_logprobs, behavior_logprobs, advantages, ratio, entropy, lag, counts)
+        policy, old, behavior, entropy, lag, counts = (
+            tensor.detach().double()
+            for tensor in (policy_logprobs, old_logprobs, behavior_logprobs, entropy, lag, counts)
         )
         finite = ~policy_loss.nonfinite & behavior.isfinite() & entropy.isfinite()
         log_ratio = _log_ratio(policy, old, finite)
         log_weight = _log_ratio(policy, behavior, finite)
-        counted = finite.double()
+        counted = finite * counts
         weight = log_weight.exp() * counted
-        clipped = (policy_loss.clipped_high | policy_loss.clipped_low).double()
-        num_tokens = torch.full((), float(policy.numel()), dtype=torch.float64, device=policy.device)
+        clipped = (policy_loss.clipped_high | policy_loss.clipped_low) * counts
+        num_tokens = counts.sum()
         sums = {
-            "nonzero_tokens": (advantages.detach() != 0).sum(),
-            "dual_clipped": policy_loss.dual_clipped.sum(),
-            "micro_batches": num_tokens.clamp(max=1),
-            "micro_batch_tcr": clipped.sum() / num_tokens.clamp(min=1),
-            "entropy": torch.where(finite, entropy, 0.0).sum(),
+            "nonzero_tokens": ((advantages.detach() != 0) * counts).sum(),
+            "dual_clipped": (policy_loss.dual_clipped * counts).sum(),
+            "micro_batches": num_tokens / max(1, policy.numel()),
+            "micro_batch_tcr": clipped.sum() / max(1, policy.numel()),
+            "entropy": (torch.where(finite, entropy, 0.0) * counts).sum(),
             "lag": (lag * counted).sum(),
         }
         lag_sums = {
-            "tokens": torch.ones_like(counted),
+            "tokens": counts,
             "finite_tokens": counted,
             "clipped": clipped,
             "ratio": log_ratio.exp() * counted,
             "weight": weight,
-            "weight_squared": weight.square(),
-            "kl_behavior": log_weight.expm1() - log_weight,
+            "weight_squared": weight * log_weight.exp(),
+            "kl_behavior": (log_weight.expm1() - log_weight) * counted,
         }
         by_lag = counted.new_zeros(LAST_LAG + 1, len(_LAG_SUMS))
         by_lag.index_add_(0, lag.clamp(0, LAST_LAG).long(), torch.stack([lag_sums[name] for name in _LAG_SUMS], dim=1))
@@ -109,6 +115,8 @@ class TokenDiagnostics:
 
     def summary(self) -> dict[str, float]:
         """Return the metrics of all tokens merged so far; a share or mean of no tokens is 0.
+
+        Tokens without a gradient, of advantage 0, are among them all, by those that were looked at.
 
         tcr: tokens whose loss the clip bound changed, dual clip apart / all tokens (arXiv 2509.02333).
         tcr_nonzero: the same / tokens with a non-zero advantage.

@@ -44,6 +44,7 @@ class ShardMessage(Message):
     lengths: tuple[Count, ...]
     advantages: tuple[float, ...]
     token_weights: tuple[float, ...]
+    token_counts: tuple[float, ...]
 
 
 class OldLogprobs(Message):

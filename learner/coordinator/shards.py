@@ -1,8 +1,8 @@
 """From stored groups to the samples of one optimizer step, shared among ranks; and its metrics. No tensors."""
 
+import dataclasses
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
@@ -16,7 +16,7 @@ from dcpo_async.records import Group, Prompt, Response, TrainingSample, VersionS
 from learner.ledger.reader import LedgerReader
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class StepGroup:
     """A group of a committed batch, with all that the ledger knows about it."""
 
@@ -131,25 +131,55 @@ def step_metrics(groups: Sequence[StepGroup], group_size: int) -> dict[str, floa
     return metrics
 
 
-def split_by_tokens(num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Share samples among ranks so that each gets about the same number of tokens.
+def looked_at(samples: Sequence[TrainingSample], share: float) -> list[TrainingSample]:
+    """The samples that ranks compute: all that have a gradient, and a share of the others, which stands for them all.
 
-    Longest first, each to the rank with the fewest tokens so far; ties go to the lower rank, so that every rank
-    and every resumed run sees the same shards. `split_by_tokens([5, 1, 4, 2], 2)` is `[[0, 1], [2, 3]]`.
+    Token counts of the others are such that diagnostics are over as many tokens as the batch has.
 
     Args:
-        num_tokens: tokens of each sample.
+        samples: of a whole step, in lease order.
+        share: of responses without a gradient, above 0; at least one is looked at.
+    """
+    others = [sample for sample in samples if not sample.has_gradient and len(sample.token_ids)]
+    measured = others[:: round(1 / share)]
+    num_tokens = sum(len(sample.token_ids) for sample in measured)
+    count = sum(len(sample.token_ids) for sample in others) / max(1, num_tokens)
+    with_gradient = [sample for sample in samples if sample.has_gradient]
+    return with_gradient + [dataclasses.replace(sample, token_count=count) for sample in measured]
+
+
+def omitted_share(samples: Sequence[TrainingSample]) -> float:
+    """Share of a step's prompt and response tokens whose samples have no gradient, and are not trained on."""
+    lengths = [len(sample.prompt_token_ids) + len(sample.token_ids) for sample in samples]
+    omitted = (n for n, sample in zip(lengths, samples, strict=True) if not sample.has_gradient)
+    return sum(omitted) / sum(lengths)
+
+
+def sample_cost(sample: TrainingSample) -> float:
+    """Work of a sample, in tokens that are trained: a forward pass alone is a third of it."""
+    num_tokens = len(sample.prompt_token_ids) + len(sample.token_ids)
+    return num_tokens if sample.has_gradient else num_tokens / 3
+
+
+def split_by_cost(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
+    """Share samples among ranks so that each gets about the same work.
+
+    Costliest first, each to the rank with the least so far; ties go to the lower rank, so that every rank and every
+    resumed run sees the same shards. `split_by_cost([5, 1, 4, 2], 2)` is `[[0, 1], [2, 3]]`.
+
+    Args:
+        costs: of each sample.
         num_ranks: number of shards.
 
     Returns:
         For each rank the numbers of its samples, ascending.
     """
-    loads = [(0, rank) for rank in range(num_ranks)]
+    loads = [(0.0, rank) for rank in range(num_ranks)]
     shards: list[list[int]] = [[] for _ in range(num_ranks)]
-    for sample in sorted(range(len(num_tokens)), key=lambda i: (-num_tokens[i], i)):
+    for sample in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
         load, rank = heapq.heappop(loads)
         shards[rank].append(sample)
-        heapq.heappush(loads, (load + num_tokens[sample], rank))
+        heapq.heappush(loads, (load + costs[sample], rank))
     return [sorted(shard) for shard in shards]
 
 
@@ -163,6 +193,7 @@ def shard_message(samples: Sequence[TrainingSample], step: int) -> tuple[ShardMe
         lengths=tuple(len(sample.token_ids) for sample in samples),
         advantages=tuple(sample.advantage for sample in samples),
         token_weights=tuple(sample.token_weight for sample in samples),
+        token_counts=tuple(sample.token_count for sample in samples),
     )
     arrays = {
         name: joined([getattr(sample, name) for sample in samples], dtype)

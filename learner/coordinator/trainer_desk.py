@@ -26,7 +26,16 @@ from dcpo_async.records import TrainingSample
 from dcpo_async.transport.interfaces import Router
 from learner.coordinator.intake import Intake
 from learner.coordinator.mail import Mail
-from learner.coordinator.shards import shard_message, split_by_tokens, step_groups, step_metrics, step_samples
+from learner.coordinator.shards import (
+    looked_at,
+    omitted_share,
+    sample_cost,
+    shard_message,
+    split_by_cost,
+    step_groups,
+    step_metrics,
+    step_samples,
+)
 from learner.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -184,11 +193,13 @@ class TrainerDesk:
         if cached_step == step and len(shards) == num_ranks:
             return shards
         groups = step_groups(self._ledger, step, self._intake.prompts, with_old=self._is_proximal)
-        samples = step_samples(groups, step, self._config, self._intake.versions.steps)
-        lengths = [len(sample.prompt_token_ids) + len(sample.token_ids) for sample in samples]
-        shards = [[samples[i] for i in shard] for shard in split_by_tokens(lengths, num_ranks)]
+        of_step = step_samples(groups, step, self._config, self._intake.versions.steps)
+        samples = looked_at(of_step, self._config.training.measured_share)
+        costs = list(map(sample_cost, samples))
+        shards = [[samples[i] for i in shard] for shard in split_by_cost(costs, num_ranks)]
         self._shards = (step, shards)
-        self._batch_metrics[step] = step_metrics(groups, self._config.sampling.group_size)
+        metrics = step_metrics(groups, self._config.sampling.group_size)
+        self._batch_metrics[step] = metrics | {"omitted_share": omitted_share(of_step)}
         return shards
 
     def _post(self, peer: bytes, message: Message) -> None:

@@ -148,6 +148,7 @@ def samples_of(shard: Envelope) -> list[TrainingSample]:
         *by_token.values(),
         message.advantages,
         message.token_weights,
+        message.token_counts,
     )
     if len({len(column) for column in columns}) > 1:
         raise ProtocolError(

@@ -9,11 +9,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dcpo_async.algorithm import BOUNDS, TokenDiagnostics, clipped_loss
-from dcpo_async.columns import joined, parted
+from dcpo_async.columns import joined
 from dcpo_async.config import RunConfig
 from dcpo_async.protocol.trainer_messages import Checkpointed, OldLogprobs, StepDone
 from dcpo_async.records import TrainingSample
@@ -22,8 +20,7 @@ from learner.trainer.canary import canary_of, canary_tokens
 from learner.trainer.checkpoint import complete_steps, remove_superseded
 from learner.trainer.coordinator_link import RankLink
 from learner.trainer.engine import TrainEngine
-from learner.trainer.packing import pack, plan_micro_batches
-from learner.trainer.policy import correction
+from learner.trainer.passes import Passes
 from learner.trainer.publication import Publication
 from learner.trainer.step_sums import StepSums
 from learner.weights.model_folder import export_weights
@@ -43,7 +40,7 @@ class Trainer:
         self.folder = RunFolder(config.folder)
         self.step = self.checkpointed_step = 0
         self.wait_seconds = self.publish_stall_seconds = 0.0
-        self.correction = correction(config.algorithm)
+        self.passes = Passes(config.algorithm, engine)
         vocab_size = min(len(engine.tokenizer), engine.model.get_input_embeddings().num_embeddings)
         self.canary_tokens = canary_tokens(vocab_size, config.weights.canary_tokens, config.seed)
 
@@ -68,9 +65,11 @@ class Trainer:
         # A function of the step alone: a resumed run has the random numbers of one that never stopped.
         torch.manual_seed((self.config.seed << 32) + self.step)
         sums = StepSums(self.engine.device)
-        plan = self.plan(samples)
+        with_gradient = [sample for sample in samples if sample.has_gradient]
+        plan = self.passes.plan(with_gradient, at_least=1)
         for number, chosen in enumerate(plan, start=1):
-            self.forward_backward_step([samples[i] for i in chosen], sums, is_last=number == len(plan))
+            self.forward_backward_step([with_gradient[i] for i in chosen], sums, is_last=number == len(plan))
+        self.passes.measure([sample for sample in samples if not sample.has_gradient], sums)
         gradient_norm = self.engine.update(self.step)
         self.step += 1
         self.engine.add_over_ranks(sums.values)
@@ -93,37 +92,12 @@ class Trainer:
 
     def loss(self, samples: Sequence[TrainingSample], sums: StepSums) -> Tensor:
         """Return the micro-batch's share of the step's loss, and add its diagnostics to the sums."""
-        algorithm = self.config.algorithm
-        batch = pack(samples).on(self.engine.device)
-        logprobs, entropy = self.engine.policy(batch)
-        behavior = batch.behavior_logprobs
-        old = batch.old_logprobs if algorithm.old == "proximal" else behavior
-        out = clipped_loss(
-            logprobs,
-            old,
-            batch.advantages,
-            batch.token_weights,
-            bounds=partial(
-                BOUNDS[algorithm.clip],
-                epsilon_low=algorithm.epsilon_low,
-                epsilon_high=algorithm.epsilon_high,
-                max_ratio=algorithm.max_ratio,
-            ),
-            max_ratio=algorithm.max_ratio,
-            importance_weights=None if self.correction is None else self.correction(old, behavior),
-            sequences=batch.rows if algorithm.ratio == "sequence" else None,
-        )
-        diagnostics = TokenDiagnostics.of_tokens(
-            logprobs, old, behavior, batch.advantages, out, entropy, batch.token_lags
-        )
-        sums.add(samples, batch, out.loss, diagnostics)
-        return out.loss
-
-    def plan(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
-        """This rank's micro-batches, filled up with empty ones: in a collective every rank has to take part."""
-        plan = plan_micro_batches(samples, self.config.training.micro_batch_tokens)
-        num_micro_batches = self.engine.largest_of_ranks(max(1, len(plan)))
-        return plan + [[] for _ in range(num_micro_batches - len(plan))]
+        batch = self.passes.packed(samples)
+        loss = partial(self.passes.clipped_loss, batch)
+        is_whole = self.config.algorithm.ratio == "sequence"
+        scores = self.engine.policy(batch, lambda logprobs, tokens: loss(logprobs, tokens).loss, is_whole=is_whole)
+        sums.add(batch, scores, loss(scores.logprobs, slice(None)))
+        return scores.loss
 
     async def next_batch(self) -> list[list[TrainingSample]]:
         """This rank's shards of the batch's updates: fewer at the run's last step, none when it has ended."""
@@ -146,7 +120,7 @@ class Trainer:
             return samples
         samples = [
             dataclasses.replace(sample, old_logprobs=logprobs) if missing else sample
-            for sample, logprobs, missing in zip(samples, self.logprobs(samples), is_missing, strict=True)
+            for sample, logprobs, missing in zip(samples, self.passes.logprobs(samples), is_missing, strict=True)
         ]
         message = OldLogprobs(
             step=step,
@@ -156,17 +130,6 @@ class Trainer:
         )
         await self.link.tell(message, {"old_logprobs": joined([sample.old_logprobs for sample in samples], "<f4")})
         return samples
-
-    @torch.no_grad()
-    def logprobs(self, samples: Sequence[TrainingSample]) -> list[NDArray[np.float32]]:
-        """Log-probs of each sample's tokens under the current weights, float32 [tokens]."""
-        found = [np.empty(0, dtype=np.float32) for _ in samples]
-        for chosen in self.plan(samples):
-            logprobs, _ = self.engine.policy(pack([samples[i] for i in chosen]).on(self.engine.device))
-            parts = parted(logprobs.cpu().numpy(), [len(samples[i].token_ids) for i in chosen])
-            for i, part in zip(chosen, parts, strict=True):
-                found[i] = part
-        return found
 
     async def report(self, metrics: Mapping[str, float]) -> None:
         """Tell the coordinator that a step is done, in finite numbers: no others can be sent."""

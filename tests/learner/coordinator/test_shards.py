@@ -11,8 +11,11 @@ from dcpo_async.protocol.messages import Envelope
 from dcpo_async.records import FinishReason, Group, Response, VersionSegment
 from learner.coordinator.shards import (
     StepGroup,
+    looked_at,
+    omitted_share,
+    sample_cost,
     shard_message,
-    split_by_tokens,
+    split_by_cost,
     step_metrics,
     step_samples,
     token_lags,
@@ -151,17 +154,48 @@ def test_a_rank_without_samples_gets_an_empty_shard() -> None:
     assert samples_of(Envelope(message, arrays)) == []
 
 
-def test_samples_are_shared_longest_first_to_the_rank_with_the_fewest_tokens() -> None:
-    assert split_by_tokens([5, 1, 4, 2], 2) == [[0, 1], [2, 3]]
+def test_samples_are_shared_costliest_first_to_the_rank_with_the_least() -> None:
+    assert split_by_cost([5, 1, 4, 2], 2) == [[0, 1], [2, 3]]
 
 
 def test_more_ranks_than_samples_leave_some_without() -> None:
-    assert split_by_tokens([3], 3) == [[0], [], []]
+    assert split_by_cost([3], 3) == [[0], [], []]
 
 
 @given(st.lists(st.integers(0, 100), max_size=40), st.integers(1, 5))
 def test_every_sample_goes_to_one_rank_and_loads_differ_by_at_most_one_sample(lengths: list[int], ranks: int) -> None:
-    shards = split_by_tokens(lengths, ranks)
+    shards = split_by_cost(lengths, ranks)
     assert sorted(sample for shard in shards for sample in shard) == list(range(len(lengths)))
     loads = [sum(lengths[i] for i in shard) for shard in shards]
     assert max(loads) - min(loads) <= max(lengths, default=0)
+
+
+def test_samples_without_a_gradient_are_left_out_but_for_a_share_that_stands_for_them(tmp_path: Path) -> None:
+    groups = [step_group(4, response(2), response(5)), step_group(9, response(4), response(6), rewards=(0.5, 0.5))]
+    groups.append(step_group(11, response(3), response(0), rewards=(0.5, 0.5)))
+    samples = step_samples(groups, 7, make_config(tmp_path), VERSION_STEPS)
+    found = looked_at(samples, share=0.5)
+    assert [(sample.position, sample.index, sample.token_count) for sample in found] == [
+        (4, 0, 1.0),
+        (4, 1, 1.0),
+        (9, 0, 13 / 7),
+        (11, 0, 13 / 7),
+    ]
+    assert sum(len(sample.token_ids) * sample.token_count for sample in found) == pytest.approx(2 + 5 + 4 + 6 + 3)
+    assert omitted_share(samples) == pytest.approx((7 + 9 + 6 + 3) / (5 + 8 + 7 + 9 + 6 + 3))
+    assert [sample_cost(sample) for sample in found] == pytest.approx([5, 8, 7 / 3, 2])
+
+
+def test_a_masked_response_has_no_gradient_whatever_its_advantage(tmp_path: Path) -> None:
+    config = make_config(tmp_path, algorithm={"mask_truncated": True})
+    samples = step_samples([step_group(4, response(2), response(5, "length"))], 7, config, VERSION_STEPS)
+    assert [sample.has_gradient for sample in samples] == [True, False]
+    assert samples[1].advantage != 0
+
+
+def test_of_few_without_a_gradient_one_is_looked_at(tmp_path: Path) -> None:
+    samples = step_samples(
+        [step_group(4, response(2), response(5), rewards=(0.5, 0.5))], 7, make_config(tmp_path), VERSION_STEPS
+    )
+    assert [sample.index for sample in looked_at(samples, share=0.001)] == [0]
+    assert looked_at([], share=0.125) == []

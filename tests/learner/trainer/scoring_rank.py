@@ -8,9 +8,9 @@ import torch
 
 from dcpo_async.config import RunConfig
 from dcpo_async.weights.tensor_file import write_tensors
+from learner.policy.packing import pack
 from learner.trainer.canary import canary_logprobs, canary_tokens
 from learner.trainer.engine import TrainEngine
-from learner.trainer.packing import pack
 from learner.trainer.publication import Publication
 from tests.learner.trainer.test_trainer import fixed_samples
 
@@ -24,8 +24,8 @@ def main() -> None:
 
     def train(step: int) -> None:
         torch.manual_seed(step)
-        logprobs, _ = engine.policy(batch)
-        engine.backward(-logprobs.mean(), is_last=True)
+        scores = engine.policy(batch, lambda logprobs, _tokens: -logprobs.mean())
+        engine.backward(scores.loss, is_last=True)
         engine.set_learning_rate(step)
         assert engine.update(step) is not None
 

@@ -1,10 +1,13 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from dcpo_async.algorithm import TokenDiagnostics, policy_loss
+from dcpo_async.algorithm import policy_loss
 from dcpo_async.records import TrainingSample
-from learner.trainer.packing import pack
+from learner.policy.head import TokenScores
+from learner.policy.packing import pack
 from learner.trainer.step_sums import StepSums
 
 
@@ -23,15 +26,14 @@ def sample(num_prompt_tokens: int, num_tokens: int, lag: int) -> TrainingSample:
     )
 
 
-def add(sums: StepSums, samples: list[TrainingSample]) -> None:
+def add(sums: StepSums, samples: list[TrainingSample], *, measured: bool = False) -> None:
     batch = pack(samples)
-    behavior, advantages = batch.behavior_logprobs, batch.advantages
+    behavior = batch.behavior_logprobs
     out = policy_loss(
-        behavior, behavior, advantages, batch.token_weights, epsilon_low=0.16, epsilon_high=0.2, max_ratio=10.0
+        behavior, behavior, batch.advantages, batch.token_weights, epsilon_low=0.16, epsilon_high=0.2, max_ratio=10.0
     )
-    entropy = torch.full_like(behavior, 0.5)
-    diagnostics = TokenDiagnostics.of_tokens(behavior, behavior, behavior, advantages, out, entropy, batch.token_lags)
-    sums.add(samples, batch, out.loss, diagnostics)
+    scores = TokenScores(out.loss, behavior, torch.full_like(behavior, 0.5))
+    (sums.add_measured if measured else sums.add)(batch, scores, out)
 
 
 def test_the_sums_of_a_step_worked_by_hand() -> None:
@@ -43,11 +45,19 @@ def test_the_sums_of_a_step_worked_by_hand() -> None:
     # On-policy tokens of advantage 1 and weight 0.25 cost −0.25 each.
     assert summary["loss"] == pytest.approx(-6 * 0.25)
     assert summary["tokens"] == 6 + 3 + 4
-    assert summary["padding_share"] == pytest.approx(3 / 16)
-    assert summary["response_length_mean"] == pytest.approx(2)
     assert summary["lag_mean"] == pytest.approx((4 * 1 + 3 + 0) / 6)
     assert summary["entropy"] == pytest.approx(0.5)
     assert summary["num_tokens"] == 6
+
+
+def test_a_measured_sample_stands_for_others_in_diagnostics_alone() -> None:
+    sums = StepSums("cpu")
+    add(sums, [sample(2, 4, lag=1)])
+    add(sums, [dataclasses.replace(sample(2, 2, lag=3), advantage=0.0, token_count=6.0)], measured=True)
+    summary = sums.summary()
+    assert (summary["tokens"], summary["num_tokens"]) == (6, 4 + 12)
+    assert summary["loss"] == pytest.approx(-4 * 0.25)
+    assert summary["lag_mean"] == pytest.approx((4 * 1 + 12 * 3) / 16)
 
 
 def test_the_sums_of_two_ranks_add_up_to_those_of_one() -> None:

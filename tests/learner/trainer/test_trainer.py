@@ -35,7 +35,7 @@ from dcpo_async.records import TrainingSample
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.places import version_folder, versions
-from learner.coordinator.shards import shard_message, split_by_tokens
+from learner.coordinator.shards import shard_message, split_by_cost
 from tests.tiny_families import make_family
 from tests.tiny_model import make_tiny_model
 
@@ -121,7 +121,7 @@ class ScriptedCoordinator:
         if isinstance(message, ShardWant):
             samples = self.samples(message.step)
             lengths = [len(sample.prompt_token_ids) + len(sample.token_ids) for sample in samples]
-            shard = split_by_tokens(lengths, message.num_ranks)[message.rank]
+            shard = split_by_cost(lengths, message.num_ranks)[message.rank]
             return Envelope(*shard_message([samples[i] for i in shard], message.step), "run", 1)
         return None
 
@@ -234,10 +234,8 @@ def test_the_metrics_of_a_step_are_those_of_its_samples(reference: tuple[RunConf
     lengths = [len(sample.token_ids) for sample in samples]
     assert metrics["num_tokens"] == sum(lengths)
     assert metrics["tokens"] == sum(lengths) + sum(len(sample.prompt_token_ids) for sample in samples)
-    assert metrics["response_length_mean"] == pytest.approx(np.mean(lengths))
     assert metrics["lag_mean"] == pytest.approx(np.concatenate([sample.token_lags for sample in samples]).mean())
     assert metrics["learning_rate"] == pytest.approx(0.5e-2)
-    assert 0 < metrics["padding_share"] < 0.5
     assert metrics["grad_norm"] > 0
     assert metrics["step_skipped"] == 0
 

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from dcpo_async.algorithm import policy_loss
 from dcpo_async.records import TrainingSample
-from learner.trainer.packing import pack, plan_micro_batches
-from learner.trainer.policy import PolicyModel
+from learner.policy.fitting import fit_to_model
+from learner.policy.model import PolicyModel
+from learner.policy.packing import MicroBatch, pack, plan_micro_batches
 from tests.tiny_model import make_tiny_model
 
 
@@ -32,20 +34,23 @@ def mixed_samples() -> list[TrainingSample]:
     return samples
 
 
+def share(batch: MicroBatch, logprobs: torch.Tensor, tokens: slice) -> torch.Tensor:
+    return policy_loss(
+        logprobs,
+        batch.behavior_logprobs[tokens],
+        batch.advantages[tokens],
+        batch.token_weights[tokens],
+        epsilon_low=0.16,
+        epsilon_high=0.20,
+        max_ratio=10.0,
+    ).loss
+
+
 def gradient(policy: PolicyModel, samples: list[TrainingSample], plan: list[list[int]]) -> torch.Tensor:
     policy.zero_grad()
     for chosen in plan:
         batch = pack([samples[i] for i in chosen])
-        logprobs, _ = policy(batch.input_ids, batch.rows, batch.columns, batch.token_ids)
-        policy_loss(
-            logprobs,
-            batch.behavior_logprobs,
-            batch.advantages,
-            batch.token_weights,
-            epsilon_low=0.16,
-            epsilon_high=0.20,
-            max_ratio=10.0,
-        ).loss.backward()
+        policy(batch, partial(share, batch)).loss.backward()
     return torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
 
 
@@ -53,8 +58,9 @@ def gradient(policy: PolicyModel, samples: list[TrainingSample], plan: list[list
 def test_the_gradient_of_micro_batches_adds_up_to_that_of_one_batch(tmp_path: Path, max_tokens: int) -> None:
     make_tiny_model(tmp_path, seed=0)
     policy = PolicyModel(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), temperature=1.0)
+    fit_to_model(policy, torch.device("cpu"))
     samples = mixed_samples()
-    plan = plan_micro_batches(samples, max_tokens)
+    plan = plan_micro_batches(samples, max_tokens, one_by_one=False)
     whole = gradient(policy, samples, [[i for chosen in plan for i in chosen]])
     # An idle rank's empty micro-batch takes part and adds nothing.
     parts = gradient(policy, samples, [*plan, []])

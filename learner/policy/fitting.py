@@ -1,0 +1,112 @@
+"""What has to be known of a model before it trains: what it makes of its logits, and if it keeps sequences apart.
+
+Both are tried on the model at hand. One that is scored in another way than it scores itself would train on something
+else, in silence.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from dcpo_async.errors import ConfigError
+from learner.policy import attention
+from learner.policy.head import LogitTransform, TokenScores
+from learner.policy.model import PolicyModel
+from learner.policy.packing import pack_sequences
+
+log = logging.getLogger(__name__)
+
+# Largest difference of a log-prob, in nats, that is rounding: of bfloat16, whose logits are off by up to 0.1, and else.
+_ROUNDING = {torch.bfloat16: 0.5}
+_ROUNDING_OF_OTHERS = 1e-3
+_LENGTHS = (4, 9, 6)
+
+
+@torch.no_grad()
+def fit_to_model(policy: PolicyModel, device: torch.device) -> None:
+    """Set what a policy has to know of its model; all ranks call it.
+
+    Raises:
+        ConfigError: the model's logits are not its head's, scaled and capped as its config.json says.
+    """
+    was_training = policy.training
+    policy.eval()
+    try:
+        policy.transform = _transform(policy, device)
+        _pack_if_exact(policy, device)
+    finally:
+        policy.train(was_training)
+
+
+def logit_transform(config: Any) -> LogitTransform:
+    """What a model with this configuration makes of its head's output, by the names that families have for it."""
+    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    return LogitTransform(scale, getattr(config, "final_logit_softcapping", None))
+
+
+def _transform(policy: PolicyModel, device: torch.device) -> LogitTransform:
+    """The transform that config.json tells of, once the model's own logits agree."""
+    model = policy.model
+    transform, found = logit_transform(model.config.get_text_config()), []
+    tokens = _sequences(model, device)[1][None]
+    with model.get_output_embeddings().register_forward_hook(lambda _head, _input, output: found.append(output)):
+        logits = model(input_ids=tokens, use_cache=False).logits.float()
+    expected = found[0].float()
+    transform.apply_(expected)
+    if not torch.allclose(logits, expected, rtol=2e-2, atol=1e-3):
+        raise ConfigError(
+            f"{type(model).__name__} makes something of its head's output that is not known here (at most "
+            f"{(logits - expected).abs().max():.2g} away from {transform}); its log-probs would be wrong"
+        )
+    return transform
+
+
+def _pack_if_exact(policy: PolicyModel, device: torch.device) -> None:
+    """Have micro-batches of several sequences where they score as each sequence does alone."""
+    model, sequences = policy.model, _sequences(policy.model, device)
+    alone = torch.cat([_logprobs(policy, [tokens]) for tokens in sequences])
+    own = model.config._attn_implementation
+    windows: set[int | None] = set()
+
+    def attend(*arguments: Any, sliding_window: int | None = None, **options: Any) -> tuple[Tensor, None]:
+        windows.add(sliding_window)
+        return attention.packed_attention(*arguments, sliding_window=sliding_window, **options)
+
+    reason = "its layers are not plain attention"
+    if attention.keeps_sequences_apart(model):
+        AttentionInterface.register(attention.NAME, attend)
+        model.set_attn_implementation(attention.NAME)
+        policy.is_packed = True
+        try:
+            difference = float((_logprobs(policy, sequences) - alone).abs().max())
+            if difference > _ROUNDING.get(model.dtype, _ROUNDING_OF_OTHERS):
+                reason = f"sequences side by side score {difference:.2g} nats away from each alone"
+            elif (window := attention.window_of(model)) not in windows:
+                # No sequence here is as long as a window is.
+                reason = f"its layers do not tell attention of their window of {window} tokens"
+            else:
+                return
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        finally:
+            AttentionInterface.register(attention.NAME, attention.packed_attention)
+        policy.is_packed = False
+        model.set_attn_implementation(own)
+    log.info("%s trains on one sequence at a time: %s", type(model).__name__, reason)
+
+
+def _sequences(model: Any, device: torch.device) -> list[Tensor]:
+    """Three sequences of tokens, int64 [length] each, in which hardly a token comes twice."""
+    tokens = torch.arange(sum(_LENGTHS), device=device) * 7 % model.get_input_embeddings().num_embeddings
+    return list(tokens.split(_LENGTHS))
+
+
+def _logprobs(policy: PolicyModel, sequences: Sequence[Tensor]) -> Tensor:
+    """Log-probs of each token but the first of its sequence, one sequence after another."""
+    scores: TokenScores = policy(pack_sequences([tokens.tolist() for tokens in sequences]).on(sequences[0].device))
+    return scores.logprobs
