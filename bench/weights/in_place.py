@@ -1,4 +1,4 @@
-"""Elements exchanged in a standing engine beside whole loads: `python -m bench.in_place MODEL`.
+"""Elements exchanged in a standing engine beside whole loads: `python -m bench.weights.in_place MODEL`.
 
 A real vLLM on a CPU that multiplies with weights as they stand, as on GPUs, in place of packed copies: what is measured
 is the work, not a GPU's time. Seconds, medians over the versions; even versions come with a patch, odd ones without.
@@ -46,7 +46,7 @@ async def measure(model: Path, store: Path, repetitions: int) -> dict[str, dict[
     tensors = loaded_tensors(model, "bfloat16")
     engine = VllmEngine(
         dtype="bfloat16", device="cpu", max_model_tokens=512, max_responses=4, kv_cache_gib=0.2,
-        worker_extension="bench.in_place.UnpackedExtension",
+        worker_extension="bench.weights.in_place.UnpackedExtension",
     )  # fmt: skip
     await engine.start(write(store, 1, tensors, model), 1, None)
     seconds: dict[str, dict[str, list[float]]] = {"changed elements": {}, "whole": {}}
@@ -67,7 +67,7 @@ async def measure(model: Path, store: Path, repetitions: int) -> dict[str, dict[
 
 def main() -> None:
     """Measure and print a line for each stage."""
-    parser = argparse.ArgumentParser(prog="bench.in_place", description=__doc__)
+    parser = argparse.ArgumentParser(prog="bench.weights.in_place", description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
