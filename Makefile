@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 RUN := runs/demo
+GPU_PACKAGES := build/gpu_packages
+GPU_PYTHON := 3.12
 
-
-.PHONY: setup demo smollm2 test check lint types fast system thorough lock clean
+.PHONY: setup demo smollm2 test check lint types fast system thorough lock clean gpu-check gpu-packages
 
 setup: .venv/installed
 
@@ -39,6 +40,22 @@ system: setup
 
 thorough: setup
 	$(BIN)/python -m pytest -q -m thorough
+
+# What only a GPU can show (bench/gpu_check), with that machine's own Python and torch; nothing is installed there.
+# `make gpu-check GPU_CHECK="--device cpu"` is a dry run.
+gpu-check:
+	PYTHONPATH=.:$(GPU_PACKAGES) $(PYTHON) -m bench.gpu_check --packages $(GPU_PACKAGES) $(GPU_CHECK)
+
+# What such a machine may lack beside torch and transformers, in a folder to carry there with the checkout: 51 MiB.
+gpu-packages: setup
+	rm -rf $(GPU_PACKAGES)
+	$(PIP) wheel --no-deps --no-build-isolation -w build/wheels deepspeed==0.19.8
+	$(PIP) install --no-compile --target $(GPU_PACKAGES) --no-deps build/wheels/deepspeed-0.19.8-*.whl
+	$(PIP) install --no-compile --target $(GPU_PACKAGES) --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) \
+		$$(grep -E '^(annotated-types|blake3|einops|hjson|msgpack|psutil|py-cpuinfo|pydantic|pydantic-settings|pydantic_core|python-dotenv|pyzmq|typing-inspection|xxhash|zstandard)==' requirements-cpu.txt)
+	mkdir -p $(GPU_PACKAGES)/vllm_sampler
+	cp $(BIN)/../lib/python3*/site-packages/vllm/v1/worker/gpu/sample/gumbel.py $(GPU_PACKAGES)/vllm_sampler/
+	cp $(BIN)/../lib/python3*/site-packages/vllm/v1/worker/gpu/sample/logprob.py $(GPU_PACKAGES)/vllm_sampler/
 
 check: setup lint types
 

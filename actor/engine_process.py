@@ -37,7 +37,12 @@ async def _serve(options: argparse.Namespace) -> None:
     keys = load_client_keys(options.keys) if options.keys else None
     connect = connecting(keys, insecure=options.insecure)
     link = LearnerLink(
-        connect, options.learner, engine=options.engine, join_seconds=options.join_seconds, relay=options.relay
+        connect,
+        options.learner,
+        engine=options.engine,
+        join_seconds=options.join_seconds,
+        relay=options.relay,
+        gpus=options.tensor_parallel if options.device == "gpu" else 0,
     )
     plan = WeightsPlan(
         folder_of=lambda run_id: cache_folder(run_id, options.weights_folder),

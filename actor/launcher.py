@@ -12,7 +12,7 @@ from pathlib import Path
 
 from actor.engine.choice import add_engine_arguments, engine_words
 from actor.weights_options import add_relay_arguments, add_weights_arguments, checked_relay, weights_words
-from dcpo_async.devices import checked_gpus, cuda_environment
+from dcpo_async.devices import checked_gpus, cuda_environment, require_choice
 from dcpo_async.errors import ConfigError, DcpoError, EngineError, WeightsError
 from dcpo_async.processes import Child, keep_running, last_lines, module_argv
 from dcpo_async.transport.security import check_address, load_client_keys
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--gpus", help="GPUs of this machine, such as 0-3")
-    where.add_argument("--workers", type=int, default=1, help="engine processes on the CPU (default 1)")
+    where.add_argument("--workers", type=int, help="engine processes on the CPU (default 1)")
     parser.add_argument("--learner", default="tcp://127.0.0.1:5557", help="address of the learner's coordinator")
     add_engine_arguments(parser)
     add_weights_arguments(parser)
@@ -64,13 +64,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _gpu_groups(options: argparse.Namespace) -> list[tuple[int, ...]]:
     """The GPUs of each engine process; empty tuples on the CPU."""
-    size = options.tensor_parallel
-    if size < 1 or options.workers < 1:
+    size, workers = options.tensor_parallel, 1 if options.workers is None else options.workers
+    if size < 1 or workers < 1:
         raise ConfigError("--tensor-parallel and --workers must be at least 1")
     if options.gpus is None:
         if size > 1:
             raise ConfigError(f"--tensor-parallel {size} needs --gpus")
-        return [()] * options.workers
+        if options.workers is None:
+            require_choice()
+        return [()] * workers
     gpus = checked_gpus(options.gpus)
     options.device = "gpu"
     if len(gpus) % size:

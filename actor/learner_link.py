@@ -48,13 +48,14 @@ class LearnerLink:
         role: Literal["actor", "evaluator"] = "actor",
         join_seconds: float = 300.0,
         relay: str = "",
+        gpus: int = 0,
     ) -> None:
         host = socket.gethostname()
         self._connect, self.address = connect, address
         self._identity = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:6]}".encode()
         self._channel = connect(address, self._identity)
         self.session = ActorSession(
-            Hello(host=host, engine=engine, role=role, relay=relay),
+            Hello(host=host, engine=engine, role=role, relay=relay, gpus=gpus),
             address,
             time.monotonic(),
             join_timeout_seconds=join_seconds,

@@ -4,8 +4,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
+from actor.capacity import Places
 from actor.engine.interface import Engine
 from actor.learner_link import LearnerLink
 from actor.weights_follower import WeightsFollower
@@ -38,10 +40,9 @@ class ActorService:
         weights: WeightsFollower,
     ) -> None:
         self.link, self.session = link, link.session
-        self._make_engine, self._make_grading = make_engine, make_grading
-        self._weights = weights
-        self._engine: Engine | None = None
+        self._make_engine, self._make_grading, self._weights = make_engine, make_grading, weights
         self._grading: Grading | None = None
+        self._places: Places | None = None
         self._is_working = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: DcpoError | None = None
@@ -86,23 +87,28 @@ class ActorService:
     async def _work(self, welcome: Welcome) -> None:
         self._grading = self._make_grading(welcome)
         # In a thread: importing vLLM takes so long that the learner would take the silence for the end.
-        self._engine = await asyncio.to_thread(self._make_engine, welcome)
-        await self._weights.follow(self._engine, welcome.actor.groups_in_flight)
+        engine = await asyncio.to_thread(self._make_engine, welcome)
+        self._places = Places(engine, self.session, welcome)
+        await self._weights.follow(engine, self._places.open)
 
     async def _answer(self, lease: Lease) -> None:
         """Generate, grade and hand over one group."""
-        engine, grading, welcome = self._engine, self._grading, self.link.welcome
-        assert engine is not None
+        places, grading, welcome = self._places, self._grading, self.link.welcome
+        assert places is not None
         assert grading is not None
-        await self._weights.reach(engine, lease.min_version)
+        began = time.monotonic()
+        await self._weights.reach(places.engine, lease.min_version)
+        reached = time.monotonic()
         try:
-            responses = await engine.generate(lease, sampling_of(welcome))
+            responses = await places.engine.generate(lease, sampling_of(welcome), lambda: places.ended(lease))
         except PromptError as error:
             self.session.fail(lease, str(error), is_prompts_fault=True)
             return
+        generated = time.monotonic()
         verdicts = await grading.grade_many([response.text for response in responses], lease.answer)
-        self.session.tokens_generated += sum(len(response.token_ids) for response in responses)
-        self.session.finish(graded(lease, responses, verdicts, welcome.grading.format_penalty), time.monotonic())
+        group, now = graded(lease, responses, verdicts, welcome.grading.format_penalty), time.monotonic()
+        seconds = reached - began, generated - reached, now - generated
+        self.session.finish(replace(group, seconds=seconds), now)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -126,8 +132,8 @@ class ActorService:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._engine is not None:
-            await self._engine.close()
+        if self._places is not None:
+            await self._places.engine.close()
         if self._grading is not None:
             self._grading.close()
         self.link.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,11 +63,11 @@ class WeightsFollower:
         async with self._adopted:
             await self._adopted.wait_for(lambda: engine.weights_version >= weights_version)
 
-    async def follow(self, engine: Engine, capacity: int) -> None:
+    async def follow(self, engine: Engine, has_weights: Callable[[], None]) -> None:
         """Adopt the newest version whenever a newer one is heard of; the first one starts the engine.
 
         Args:
-            capacity: leases that this engine can work on at once.
+            has_weights: called once the engine holds its first version.
 
         Raises:
             EngineError, WeightsError: the engine cannot go on.
@@ -77,6 +78,7 @@ class WeightsFollower:
             while True:
                 await self._heard.wait()
                 self._heard.clear()
+                began = time.monotonic()
                 try:
                     folder, manifest = await puller.fetch()
                 except WeightsError as error:
@@ -90,13 +92,19 @@ class WeightsFollower:
                 if puller.is_in_place:
                     # Nothing is in the cache that the relay could hand on.
                     self._link.session.relay = ""
-                await self._adopt(engine, folder, manifest)
-                self._link.session.capacity = capacity
+                fetched, is_first = time.monotonic() - began, engine.weights_version == 0
+                if (pause := await self._adopt(engine, folder, manifest)) is not None:
+                    self._link.session.update = fetched, pause, time.monotonic()
+                if is_first:
+                    has_weights()
                 await asyncio.to_thread(puller.prune, {manifest.weights_version})
 
-    async def _adopt(self, engine: Engine, folder: Path, manifest: Manifest) -> None:
-        """Bring the engine to a version that lies whole in a folder, and let waiting leases go on."""
-        version, session, difference = manifest.weights_version, self._link.session, None
+    async def _adopt(self, engine: Engine, folder: Path, manifest: Manifest) -> float | None:
+        """Bring the engine to a version that lies whole in a folder, and let waiting leases go on.
+
+        Returns the seconds for which it stood still; None where it had the version.
+        """
+        version, session, difference, pause = manifest.weights_version, self._link.session, None, 0.0
         try:
             if engine.weights_version == 0:
                 difference = await engine.start(folder, version, manifest.canary)
@@ -104,17 +112,18 @@ class WeightsFollower:
                 self._on_ready()
             elif version > engine.weights_version:
                 timing = await engine.adopt(folder, version, manifest.canary)
-                difference = timing.canary_difference
+                difference, pause = timing.canary_difference, timing.pause_seconds
                 session.canary_refusals += timing.was_refused
                 log.info("adopted weights version %d: %s", version, _told(timing))
             else:
-                return
+                return None
         except CanaryError:
             session.canary_refusals += 1
             raise
         session.adopted(version, difference)
         async with self._adopted:
             self._adopted.notify_all()
+        return pause
 
 
 def _told(timing: UpdateTiming) -> str:

@@ -156,6 +156,9 @@ class TrainingSettings(Section):
     """DeepSpeed ZeRO stage."""
     deepspeed: dict[str, Any] = {}
     """Any other DeepSpeed option; merged over the ones that dcpo-async sets."""
+    profile: Annotated[str, Field(pattern=r"^[1-9]\d*(:[1-9]\d*)?$")] | None = None
+    """STEP or STEP:STEP, both among them: each rank writes a trace of these steps into FOLDER/timing, and on a GPU a
+    snapshot of its memory; the steps themselves are slower."""
     step_timeout_seconds: PositiveSeconds = 1800.0
     """A rank that takes longer over one optimizer step or collective is reported and restarted."""
 
@@ -163,12 +166,22 @@ class TrainingSettings(Section):
 class CheckpointSettings(Section):
     """What survives a crash of the trainer."""
 
-    interval_steps: Positive = 10
-    """Steps between checkpoints."""
+    interval_steps: Positive | None = 10
+    """Steps between checkpoints; none where interval_minutes is given and this is not."""
+    interval_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Minutes between checkpoints, looked at after each batch; beside interval_steps, whichever comes first counts."""
     keep_last: Positive = 2
     """Newest checkpoints that are kept."""
     keep_every_steps: Positive | None = None
-    """Checkpoints at multiples of this step are kept for good."""
+    """Checkpoints at multiples of this step are kept for good; needs interval_steps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_the_clock_alone(cls, given: Any) -> Any:
+        """A user who gives minutes has not asked for a checkpoint after every ten steps."""
+        if isinstance(given, Mapping) and given.get("interval_minutes") is not None:
+            return {"interval_steps": None, **given}
+        return given
 
 
 class LagSettings(Section):
@@ -198,7 +211,9 @@ class ActorSettings(Section):
     """What the learner tells every actor that joins."""
 
     groups_in_flight: Positive = 64
-    """Groups that one engine process works on at once."""
+    """An engine process has at most this many groups' worth of responses in flight, fewer where its KV cache has been
+    seen to hold fewer. A response that has ended makes room, whatever the others of its group do, so that up to four
+    times as many groups may be open."""
     kv_after_update: Literal["keep", "recompute"] = "keep"
     """After new weights: keep the KV cache of responses in flight, or recompute it."""
     max_failures: Positive = 3
@@ -251,7 +266,8 @@ class RunConfig(BaseSettings):
 
     def digest(self) -> str:
         """Hash of every setting that shapes the result; folder and addresses do not."""
-        shape = self.model_dump_json(exclude={"folder", "network", "checkpoint", "weights"})
+        whole = {"folder", "network", "checkpoint", "weights"}
+        shape = self.model_dump_json(exclude={**dict.fromkeys(whole, True), "training": {"profile"}})
         return hashlib.sha256(shape.encode()).hexdigest()[:16]
 
     @model_validator(mode="after")
@@ -266,7 +282,7 @@ class RunConfig(BaseSettings):
         updates, lag, network = self.algorithm.updates_per_batch, self.lag, self.network
         for name, steps in (
             ("lag.publish_interval", lag.publish_interval),
-            ("checkpoint.interval_steps", self.checkpoint.interval_steps),
+            ("checkpoint.interval_steps", self.checkpoint.interval_steps or 0),
             ("training.max_steps", self.training.max_steps or 0),
         ):
             if steps % updates:
@@ -274,6 +290,16 @@ class RunConfig(BaseSettings):
                     f"{name} {steps} must be a multiple of algorithm.updates_per_batch {updates}: "
                     "a batch is trained as a whole"
                 )
+        if self.checkpoint.interval_steps is None and self.checkpoint.interval_minutes is None:
+            yield (
+                "checkpoint.interval_steps and checkpoint.interval_minutes are both none: "
+                "after a crash the whole run would be repeated; set one"
+            )
+        if self.checkpoint.interval_steps is None and self.checkpoint.keep_every_steps is not None:
+            yield (
+                f"checkpoint.keep_every_steps {self.checkpoint.keep_every_steps} needs checkpoint.interval_steps: "
+                "by the clock alone, a checkpoint falls on such a step by chance"
+            )
         if lag.max_lag < lag.publish_interval - updates:
             yield (
                 f"lag.max_lag {lag.max_lag} is less than lag.publish_interval - algorithm.updates_per_batch = "

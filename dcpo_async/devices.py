@@ -1,5 +1,6 @@
 """Which GPUs a service may use: parses `--gpus 0-3`, checks it against this machine, and tells its children."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Devices:
     def environment(self) -> dict[str, str]:
         """Environment of the trainer ranks."""
         if self.gpus:
-            return cuda_environment(self.gpus)
+            return {**_allocation(), **cuda_environment(self.gpus)}
         # An actor usually shares the machine, so that the trainer takes half of the cores unless told otherwise.
         threads = max(1, (os.cpu_count() or 1) // (2 * self.num_workers))
         threads_word = os.environ.get("OMP_NUM_THREADS", str(threads))
@@ -59,13 +60,38 @@ def count_gpus(devices: Path = Path("/dev")) -> int:
 
 def checked_gpus(text: str) -> tuple[int, ...]:
     """Parse `--gpus` and refuse numbers that this machine does not have; raises ConfigError."""
-    numbers, count = parse_gpus(text), count_gpus()
+    numbers, count, lent = parse_gpus(text), count_gpus(), _lent()
+    if lent == [] and os.environ["CUDA_VISIBLE_DEVICES"].strip():
+        raise ConfigError(
+            f"--gpus {text}: CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']} hides every GPU; unset it, or "
+            "use --workers N to run on the CPU"
+        )
     if max(numbers) >= count:
         found = f"GPUs 0 to {count - 1}" if count else "no GPU"
         raise ConfigError(
             f"--gpus {text}: this machine has {found}; name other numbers, or use --workers N to run on the CPU"
         )
+    sliced = [lent[number] for number in numbers if lent[number].startswith("MIG-")] if lent else []
+    if sliced:
+        raise ConfigError(
+            f"--gpus {text}: {sliced[0]} of CUDA_VISIBLE_DEVICES is a slice of a GPU (MIG), on which neither NCCL nor "
+            "vLLM works as on a whole one; ask for whole GPUs"
+        )
     return numbers
+
+
+def require_choice() -> None:
+    """Refuse a command line that names neither GPUs nor processes where there are GPUs: it was forgotten.
+
+    Raises ConfigError.
+    """
+    count = count_gpus()
+    if count:
+        all_of_them = f"0-{count - 1}" if count > 1 else "0"
+        raise ConfigError(
+            f"this machine has {count} GPUs and none is named: give --gpus {all_of_them}, or --workers N to run on "
+            "the CPU"
+        )
 
 
 def cuda_environment(gpus: Sequence[int]) -> dict[str, str]:
@@ -78,7 +104,19 @@ def cuda_environment(gpus: Sequence[int]) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(names), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
+def _allocation() -> dict[str, str]:
+    """Segments that grow: every micro-batch has another shape, which would leave holes; a user's own choice stands.
+
+    For trainer ranks alone: vLLM shares memory between processes in ways that such segments do not allow.
+    """
+    is_chosen = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"} & os.environ.keys()
+    return {} if is_chosen else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
 def _lent() -> list[str] | None:
-    """Devices that CUDA_VISIBLE_DEVICES names; None where it is not set."""
+    """Devices that CUDA_VISIBLE_DEVICES names; None where it is not set. As in CUDA, -1 ends the list."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    if names is None:
+        return None
+    named = [name.strip() for name in names.split(",") if name.strip()]
+    return list(itertools.takewhile(lambda name: not name.startswith("-"), named))

@@ -85,7 +85,7 @@ class VersionMismatchError(ProtocolError):
 
 
 class CheckpointError(ConfigError):
-    """A checkpoint is damaged, or was written by another layout of ranks; starting again does not help."""
+    """A checkpoint is damaged, of another layout of ranks, or cannot be written; starting again does not help."""
 
 
 class PromptError(EngineError):

@@ -116,6 +116,7 @@ class Group:
         responses: exactly G.
         rewards: one for each response.
         reasons: the grader's reason for each verdict.
+        seconds: of waiting for weights, of generation, of grading; told to the learner, and not kept.
     """
 
     position: int
@@ -123,6 +124,7 @@ class Group:
     responses: tuple[Response, ...]
     rewards: tuple[float, ...]
     reasons: tuple[str, ...]
+    seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,11 @@ class RunFolder:
         return self.path / "stats"
 
     @property
+    def timing(self) -> Path:
+        """What took how long: JSON lines of spans, in files of bounded size, and the traces of `training.profile`."""
+        return self.path / "timing"
+
+    @property
     def trainer_error(self) -> Path:
         """Why the rank that failed first ended, for the launcher; JSON."""
         return self.path / "trainer_error.json"

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 
 from dcpo_async.config import ModelSettings, RunConfig
 from dcpo_async.config_loading import joined_words, load_config
-from dcpo_async.devices import Devices, checked_gpus
+from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError, TrainerError, WeightsError
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import Child, keep_running, last_lines, module_argv
+from dcpo_async.prompts import LoadedProblems
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.security import load_server_keys
 from dcpo_async.transport.zmq_channel import RouterChannel
@@ -64,17 +65,37 @@ def parsed(argv: Sequence[str] | None) -> tuple[RunConfig, Devices, argparse.Nam
     where.add_argument("--workers", type=int, default=None, help="trainer processes on the CPU")
     parser.add_argument("--keys", type=Path, help="folder of the CURVE keys that `dcpo keygen` made")
     parser.add_argument("--insecure", action="store_true", help="listen off loopback without keys")
+    parser.add_argument("--check", action="store_true", help="say what the run will take, and do not start it")
+    where.add_argument("--on", metavar="NxGB", help="with --check: GPUs of another machine, such as 4x80")
+    parser.add_argument("--even-if-too-large", action="store_true", help="start a run that is estimated not to fit")
     options, overrides = parser.parse_known_args(joined_words(sys.argv[1:] if argv is None else argv))
     config = load_config(options.config, overrides)
     if options.workers is not None and options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: at least one process has to train")
+    if options.on is not None:
+        if not options.check:
+            raise ConfigError(f"--on {options.on} needs --check: on this machine --gpus names those that train")
+        return config, Devices(tuple(range(gpus_elsewhere(options.on)[0])), gpus_elsewhere(options.on)[0]), options
+    if options.gpus is None and options.workers is None:
+        require_choice()
     gpus = checked_gpus(options.gpus) if options.gpus else ()
     return config, Devices(gpus, len(gpus) or options.workers or 1), options
 
 
+def gpus_elsewhere(text: str) -> tuple[int, int]:
+    """Number of GPUs and GiB of each: `gpus_elsewhere("4x80")` is `(4, 80)`; raises ConfigError."""
+    number, _, size = text.partition("x")
+    if not (number.isdecimal() and size.isdecimal() and int(number) and int(size)):
+        raise ConfigError(f"--on {text}: expected a number of GPUs and the GB of each, such as 4x80")
+    return int(number), int(size)
+
+
 async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace) -> None:
-    config = config.model_copy(update={"model": resolved_model(config.model, devices)})
+    config = config.model_copy(update={"model": resolved_model(config.model, devices, with_weights=not options.check)})
     problems = training_problems(config.data)
+    if options.check:
+        check(config, devices, problems, options.on)
+        return
     keys = load_server_keys(options.keys) if options.keys else None
     limit = config.network.max_message_bytes
     actors = RouterChannel(config.network.listen, limit, curve=keys, insecure=options.insecure)
@@ -85,9 +106,15 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         # Imported here since they bring torch, which takes longer than all that has been checked by now.
         from dcpo_async.metrics.tensorboard import TensorBoardWriter
         from learner.coordinator.coordinator import Coordinator
-        from learner.run_setup import described, set_up
+        from learner.run_setup import described, prepare, require_room, set_up
+        from learner.sizing.machine import this_machine
+        from learner.sizing.memory import Plan
 
-        run = set_up(config, problems)
+        prepared = prepare(config, problems)
+        if not options.even_if_too_large:
+            plan = Plan.of(config, devices.num_workers, bool(devices.gpus))
+            require_room(config, prepared.model, plan, this_machine(devices, config.folder))
+        run = set_up(config, prepared)
         log.info("run %s in %s; actors reach it at %s", run.run_id, config.folder, config.network.listen)
         log.info("algorithm: %s", described(config))
         if run.is_finished:
@@ -96,7 +123,15 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
             sinks = (MetricsWriter(config.folder), TensorBoardWriter(RunFolder(config.folder).tensorboard))
             weights_port = actors.port + 1
             coordinator = Coordinator(
-                config, run.run_id, run.intake, run.ledger, actors, ranks, weights_port=weights_port, sinks=sinks
+                config,
+                run.run_id,
+                run.intake,
+                run.ledger,
+                actors,
+                ranks,
+                weights_port=weights_port,
+                num_gpus=len(devices.gpus),
+                sinks=sinks,
             )
             await Launcher(config, devices, coordinator, weights_port, ranks_address, options).run()
         run.ledger.close()
@@ -106,10 +141,27 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         shutil.rmtree(sockets, ignore_errors=True)
 
 
-def resolved_model(model: ModelSettings, devices: Devices) -> ModelSettings:
+def check(config: RunConfig, devices: Devices, problems: LoadedProblems, elsewhere: str | None) -> None:
+    """Print what a run will take, and raise ConfigError where that is not there; nothing is written or loaded.
+
+    Args:
+        elsewhere: GPUs of another machine, whose memory and disk are not known here.
+    """
+    from learner.run_setup import prepare, report, require_room
+    from learner.sizing.machine import other_machine, this_machine
+    from learner.sizing.memory import Plan
+
+    machine = this_machine(devices, config.folder) if elsewhere is None else other_machine(gpus_elsewhere(elsewhere)[1])
+    prepared, plan = prepare(config, problems), Plan.of(config, devices.num_workers, bool(devices.gpus))
+    print(report(config, prepared, plan, machine, is_elsewhere=elsewhere is not None), flush=True)
+    require_room(config, prepared.model, plan, machine)
+    print("the run fits")
+
+
+def resolved_model(model: ModelSettings, devices: Devices, *, with_weights: bool = True) -> ModelSettings:
     """The model as a local folder, with its type decided."""
     dtype = devices.dtype if model.dtype == "auto" else model.dtype
-    folder = model_folder(model.path, "model.path")
+    folder = model_folder(model.path, "model.path", with_weights=with_weights)
     return model.model_copy(update={"path": str(folder), "dtype": dtype})
 
 
@@ -152,6 +204,7 @@ class Launcher:
                 part.result()
             is_finished = self._coordinator.ranks.is_finished
             log.info("the run is finished" if is_finished else "stopped; the same command goes on from here")
+            log.info("%s", self._coordinator.status.advice())
             await self._coordinator.end("the run is finished" if is_finished else "the learner stops")
         finally:
             for part in parts:

@@ -4,7 +4,6 @@ Tokenizers and the ledger bring transformers and torch, seconds of import: the l
 the command line and the settings are known to be sound.
 """
 
-import json
 import logging
 import secrets
 from dataclasses import dataclass
@@ -13,11 +12,17 @@ from typing import TYPE_CHECKING
 
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json, write_text
+from dcpo_async.errors import ConfigError
 from dcpo_async.model_folder import load_tokenizer
-from dcpo_async.prompts import LoadedProblems, encode_prompts
+from dcpo_async.prompts import EncodedPrompts, LoadedProblems, encode_prompts
 from dcpo_async.run_folder import RunFolder
-from learner.coordinator.intake import Intake
+from learner.coordinator.intake import Intake, require_window
 from learner.ledger.ledger import Ledger
+from learner.sizing.fit import needs, told
+from learner.sizing.machine import Machine
+from learner.sizing.memory import Plan
+from learner.sizing.model import SizedModel, check_model
+from learner.sizing.report import data_lines, size_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,14 +40,24 @@ class RunSetup:
     is_finished: bool
 
 
-def set_up(config: RunConfig, problems: LoadedProblems) -> RunSetup:
-    """Encode the prompts, open the ledger, and write down settings and what became of the data.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is known of a run before anything is written or loaded."""
 
-    Raises:
-        ConfigError: the prompts cannot be made, or are too few.
-        LedgerError: the folder holds another run, or a learner is running on it.
+    problems: LoadedProblems
+    tokenizer: "PreTrainedTokenizerBase"
+    encoded: EncodedPrompts
+    model: SizedModel
+
+
+def prepare(config: RunConfig, problems: LoadedProblems) -> Prepared:
+    """Encode the prompts, and see whether they, the settings and the model are made for each other.
+
+    Raises ConfigError where they are not.
     """
-    tokenizer, folder = load_tokenizer(Path(config.model.path), "model.path"), RunFolder(config.folder)
+    tokenizer = load_tokenizer(Path(config.model.path), "model.path")
+    model = SizedModel(Path(config.model.path), 2 if config.model.dtype == "bfloat16" else 4)
+    check_model(config, model.num_embeddings, len(tokenizer))
     encoded = encode_prompts(
         problems.problems,
         tokenizer,
@@ -50,13 +65,42 @@ def set_up(config: RunConfig, problems: LoadedProblems) -> RunSetup:
         template=config.data.prompt_template,
         max_prompt_tokens=config.data.max_prompt_tokens,
     )
+    require_window(config, len(encoded.prompts))
+    return Prepared(problems, tokenizer, encoded, model)
+
+
+def require_room(config: RunConfig, model: SizedModel, plan: Plan, machine: Machine) -> None:
+    """Raise ConfigError where a run does not fit a machine, with the smallest change with which it does."""
+    if refusal := told(config, model.size, plan, machine, model.memory):
+        raise ConfigError(f"model {config.model.path}: {refusal}")
+
+
+def report(config: RunConfig, prepared: Prepared, plan: Plan, machine: Machine, *, is_elsewhere: bool) -> str:
+    """All that is known of a run, for people."""
+    size = prepared.model.size
+    need = needs(config, size, plan, prepared.model.memory(plan))
+    lines = [
+        f"run folder {config.folder}; {described(config)}",
+        *data_lines(config, prepared.problems, prepared.encoded, prepared.tokenizer),
+        *size_lines(config, size, plan, need, machine, is_elsewhere=is_elsewhere),
+    ]
+    return "\n".join(lines)
+
+
+def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
+    """Open the ledger, and write down settings and what became of the data.
+
+    Raises:
+        LedgerError: the folder holds another run, or a learner is running on it.
+    """
+    folder, problems, encoded = RunFolder(config.folder), prepared.problems, prepared.encoded
     left_out = {**problems.left_out, "too long": encoded.num_too_long}
     reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items() if count)
     log.info("%d prompts from %d rows; left out: %s", len(encoded.prompts), problems.num_rows, reasons or "none")
     config.folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(folder.ledger)
     run_id = _identify(ledger, config, encoded.digest)
-    intake = Intake(config, encoded.prompts, _vocab_size(config.model.path, tokenizer), ledger)
+    intake = Intake(config, encoded.prompts, prepared.model.num_embeddings, ledger)
     write_text(folder.config, config.model_dump_json(indent=2))
     write_json(folder.data, {"rows": problems.num_rows, "prompts": len(encoded.prompts), "left_out": left_out})
     return RunSetup(run_id, ledger, intake, _is_finished(ledger, config))
@@ -106,9 +150,3 @@ def _is_finished(ledger: Ledger, config: RunConfig) -> bool:
     """Whether the trainer has been to the end of the run, and its export is still there."""
     max_steps, trained = config.training.max_steps, int(ledger.meta("finished_step") or 0)
     return max_steps is not None and trained >= max_steps and RunFolder(config.folder).export.is_dir()
-
-
-def _vocab_size(folder: str, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Token ids that an engine can sample: embeddings are often padded beyond the tokenizer's vocabulary."""
-    padded = json.loads((Path(folder) / "config.json").read_text()).get("vocab_size", 0)
-    return max(int(padded), len(tokenizer))

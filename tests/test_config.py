@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from dcpo_async.config import RunConfig
 from dcpo_async.config_loading import load_config
@@ -132,6 +132,12 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
             ["--algorithm.updates_per_batch", "2", "--lag.publish_interval", "2", "--training.max_steps", "5"],
             "max_steps 5",
         ),
+        (["--checkpoint.interval_steps", "null"], "both none: .*set one"),
+        (
+            ["--checkpoint.interval_minutes", "30", "--checkpoint.keep_every_steps", "100"],
+            "keep_every_steps 100 needs checkpoint.interval_steps",
+        ),
+        (["--checkpoint.interval_minutes", "0"], "interval_minutes: .*greater than 0"),
         (["--network.silence_seconds", "4"], "at least twice network.heartbeat_seconds"),
     ],
 )
@@ -148,6 +154,22 @@ def test_a_file_that_is_missing_or_malformed_is_named(tmp_path: Path) -> None:
         load_config(tmp_path)
     with pytest.raises(ConfigError, match="not a TOML file"):
         load_config(written(tmp_path, "training = ["))
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "minutes"),
+    [
+        ([], 10, None),
+        (["--checkpoint.interval_minutes", "30"], None, 30.0),
+        (["--checkpoint.interval_minutes", "30", "--checkpoint.interval_steps", "100"], 100, 30.0),
+    ],
+)
+def test_minutes_alone_replace_the_steps_between_checkpoints(
+    words: list[str], steps: int | None, minutes: float | None
+) -> None:
+    config = load_config(overrides=words)
+    for found in (config, RunConfig.model_validate_json(config.model_dump_json())):
+        assert (found.checkpoint.interval_steps, found.checkpoint.interval_minutes) == (steps, minutes)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
@@ -178,3 +200,11 @@ def test_the_admission_window_is_of_whole_batches(updates: int, max_lag: int, wi
 
 def test_every_setting_says_what_it_does() -> None:
     assert all(model.model_fields[leaf[-1]].description for leaf in LEAVES for model in [dict(SECTIONS)[leaf[:-1]]])
+
+
+def test_a_profile_of_some_steps_is_no_other_run() -> None:
+    profiled = RunConfig(training={"profile": "3:5"})  # type: ignore[arg-type]
+    assert profiled.digest() == RunConfig().digest()
+    for steps in ("0", "3:", "a", "3-5"):
+        with pytest.raises(ValidationError):
+            RunConfig(training={"profile": steps})  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dcpo_async.devices import checked_gpus, count_gpus, cuda_environment, parse_gpus
+from dcpo_async.devices import checked_gpus, count_gpus, cuda_environment, parse_gpus, require_choice
 from dcpo_async.errors import ConfigError
 
 
@@ -41,3 +41,27 @@ def test_gpus_are_those_that_a_scheduler_has_lent(monkeypatch: pytest.MonkeyPatc
     assert cuda_environment([1])["CUDA_VISIBLE_DEVICES"] == "6"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert cuda_environment([0, 1])["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_minus_one_hides_every_gpu_as_it_does_in_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert count_gpus() == 0
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=-1 hides every GPU"):
+        checked_gpus("0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,-1,4")
+    assert count_gpus() == 1
+
+
+def test_slices_of_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5f,MIG-7a")
+    assert checked_gpus("0") == (0,)
+    with pytest.raises(ConfigError, match="MIG-7a of CUDA_VISIBLE_DEVICES is a slice of a GPU"):
+        checked_gpus("0-1")
+
+
+def test_gpus_that_are_there_and_not_named_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    with pytest.raises(ConfigError, match="2 GPUs and none is named: give --gpus 0-1, or --workers N"):
+        require_choice()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    require_choice()

@@ -13,8 +13,8 @@ OWNERS = {
     "zmq": ("dcpo_async/transport/zmq_channel.py",),
     # The ledger's oldest format was the protocol's: its decoder stays when the protocol's codec goes.
     "msgpack": ("dcpo_async/protocol/codec.py", "learner/ledger/group_format.py"),
-    # The others run inside vLLM: its worker takes a step in the types of its scheduler, its layers tell their kind.
-    "vllm": ("actor/engine/vllm.py", "actor/engine/canary_worker.py", "actor/engine/vllm_worker.py"),
+    # The second is its logger; the others run inside it, and take a step in the types of its scheduler.
+    "vllm": ("actor/engine/vllm.py", "actor/engine/load_reader.py", "actor/engine/workers/"),
     "deepspeed": ("learner/trainer/engine.py",),
     "sqlite3": ("learner/ledger/",),
     "sympy": ("dcpo_async/grading/math/equivalence.py",),
@@ -35,11 +35,13 @@ FLOORS = (
 # What each part of a service may import of that service; all may import the shared library, but for `scheduling`.
 SERVICES = {
     "actor/engine": "",
+    "actor/engine/workers": "engine",
     "actor/weights": "",
     "actor/learner_link": "",
     "actor/weights_options": "",
+    "actor/capacity": "engine",
     "actor/weights_follower": "engine weights learner_link",
-    "actor/service": "engine learner_link weights_follower",
+    "actor/service": "capacity engine learner_link weights_follower",
     "actor/engine_process": "engine learner_link service weights weights_follower weights_options",
     "actor/evaluation": "engine weights learner_link weights_follower",
     "actor/launcher": "engine weights_options",
@@ -49,11 +51,14 @@ SERVICES = {
     "learner/problems": "",
     "learner/coordinator": "ledger scheduling",
     "learner/reports": "ledger",
+    "learner/checkpoints": "weights",
     "learner/policy": "",
-    "learner/trainer": "policy weights",
+    "learner/timing": "",
+    "learner/trainer": "checkpoints policy timing weights",
     "learner/publisher": "trainer weights",
-    "learner/run_setup": "coordinator ledger",
-    "learner/launcher": "coordinator problems run_setup",
+    "learner/sizing": "policy",
+    "learner/run_setup": "coordinator ledger sizing",
+    "learner/launcher": "coordinator problems run_setup sizing",
 }
 # Decisions: they know the nouns and nothing else.
 PURE = {"learner/scheduling": {"dcpo_async/records"}}

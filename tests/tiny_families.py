@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.tiny_model import write_tokenizer
 
 VOCAB_SIZE = 128
-_ALL = {
+ALL = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -78,7 +78,7 @@ def make_family(folder: Path, family: str, **settings: Any) -> None:
     """
     write_tokenizer(folder, VOCAB_SIZE)
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **_ALL | FAMILIES[family] | settings)
+    config = AutoConfig.for_model(family, **ALL | FAMILIES[family] | settings)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     perturb(model, seed=1, scale=0.1)
     model.save_pretrained(folder)

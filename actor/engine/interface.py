@@ -1,6 +1,6 @@
 """The interface of a generation engine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -31,6 +31,21 @@ class UpdateTiming:
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine holds at the moment.
+
+    Attributes:
+        num_running: responses that have a place in the KV cache; others in flight wait for one.
+        kv_cache_share: share of the KV cache that they take, in [0, 1].
+        preemptions: how often a response has lost its place to others and had to be computed again, since the start.
+    """
+
+    num_running: int = 0
+    kv_cache_share: float = 0.0
+    preemptions: int = 0
+
+
 class Engine(Protocol):
     """Generates groups of responses under weights that can be exchanged while it runs."""
 
@@ -41,6 +56,10 @@ class Engine(Protocol):
     @property
     def weights_version(self) -> int:
         """The version that the next token will be sampled from."""
+
+    @property
+    def load(self) -> EngineLoad:
+        """What it holds at the moment."""
 
     async def start(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> float | None:
         """Load the model from a complete Hugging Face folder.
@@ -56,8 +75,17 @@ class Engine(Protocol):
             EngineError: it did not start.
         """
 
-    async def generate(self, lease: Lease, sampling: Sampling) -> tuple[Response, ...]:
-        """Sample G responses to the lease's prompt; many calls run at once. Raises EngineError."""
+    async def generate(
+        self, lease: Lease, sampling: Sampling, response_ended: Callable[[], None] | None = None
+    ) -> tuple[Response, ...]:
+        """Sample G responses to the lease's prompt; many calls run at once.
+
+        Args:
+            response_ended: called for each response as it ends, G times before the call returns.
+
+        Raises:
+            EngineError: the engine failed, or the prompt cannot be answered.
+        """
 
     async def adopt(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> UpdateTiming:
         """Exchange the weights without dropping what is in flight, and compare before the first new token.

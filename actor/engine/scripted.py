@@ -3,14 +3,14 @@
 import asyncio
 import json
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actor.engine.interface import UpdateTiming
+from actor.engine.interface import EngineLoad, UpdateTiming
 from actor.engine.seeds import group_seed
 from dcpo_async.errors import CanaryError, EngineError, PromptError
 from dcpo_async.records import Lease, Response, Sampling, VersionSegment
@@ -31,7 +31,7 @@ class ScriptedEngine:
 
     Args:
         correct_share: probability of a right answer, in [0, 1].
-        tokens_per_second: a group takes as long as its longest response at this speed; None answers at once.
+        tokens_per_second: speed of each response, however many there are; None answers at once.
         fail_prompts: ids of prompts whose generation always fails.
         crash_after_groups: the engine dies when it is asked for one group more than this.
         canary_offsets: by weights version, nats by which its log-probs of a canary are off at first, and once it was
@@ -67,6 +67,11 @@ class ScriptedEngine:
         """The version that was started with or adopted last."""
         return self._weights_version
 
+    @property
+    def load(self) -> EngineLoad:
+        """All that is in flight; there is no cache that could be full."""
+        return EngineLoad(num_running=self._responses_in_flight)
+
     async def start(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> float | None:
         """Read vocabulary size and stop token from the folder's config.json; raises CanaryError, EngineError."""
         path = weights_folder / "config.json"
@@ -81,7 +86,9 @@ class ScriptedEngine:
         self._weights_version = weights_version
         return difference
 
-    async def generate(self, lease: Lease, sampling: Sampling) -> tuple[Response, ...]:
+    async def generate(
+        self, lease: Lease, sampling: Sampling, response_ended: Callable[[], None] | None = None
+    ) -> tuple[Response, ...]:
         """The group that belongs to the lease's prompt and visit.
 
         Raises:
@@ -98,7 +105,7 @@ class ScriptedEngine:
             self._response(np.random.default_rng(seed + index), lease.answer, sampling.max_response_tokens)
             for index in range(sampling.group_size)
         )
-        await self._take_time(responses)
+        await self._take_time(responses, response_ended)
         return responses
 
     async def adopt(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> UpdateTiming:
@@ -137,10 +144,19 @@ class ScriptedEngine:
             text=f"The answer is \\boxed{{{answer if is_correct else answer + '+1'}}}",
         )
 
-    async def _take_time(self, responses: tuple[Response, ...]) -> None:
-        self._responses_in_flight += len(responses)
-        longest = max(len(response.token_ids) for response in responses)
+    async def _take_time(self, responses: tuple[Response, ...], ended: Callable[[], None] | None) -> None:
+        num_left, began = len(responses), asyncio.get_running_loop().time()
+        self._responses_in_flight += num_left
         try:
-            await asyncio.sleep(longest / self._tokens_per_second if self._tokens_per_second else 0)
+            for tokens in sorted(len(response.token_ids) for response in responses):
+                await self._until(began, tokens)
+                num_left -= 1
+                self._responses_in_flight -= 1
+                if ended is not None:
+                    ended()
         finally:
-            self._responses_in_flight -= len(responses)
+            self._responses_in_flight -= num_left
+
+    async def _until(self, began: float, tokens: int) -> None:
+        due_at = began + tokens / self._tokens_per_second if self._tokens_per_second else 0.0
+        await asyncio.sleep(max(0.0, due_at - asyncio.get_running_loop().time()))

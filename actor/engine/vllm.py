@@ -6,13 +6,15 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from actor.engine.interface import UpdateTiming
+from actor.engine.cpu import cpu_arguments, set_cpu_environment
+from actor.engine.interface import EngineLoad, UpdateTiming
+from actor.engine.load_reader import LoadReader
 from actor.engine.loading import Loading
 from actor.engine.model_files import Shapes, check_shapes, has_latent_attention, stop_token_ids, tensor_shapes
 from actor.engine.seeds import group_seed
@@ -43,7 +45,6 @@ log = logging.getLogger(__name__)
 
 CALL_SECONDS = 600.0
 WATCH_SECONDS = 0.25
-GIB = 1 << 30
 FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -85,7 +86,7 @@ class VllmEngine:
         memory_share: float = 0.9,
         cpu_threads: int = 1,
         start_folder: Path | None = None,
-        worker_extension: str = "actor.engine.vllm_worker.WorkerExtension",
+        worker_extension: str = "actor.engine.workers.vllm_worker.WorkerExtension",
     ) -> None:
         self._device = device
         self._kv_after_update = kv_after_update
@@ -107,8 +108,9 @@ class VllmEngine:
             "hf_overrides": {"head_dtype": "float32"},
             "worker_extension_cls": worker_extension,
         }
-        self._arguments |= _cpu_arguments(kv_cache_gib) if device == "cpu" else {"gpu_memory_utilization": memory_share}
+        self._arguments |= cpu_arguments(kv_cache_gib) if device == "cpu" else {"gpu_memory_utilization": memory_share}
         self._engine: AsyncLLM | None = None
+        self._load: LoadReader | None = None
         self._weights_version = 0
         self._start_path = StartPath(start_folder) if start_folder is not None else None
         self._loading: Loading | None = None
@@ -130,6 +132,11 @@ class VllmEngine:
         """The version that the next token will be sampled from."""
         return self._weights_version
 
+    @property
+    def load(self) -> EngineLoad:
+        """As of vLLM's last step; of an engine that was started anew from its start."""
+        return self._load.load if self._load is not None else EngineLoad()
+
     async def start(self, weights_folder: Path, weights_version: int, canary: Canary | None) -> float | None:
         """Start vLLM with the model, tokenizer and weights of a Hugging Face folder; the event loop runs on meanwhile.
 
@@ -149,7 +156,7 @@ class VllmEngine:
         self._layout = await asyncio.to_thread(tensor_shapes, weights_folder)
         self._stop_token_ids = stop_token_ids(weights_folder)
         if self._device == "cpu":
-            _set_cpu_environment(self._cpu_threads)
+            set_cpu_environment(self._cpu_threads)
             if has_latent_attention(weights_folder):
                 # vLLM's rotary kernel for CPUs misreads queries that come as [tokens, heads, size], as they do here.
                 self._arguments["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
@@ -162,28 +169,30 @@ class VllmEngine:
             await self._end(str(error))
             raise
 
-    async def generate(self, lease: Lease, sampling: Sampling) -> tuple[Response, ...]:
-        """Sample G responses to the lease's prompt.
+    async def generate(
+        self, lease: Lease, sampling: Sampling, response_ended: Callable[[], None] | None = None
+    ) -> tuple[Response, ...]:
+        """Sample G responses to the lease's prompt, each a request of its own.
 
-        Where an update ends the engine and starts it anew, the group is begun anew.
+        Where an update ends the engine and starts it anew, responses that have not ended are begun anew.
 
         Raises:
             PromptError: vLLM refuses the prompt, such as one that is longer than the model allows.
             EngineError: the engine is dead.
         """
-        while True:
-            # A request that came in during an update would put keys of the old weights under the salt of the new.
-            await self._resumed.wait()
-            engine = self._running_engine()
-            try:
-                outputs = await self._answer(self._outputs(engine, lease, sampling), deadline_seconds=None)
-                break
-            except EngineError:
-                if self._resumed.is_set():
-                    raise
-        token_ids = [list(output.token_ids) for output in outputs]
-        texts = engine.get_tokenizer().batch_decode(token_ids, skip_special_tokens=True)
-        return tuple(_response(output, text) for output, text in zip(outputs, texts, strict=True))
+
+        async def one(number: int) -> Response:
+            response = await self._response(lease, sampling, number)
+            if response_ended is not None:
+                response_ended()
+            return response
+
+        work = [asyncio.create_task(one(number)) for number in range(sampling.group_size)]
+        try:
+            return tuple(await asyncio.gather(*work))
+        finally:
+            for task in work:
+                task.cancel()
 
     async def adopt(self, weights_folder: Path, weights_version: int, canary: Canary | None) -> UpdateTiming:
         """Exchange the weights while responses in flight wait; they go on where they were.
@@ -236,10 +245,11 @@ class VllmEngine:
         model = folder if self._start_path is None else self._start_path.to(folder)
         arguments = AsyncEngineArgs(model=str(model), **self._arguments)
         try:
-            engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
+            engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments, stat_loggers=[LoadReader])
         except Exception as error:
             raise EngineError(f"vLLM did not start with {folder}: {_described(error)}") from error
         self._engine, self._failure = engine, asyncio.get_running_loop().create_future()
+        self._load = LoadReader.of(engine)
         self._watcher = asyncio.create_task(self._watch(engine))
         await self._answer(engine.collective_rpc("exit_with", args=(os.getpid(),)))
         difference = await self._compare(engine, weights_version, canary)
@@ -317,13 +327,26 @@ class VllmEngine:
         late = f"it did not answer within {deadline_seconds} s"
         raise EngineError(f"{self.name} cannot be used: {self._failure.result() if self._failure.done() else late}")
 
-    async def _outputs(self, engine: AsyncLLM, lease: Lease, sampling: Sampling) -> list[CompletionOutput]:
+    async def _response(self, lease: Lease, sampling: Sampling, number: int) -> Response:
+        """One response of a group."""
+        while True:
+            # A request that came in during an update would put keys of the old weights under the salt of the new.
+            await self._resumed.wait()
+            engine = self._running_engine()
+            try:
+                output = await self._answer(self._output(engine, lease, sampling, number), deadline_seconds=None)
+                break
+            except EngineError:
+                if self._resumed.is_set():
+                    raise
+        return _response(output, engine.get_tokenizer().decode(list(output.token_ids), skip_special_tokens=True))
+
+    async def _output(self, engine: AsyncLLM, lease: Lease, sampling: Sampling, number: int) -> CompletionOutput:
         prompt = tokens_input(lease.prompt_token_ids.tolist(), cache_salt=str(self._weights_version))
         parameters = SamplingParams(
-            n=sampling.group_size,
             temperature=sampling.temperature,
             max_tokens=sampling.max_response_tokens,
-            seed=group_seed(sampling.seed, lease.prompt_id, lease.visit),
+            seed=group_seed(sampling.seed, lease.prompt_id, lease.visit) + number,
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
@@ -333,7 +356,7 @@ class VllmEngine:
         request_id = f"{lease.position}.{lease.attempt}.{next(self._request_numbers)}"
         async with contextlib.aclosing(engine.generate(prompt, parameters, request_id)) as answers:
             async for answer in answers:
-                return list(answer.outputs)
+                return answer.outputs[0]
         raise EngineError(f"vLLM ended request {request_id} without an answer")
 
 
@@ -342,26 +365,6 @@ def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
     began = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - began
-
-
-def _cpu_arguments(kv_cache_gib: float) -> dict[str, Any]:
-    return {
-        "kv_cache_memory_bytes": int(kv_cache_gib * GIB),
-        "enforce_eager": True,
-        # A group's responses share its prompt by whole blocks, and many a prompt is shorter than vLLM's 128 tokens.
-        "block_size": 32,
-        # In the EngineCore process itself: another one would spin on its queue, on a core that others need.
-        "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
-        # A prompt in chunks would wind back a response's random generator, which ends vLLM on a CPU.
-        "enable_chunked_prefill": False,
-    }
-
-
-def _set_cpu_environment(threads: int) -> None:
-    """What the EngineCore process inherits."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    # vLLM compiles one tiny function even when it runs eagerly, which needs a C++ compiler and many seconds.
-    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 
 def _response(output: CompletionOutput, text: str) -> Response:

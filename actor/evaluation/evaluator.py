@@ -25,7 +25,7 @@ from dcpo_async.evaluation.progress import EvaluationProgress
 from dcpo_async.evaluation.results import SUMMARY_NAME, GradedResponse, Mode, ProblemResult, ResultLog, ResultsFolder
 from dcpo_async.evaluation.table import Row, markdown
 from dcpo_async.grading import GradingPool
-from dcpo_async.model_folder import load_tokenizer
+from dcpo_async.model_folder import context_tokens, load_tokenizer
 from dcpo_async.prompts import LoadedProblems, encode_prompts
 from dcpo_async.records import Lease, Prompt, Response, Sampling
 from dcpo_async.weights.manifest import Manifest
@@ -117,7 +117,7 @@ class Evaluator:
 
     def _prompts(self, folder: Path) -> dict[str, tuple[Prompt, ...]]:
         options, tokenizer = self._options, load_tokenizer(folder, "model")
-        longest, wanted = _context_tokens(folder), options.max_prompt_tokens + options.max_response_tokens
+        longest, wanted = context_tokens(folder), options.max_prompt_tokens + options.max_response_tokens
         if longest is not None and wanted > longest:
             raise ConfigError(
                 f"model {folder} takes {longest} tokens, --max-prompt-tokens {options.max_prompt_tokens} and "
@@ -267,12 +267,6 @@ def _means(rows: Sequence[Row]) -> dict[str, float]:
                 means[f"{row.set}/avg@{figures.samples}"] = figures.accuracy.mean
                 means[f"{row.set}/response_length, {mode}"] = figures.response_length
     return means
-
-
-def _context_tokens(folder: Path) -> int | None:
-    """Most tokens of prompt and response that the model's configuration allows; None where it does not say."""
-    tokens = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
-    return int(tokens) if tokens else None
 
 
 def architecture_of(folder: Path) -> Architecture:

@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(folder=Path(folder), **settings)  # type: ignore[arg-type]
         measure = Measure()
-        trainer = Trainer(config, TrainEngine(config), link=None, publication=None)  # type: ignore[arg-type]
+        trainer = Trainer(config, TrainEngine(config), SimpleNamespace(tell=None), publication=None)  # type: ignore[arg-type]
         samples = [_sample(number, entry) for number, entry in enumerate(json.loads(path.read_text()))]
         trainer.train_step([_shortened(sample) for sample in samples[:4]])
         measure.start()

@@ -17,7 +17,7 @@ from torch import Tensor
 from vllm import _custom_ops
 
 from actor.engine.vllm import VllmEngine
-from actor.engine.vllm_worker import WorkerExtension
+from actor.engine.workers.vllm_worker import WorkerExtension
 from bench.weights.__main__ import CHANGED_SHARE, change, loaded_tensors
 from dcpo_async.weights.places import patches_folder, version_folder
 from dcpo_async.weights.store import write_snapshot

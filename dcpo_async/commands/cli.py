@@ -66,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="as the learner wrote it")
     status.set_defaults(command=_status)
 
+    timeline = commands.add_parser("timeline", help="what took how long in all processes, as a trace for Perfetto")
+    timeline.add_argument("run", type=Path, help="run folder; the trace goes to standard output")
+    timeline.set_defaults(command=_timeline)
+
     show = commands.add_parser("show", help="read what a run's model writes, and what it got for it", add_help=False)
     show.set_defaults(command=_become("learner.reports.show"))
 
@@ -162,6 +166,18 @@ def _status(options: argparse.Namespace, rest: list[str]) -> int:
         print(json.dumps(status, indent=2))
     else:
         Console().print(run_table(str(status["run_id"]), options.run))
+    return 0
+
+
+def _timeline(options: argparse.Namespace, rest: list[str]) -> int:
+    from dcpo_async.metrics.timeline import read_spans, trace
+    from dcpo_async.run_folder import RunFolder
+
+    _refuse(rest)
+    folder = RunFolder(options.run).timing
+    if not folder.is_dir():
+        raise ConfigError(f"{options.run}: no spans in it; name the folder of a run that has been started")
+    json.dump(trace(read_spans(folder)), sys.stdout)
     return 0
 
 

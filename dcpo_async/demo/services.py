@@ -38,8 +38,8 @@ async def train(
     config = load_config(config_file, overrides)
     name = config.folder.name
     learner_log, actor_log = logs / f"{name}-learner.log", logs / f"{name}-actor.log"
-    words = ["--learner", config.network.listen, "--logs", str(logs / name), *actor_words]
-    learner = await spawn(module_argv("learner.launcher", str(config_file), *overrides), learner_log)
+    words = ["--workers", "1", "--learner", config.network.listen, "--logs", str(logs / name), *actor_words]
+    learner = await spawn(module_argv("learner.launcher", str(config_file), "--workers", "1", *overrides), learner_log)
     actor = await spawn(module_argv("actor.launcher", *words), actor_log)
     try:
         while learner.returncode is None:

@@ -65,4 +65,5 @@ def _foot(status: Mapping[str, Any]) -> str:
     names = ", ".join(f"{actor['session']} at version {actor['weights_version']}" for actor in actors)
     waiting = "" if actors else " [dim](vLLM takes half a minute to start)"
     counts = f"groups counted: {status['groups_counted']}; newest weights version: {status['weights_version']}"
-    return f"actors connected: {len(actors)} {names}{waiting}\n{counts}"
+    lines = [f"actors connected: {len(actors)} {names}{waiting}", counts, status.get("advice", "")]
+    return "\n".join(filter(None, lines))

@@ -51,6 +51,7 @@ def group_to_message(group: Group) -> tuple[GroupMessage, dict[str, Array]]:
         rewards=group.rewards,
         reasons=group.reasons,
         texts=tuple(response.text for response in responses),
+        seconds=group.seconds,
     )
     arrays = {
         "token_ids": joined([response.token_ids for response in responses], "<i4"),

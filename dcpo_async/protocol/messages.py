@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from dcpo_async.config import ActorSettings, GradingSettings, SamplingSettings
 from dcpo_async.records import Count, FinishReason, GroupOutcome, LeaseName, Relay
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 Text = Annotated[str, Field(max_length=1 << 20)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Seconds = Annotated[float, Field(ge=0)]
 Array = NDArray[Any]
 
 
@@ -56,6 +57,8 @@ class Hello(Message):
     held: tuple[LeaseName, ...] = ()
     """Leases being worked on, and those whose groups are not acknowledged yet."""
     relay: Relay = ""
+    gpus: Count = 0
+    """That its engine spans; 0 on a CPU."""
 
 
 class Want(Message):
@@ -78,6 +81,8 @@ class GroupMessage(Message):
     rewards: tuple[float, ...]
     reasons: tuple[Text, ...]
     texts: tuple[Text, ...]
+    seconds: tuple[Seconds, Seconds, Seconds] = (0.0, 0.0, 0.0)
+    """Of waiting for weights, of generation, of grading."""
 
 
 class LeaseFailed(Message):
@@ -100,6 +105,11 @@ class Heartbeat(Message):
     tokens_generated: Count
     """Response tokens since the session began."""
     groups_in_flight: Count
+    responses_in_flight: Count = 0
+    response_capacity: Count = 0
+    preemptions: Count = 0
+    update: tuple[Seconds, Seconds, Seconds] | None = None
+    """Of the last change of weights: seconds of the fetch, of the pause, and since its end."""
     canary_difference: Annotated[float, Field(ge=0)] | None = None
     """Largest difference from the canary of `weights_version`, in nats; none where the version has no canary."""
     canary_refusals: Count = 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dcpo_async.errors import ProtocolError, UnreachableError
 from dcpo_async.protocol.conversion import group_to_message, lease_from_message
+from dcpo_async.protocol.in_work import InWork, name_of
 from dcpo_async.protocol.messages import (
     Ack,
     Array,
@@ -22,11 +23,7 @@ from dcpo_async.protocol.messages import (
     Welcome,
 )
 from dcpo_async.protocol.outbox import Outbox
-from dcpo_async.protocol.transitions import (
-    ActorInput,
-    ActorState,
-    next_state,
-)
+from dcpo_async.protocol.transitions import ActorInput, ActorState, next_state
 from dcpo_async.records import Group, Lease, LeaseName
 
 
@@ -72,6 +69,10 @@ class Dismissed:
     detail: str
 
 
+OPEN_SHARE = 4
+"""Open groups, as a multiple of groups_in_flight: a group is open as long as its longest response runs, which for the
+long-tailed lengths of reasoning is some four times the mean."""
+
 Event = Joined | LeaseGranted | GroupAcknowledged | NewVersion | Refused | Dismissed
 
 
@@ -84,9 +85,11 @@ class ActorSession:
 
     Attributes:
         state: where the session stands.
-        capacity: leases that the service can work on at once; 0 until its engine runs.
+        capacity: responses that the engine is given at once; 0 until it runs.
         weights_version, canary_difference: as the last call of `adopted` says.
-        tokens_generated, canary_refusals: what heartbeats report; the service keeps them up to date.
+        tokens_generated: of the groups that were finished.
+        preemptions, canary_refusals: what heartbeats report; the service keeps them up to date.
+        update: fetch and pause of the last change of weights, in seconds, and when it ended; the service sets it.
         relay: where this machine hands on the weights that it has; empty for nowhere.
         ask: the relay to ask for weights, as the coordinator last said; empty for the weight server.
         welcome: the run's settings, once joined.
@@ -114,19 +117,18 @@ class ActorSession:
                 times as long.
         """
         self._hello, self._address = hello, address
-        self._join_timeout_seconds, self._rejoin_timeout_seconds = (
-            join_timeout_seconds,
-            rejoin_timeout_seconds,
-        )
+        self._join_timeout_seconds, self._rejoin_timeout_seconds = join_timeout_seconds, rejoin_timeout_seconds
         self._resend_seconds = resend_seconds
         self.state = ActorState.JOINING
-        self.capacity = self.weights_version = self.tokens_generated = self.canary_refusals = 0
+        self.capacity = self.weights_version = 0
+        self.tokens_generated = self.preemptions = self.canary_refusals = 0
         self.canary_difference: float | None = None
+        self.update: tuple[float, float, float] | None = None
         self.welcome: Welcome | None = None
         self.relay, self.ask, self._lost_relay = hello.relay, "", ""
         self._run_id, self._incarnation, self._newest_version = "", 0, 0
         self._is_known = False
-        self._leases: dict[LeaseName, Lease] = {}
+        self._in_work = InWork()
         self._outbox = Outbox(resend_seconds)
         self._failures: list[LeaseFailed] = []
         self._credit = 0
@@ -148,12 +150,17 @@ class ActorSession:
     @property
     def held(self) -> tuple[LeaseName, ...]:
         """Leases being worked on, and those whose groups are not acknowledged yet."""
-        return tuple(sorted({*self._leases, *self._outbox}))
+        return tuple(sorted({*self._in_work, *self._outbox}))
 
     @property
     def num_working(self) -> int:
         """Leases being worked on."""
-        return len(self._leases)
+        return len(self._in_work)
+
+    @property
+    def num_responses(self) -> int:
+        """Responses in flight: those of the leases being worked on that have not ended."""
+        return self._in_work.num_responses
 
     def adopted(self, weights_version: int, canary_difference: float | None) -> None:
         """The engine's next token comes from this version, whose canary it met within this many nats."""
@@ -163,14 +170,19 @@ class ActorSession:
         """The relay that was to be asked is silent or sends wrong bytes: heartbeats say so until another is named."""
         self._lost_relay = relay
 
+    def response_ended(self, lease: Lease) -> None:
+        """One response to a lease being worked on has ended: its place is free, whatever the others still do."""
+        self._in_work.response_ended(name_of(lease))
+
     def finish(self, group: Group, now: float) -> None:
         """A lease is answered: its group goes out until it is acknowledged."""
+        self.tokens_generated += sum(len(response.token_ids) for response in group.responses)
         self._outbox.put(*group_to_message(group), now)
-        del self._leases[LeaseName(group.position, group.attempt)]
+        self._in_work.end(name_of(group))
 
     def fail(self, lease: Lease, reason: str, is_prompts_fault: bool) -> None:
         """A lease is given back."""
-        del self._leases[LeaseName(lease.position, lease.attempt)]
+        self._in_work.end(name_of(lease))
         self._give_back(lease, reason, is_prompts_fault)
 
     def drain(self, now: float, timeout_seconds: float, reason: str) -> None:
@@ -259,17 +271,18 @@ class ActorSession:
         return news if is_same else [Joined(welcome), *news]
 
     def _on_lease(self, lease: Lease, now: float) -> list[Event]:
-        name = LeaseName(lease.position, lease.attempt)
+        name = name_of(lease)
         if name in self._outbox:
             self._outbox.hurry(name, now)
             return []
-        if name in self._leases:
+        if name in self._in_work:
             return []
         self._credit = max(0, self._credit - 1)
         if self.state is ActorState.DRAINING:
             self._give_back(lease, "the actor drains", is_prompts_fault=False)
             return []
-        self._leases[name] = lease
+        assert self.welcome is not None
+        self._in_work.begin(name, self.welcome.sampling.group_size)
         return [LeaseGranted(lease)]
 
     def _on_version(self, message: Welcome | VersionMessage) -> list[Event]:
@@ -290,10 +303,7 @@ class ActorSession:
     def _give_back(self, lease: Lease, reason: str, is_prompts_fault: bool) -> None:
         self._failures.append(
             LeaseFailed(
-                position=lease.position,
-                attempt=lease.attempt,
-                reason=reason,
-                is_prompts_fault=is_prompts_fault,
+                position=lease.position, attempt=lease.attempt, reason=reason, is_prompts_fault=is_prompts_fault
             )
         )
 
@@ -322,8 +332,12 @@ class ActorSession:
 
     @property
     def _room(self) -> int:
-        is_full = len(self._outbox) >= self.capacity
-        return 0 if self.state is ActorState.DRAINING or is_full else max(0, self.capacity - self.num_working)
+        if self.welcome is None or self.state is ActorState.DRAINING:
+            return 0
+        groups_in_flight = self.welcome.actor.groups_in_flight
+        if len(self._outbox) >= groups_in_flight:
+            return 0
+        return self._in_work.room(self.capacity, self.welcome.sampling.group_size, OPEN_SHARE * groups_in_flight)
 
     def _hello_due(self, now: float) -> list[Envelope]:
         if now < self._hello_due_at:
@@ -354,6 +368,10 @@ class ActorSession:
             weights_version=self.weights_version,
             tokens_generated=self.tokens_generated,
             groups_in_flight=self.num_working,
+            responses_in_flight=self.num_responses,
+            response_capacity=self.capacity,
+            preemptions=self.preemptions,
+            update=None if self.update is None else (*self.update[:2], max(0.0, now - self.update[2])),
             canary_difference=self.canary_difference,
             canary_refusals=self.canary_refusals,
             relay=self.relay,

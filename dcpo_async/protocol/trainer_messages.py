@@ -109,11 +109,35 @@ class PublishedAck(Message):
 
 
 class Checkpointed(Message):
-    """Rank 0: the checkpoint after `step` steps stands whole; `retained` lists all that stand."""
+    """Rank 0: the checkpoint after `step` steps stands whole.
+
+    Attributes:
+        retained: steps of all that stand.
+        seconds: since the state was copied.
+        num_bytes: of its files.
+        num_put_off: batches for which it waited until the one before was written.
+    """
 
     kind = "checkpointed"
     step: Count
     retained: tuple[Count, ...]
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    num_bytes: Count = 0
+    num_put_off: Count = 0
+
+
+class CheckpointFailed(Message):
+    """Rank 0: the checkpoint after `step` steps could not be written; the next one that is due is tried.
+
+    Attributes:
+        reason: which rank could not, and why.
+        failures_left: so many more in a row are borne.
+    """
+
+    kind = "checkpoint_failed"
+    step: Count
+    reason: str
+    failures_left: Count
 
 
 class TrainerFinished(Message):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dcpo_async.config import RunConfig
+from dcpo_async.metrics.timeline import SpanLog
 from dcpo_async.protocol.conversion import lease_to_message, welcome_of
 from dcpo_async.protocol.messages import (
     Bye,
@@ -37,8 +38,9 @@ class ConnectedActor:
 
     Attributes:
         heard_at: when its last message came, in monotonic seconds.
-        role: as it said in its hello.
+        role, gpus: as it said in its hello.
         credit: leases it still has room for.
+        groups_in_flight, responses_in_flight, response_capacity, preemptions: as in its last heartbeat.
         tokens_generated: response tokens by its own count; None until its first heartbeat.
         canary_difference: largest difference from the canary of `weights_version` in its engine, in nats.
     """
@@ -47,10 +49,14 @@ class ConnectedActor:
     host: str
     engine: str
     role: str
+    gpus: int = 0
     credit: int = 0
     weights_version: int = 0
     tokens_generated: int | None = None
     groups_in_flight: int = 0
+    responses_in_flight: int = 0
+    response_capacity: int = 0
+    preemptions: int = 0
     groups_accepted: int = 0
     canary_difference: float | None = None
 
@@ -66,6 +72,7 @@ class ActorDesk:
         regrader: grades a sampled share again.
         weights_port: where the weight server listens, on the same host as the coordinator.
         clock: monotonic seconds.
+        spans: takes what actors say of how long things took.
 
     Attributes:
         connected: by peer, in the order of joining.
@@ -80,11 +87,13 @@ class ActorDesk:
         regrader: Regrader,
         weights_port: int,
         clock: Callable[[], float],
+        spans: SpanLog,
     ) -> None:
         self._config, self._intake, self.router, self._mail = config, intake, router, mail
         self._regrader, self._weights_port, self._clock = regrader, weights_port, clock
         self.connected: dict[bytes, ConnectedActor] = {}
         self._rate, self._relays = TokenRate(), RelayTree()
+        self._spans, self._leased_at = spans, dict[int, float]()
         self._canary_refusals: dict[bytes, int] = {}
         intake.start_clock(clock())
 
@@ -127,6 +136,7 @@ class ActorDesk:
                 if lease is None:
                     return
                 actor.credit -= 1
+                self._leased_at[lease.position] = now
                 self._mail.post(self.router, peer, *lease_to_message(lease))
 
     def announce(self) -> None:
@@ -157,11 +167,14 @@ class ActorDesk:
             log.warning("actor %s lost: %s; %d leases go out again", name_of(peer), reason, released)
 
     def metrics(self) -> dict[str, float]:
-        """Actors connected, the response tokens they generate in a second, and how well they hold their weights."""
+        """Actors connected, how much they generate and how full they are, and how well they hold their weights."""
         actors = [actor for actor in self.connected.values() if actor.role == "actor"]
         found = {
             "actors": float(len(actors)),
             "actor_tokens_per_second": self._rate.per_second(self._clock()),
+            "responses_in_flight": float(sum(actor.responses_in_flight for actor in actors)),
+            "response_capacity": float(sum(actor.response_capacity for actor in actors)),
+            "preemptions": float(sum(actor.preemptions for actor in actors)),
             "canary_refusals": float(sum(self._canary_refusals.values())),
         }
         differences = [actor.canary_difference for actor in actors if actor.canary_difference is not None]
@@ -170,7 +183,7 @@ class ActorDesk:
     # ---- what comes in
 
     def _join(self, peer: bytes, hello: Hello, now: float) -> None:
-        actor = self.connected.setdefault(peer, ConnectedActor(now, hello.host, hello.engine, hello.role))
+        actor = self.connected.setdefault(peer, ConnectedActor(now, hello.host, hello.engine, hello.role, hello.gpus))
         actor.heard_at, actor.credit = now, 0
         self._intake.reclaim(peer, hello.held, now)
         # An evaluator asks the weight server: it is behind as it likes, and has nothing to hand on.
@@ -191,6 +204,7 @@ class ActorDesk:
         ack = self._intake.accept(peer, envelope)
         if ack.outcome == "accepted":
             actor.groups_accepted += 1
+            self._span_group(peer, group)
             self._regrader.sample(group, self._intake.answer_at(group.position))
         if ack.outcome == "invalid":
             log.warning("group %d of %s refused: %s", ack.position, name_of(peer), ack.detail)
@@ -200,10 +214,16 @@ class ActorDesk:
     def _take_heartbeat(self, peer: bytes, actor: ConnectedActor, heartbeat: Heartbeat, now: float) -> None:
         """Note what the actor says of itself; the answer tells it that the learner is alive."""
         self._intake.heartbeat(peer, heartbeat.held, now)
+        if heartbeat.update is not None and actor.weights_version != heartbeat.weights_version:
+            fetch, pause, ago = heartbeat.update
+            self._spans.add(name_of(peer), "fetch", fetch, ago + pause, version=heartbeat.weights_version)
+            self._spans.add(name_of(peer), "pause", pause, ago, version=heartbeat.weights_version)
         actor.weights_version = heartbeat.weights_version
         actor.canary_difference = heartbeat.canary_difference
         self._count_refusals(peer, heartbeat.canary_refusals)
         actor.groups_in_flight = heartbeat.groups_in_flight
+        actor.responses_in_flight = heartbeat.responses_in_flight
+        actor.response_capacity, actor.preemptions = heartbeat.response_capacity, heartbeat.preemptions
         if actor.tokens_generated is not None:
             self._rate.add(now, heartbeat.tokens_generated - actor.tokens_generated)
         actor.tokens_generated = heartbeat.tokens_generated
@@ -212,6 +232,13 @@ class ActorDesk:
         if heartbeat.lost_relay:
             self._take_out_relay(peer, heartbeat.lost_relay, now)
         self._post(peer, self._newest_for(peer))
+
+    def _span_group(self, peer: bytes, group: GroupMessage) -> None:
+        """Write down how long a group took, and what of it; the rest was on its way."""
+        parts = list(zip(("wait for weights", "generate", "grade"), group.seconds, strict=True))
+        lease = self._clock() - self._leased_at.pop(group.position, self._clock())
+        parts.append(("send", max(0.0, lease - sum(group.seconds))))
+        self._spans.chain(name_of(peer), parts, "lease", position=group.position, tokens=sum(group.lengths))
 
     def _take_out_relay(self, peer: bytes, relay: str, now: float) -> None:
         """Send nobody to a relay for a while; only whoever was sent there can say that it was lost there."""

@@ -9,7 +9,9 @@ from typing import Any
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import PeerLostError, ProtocolError, VersionMismatchError
 from dcpo_async.metrics.sink import Sink
+from dcpo_async.metrics.timeline import SpanLog
 from dcpo_async.protocol.messages import Reject
+from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.interfaces import Received, Router
 from learner.coordinator.actor_desk import ActorDesk, name_of
 from learner.coordinator.intake import Intake
@@ -35,6 +37,7 @@ class Coordinator:
         ledger: of the run; this is the only process that writes to it.
         actor_router, rank_router: the two sides that it listens to.
         weights_port: where the weight server listens, on the same host as the coordinator.
+        num_gpus: of the trainer, 0 on a CPU.
         sinks: take the metrics of each step.
         clock: monotonic seconds.
 
@@ -53,17 +56,21 @@ class Coordinator:
         rank_router: Router,
         *,
         weights_port: int,
+        num_gpus: int = 0,
         sinks: Sequence[Sink] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run_id, self.ledger, self.has_ended = run_id, ledger, False
         self._mail = Mail(run_id, ledger.incarnation)
         self._regrader = Regrader(config, intake.counts)
-        self.actors = ActorDesk(config, intake, actor_router, self._mail, self._regrader, weights_port, clock)
-        self.ranks = TrainerDesk(
-            config, intake, ledger, rank_router, self._mail, self.actors.announce, self._report_step
+        self._spans = SpanLog(RunFolder(config.folder).timing)
+        self.actors = ActorDesk(
+            config, intake, actor_router, self._mail, self._regrader, weights_port, clock, self._spans
         )
-        self.status = Status(config, run_id, intake, ledger, self.actors, self.ranks, sinks, clock)
+        self.ranks = TrainerDesk(
+            config, intake, ledger, rank_router, self._mail, self.actors.announce, self._report_step, self._spans
+        )
+        self.status = Status(config, run_id, intake, ledger, self.actors, self.ranks, sinks, clock, num_gpus)
         self._counts = intake.counts
 
     async def run(self) -> None:
@@ -79,6 +86,7 @@ class Coordinator:
             regrading.cancel()
             await asyncio.gather(regrading, return_exceptions=True)
             self.status.close()
+            self._spans.close()
 
     async def end(self, reason: str) -> None:
         """Tell every actor that the run is over, and stop serving."""
@@ -101,11 +109,14 @@ class Coordinator:
             self.actors.grant_leases()
             await self._flush()
             self.status.write()
+            self._spans.flush()
             await asyncio.sleep(STATUS_SECONDS)
 
     async def _flush(self) -> None:
         """Commit, then send: what a peer hears of is durable."""
+        began = time.monotonic()
         self.ledger.commit()
+        self._spans.add("coordinator", "commit", time.monotonic() - began)
         for router, peer, envelope in self._mail.collect():
             try:
                 await router.send(peer, envelope)

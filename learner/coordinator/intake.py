@@ -29,6 +29,17 @@ DISCARDED_BATCHES = 10
 """Batches' worth of groups that dynamic sampling discards in a row before it warns."""
 
 
+def require_window(config: RunConfig, num_prompts: int) -> None:
+    """Raise ConfigError where the prompts are fewer than may be leased at once."""
+    if num_prompts < config.admission_window:
+        raise ConfigError(
+            f"data.source has {num_prompts} usable prompts, fewer than the admission window of "
+            f"{config.admission_window} = (⌊max_lag / U⌋ + 1)·U·groups_per_step with U = "
+            f"{config.algorithm.updates_per_batch}: a prompt would be open twice; lower lag.max_lag, "
+            "algorithm.updates_per_batch or training.groups_per_step, or add problems"
+        )
+
+
 class Intake:
     """Hands out prompt visits within the staleness bound and takes each group's rewards exactly once.
 
@@ -49,13 +60,7 @@ class Intake:
     """
 
     def __init__(self, config: RunConfig, prompts: Sequence[Prompt], vocab_size: int, ledger: Ledger) -> None:
-        if len(prompts) < config.admission_window:
-            raise ConfigError(
-                f"data.source has {len(prompts)} usable prompts, fewer than the admission window of "
-                f"{config.admission_window} = (⌊max_lag / U⌋ + 1)·U·groups_per_step with U = "
-                f"{config.algorithm.updates_per_batch}: a prompt would be open twice; lower lag.max_lag, "
-                "algorithm.updates_per_batch or training.groups_per_step, or add problems"
-            )
+        require_window(config, len(prompts))
         self.config, self.ledger = config, ledger
         self.prompts = {prompt.id: prompt for prompt in prompts}
         self.counts: Counter[str] = Counter()

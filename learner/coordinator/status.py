@@ -1,12 +1,13 @@
 """What people and tools hear of a run: a line and a record for each step, and status.json every second."""
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json
+from dcpo_async.metrics.advice import Balance, advice
 from dcpo_async.metrics.sink import Sink
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.canary import canary_bound
@@ -17,6 +18,8 @@ from learner.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
+ADVICE_STEPS, ADVICE_SAMPLES = 20, 600
+"""What advice looks at: so many of the newest steps, and of the seconds in which the status was written."""
 LOGGED_METRICS = ("reward", "rur", "tcr", "lag_mean", "actors")
 WARN_SHARE_OF_BOUND = 0.5
 """Of the difference at which an engine refuses a version; rounding alone stays well below (decision 22)."""
@@ -33,6 +36,7 @@ class Status:
         actors, ranks: who is connected, and how far the training is.
         sinks: take the metrics of each step.
         clock: monotonic seconds, as the desks have it.
+        num_gpus: of the trainer, 0 on a CPU.
     """
 
     def __init__(
@@ -45,10 +49,14 @@ class Status:
         ranks: TrainerDesk,
         sinks: Sequence[Sink],
         clock: Callable[[], float],
+        num_gpus: int,
     ) -> None:
         self._config, self._run_id, self._intake, self._ledger = config, run_id, intake, ledger
         self._actors, self._ranks, self._sinks, self._clock = actors, ranks, sinks, clock
         self._last_report: dict[str, float] = {}
+        self._num_gpus = num_gpus
+        self._steps: deque[tuple[float, float]] = deque(maxlen=ADVICE_STEPS)
+        self._uses: deque[float] = deque(maxlen=ADVICE_SAMPLES)
         self._bound_nats = canary_bound(config.weights.canary_bound, config.model.dtype)
         self._warn_above_nats = WARN_SHARE_OF_BOUND * self._bound_nats
 
@@ -56,6 +64,8 @@ class Status:
         """Write and log what a step says of itself, with what has been counted until now."""
         report = {**metrics, **self._actors.metrics(), **self._intake.summary()}
         self._last_report = report
+        busy = sum(metrics.get(f"{name}_seconds", 0.0) for name in ("step", "publish_stall", "checkpoint_stall"))
+        self._steps.append((busy, metrics.get("wait_seconds", 0.0)))
         for sink in self._sinks:
             sink.write(step, report)
         shown = ", ".join(f"{name} {report[name]:.4g}" for name in LOGGED_METRICS if name in report)
@@ -66,6 +76,7 @@ class Status:
         """Write `status.json`, which `dcpo status` and the demo's display read."""
         connected, now = self._actors.connected.items(), self._clock()
         leases = Counter(slot.holder for slot in self._intake.table.open_slots)
+        self._note_use(leases)
         content = {
             "run_id": self._run_id,
             "incarnation": self._ledger.incarnation,
@@ -77,6 +88,7 @@ class Status:
             "trainer_restarts": self._ranks.restarts,
             **self._actors.metrics(),
             **self._intake.summary(),
+            "advice": self.advice(),
             "last_step": self._last_report,
             "actors_connected": [
                 self._of_actor(peer, actor, leases[peer], now) for peer, actor in connected if actor.role == "actor"
@@ -89,10 +101,30 @@ class Status:
         }
         write_json(RunFolder(self._config.folder).status, content)
 
+    def advice(self) -> str:
+        """Which side waits for the other, over the newest steps, and what would help."""
+        number = max(1, len(self._steps))
+        actors = [actor for actor in self._actors.connected.values() if actor.role == "actor"]
+        balance = Balance(
+            busy_seconds=sum(busy for busy, _ in self._steps) / number,
+            wait_seconds=sum(wait for _, wait in self._steps) / number,
+            actor_use=sum(self._uses) / len(self._uses) if self._uses else 1.0,
+            learner_gpus=self._num_gpus,
+            actor_gpus=sum(actor.gpus for actor in actors),
+        )
+        return advice(balance)
+
     def close(self) -> None:
         """Close the sinks."""
         for sink in self._sinks:
             sink.close()
+
+    def _note_use(self, leases: Counter[bytes | None]) -> None:
+        """Note what share of the actors' places is taken, where an actor has any."""
+        actors = [(leases[peer], actor.credit) for peer, actor in self._actors.connected.items()]
+        taken, places = sum(held for held, _ in actors), sum(held + credit for held, credit in actors)
+        if places:
+            self._uses.append(taken / places)
 
     def _of_actor(self, peer: bytes, actor: ConnectedActor, num_leases: int, now: float) -> dict[str, Any]:
         return {
@@ -102,6 +134,9 @@ class Status:
             "weights_version": actor.weights_version,
             "canary_difference": actor.canary_difference,
             "groups_in_flight": actor.groups_in_flight,
+            "responses_in_flight": actor.responses_in_flight,
+            "response_capacity": actor.response_capacity,
+            "preemptions": actor.preemptions,
             "groups_accepted": actor.groups_accepted,
             "leases": num_leases,
             "heard_seconds_ago": round(now - actor.heard_at, 1),

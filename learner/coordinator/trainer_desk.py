@@ -9,9 +9,11 @@ import numpy as np
 from dcpo_async.columns import parted
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import TrainerError
+from dcpo_async.metrics.timeline import SpanLog
 from dcpo_async.protocol.messages import Array, Envelope, Message, Reject
 from dcpo_async.protocol.trainer_messages import (
     Checkpointed,
+    CheckpointFailed,
     OldLogprobs,
     Published,
     PublishedAck,
@@ -40,6 +42,13 @@ from learner.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
+STAGES = (
+    ("hand over weights", "publish_stall"),
+    ("checkpoint", "checkpoint_stall"),
+    ("wait for groups", "wait"),
+    ("train", "step"),
+)
+"""Of a step in the timeline, in the order in which they come, and the metric of each."""
 _NO_SHARDS: tuple[int, list[list[TrainingSample]]] = (-1, [])
 
 
@@ -54,6 +63,7 @@ class TrainerDesk:
         mail: takes what is said.
         on_published: called when actors should hear of a new version.
         on_step: called with the step that is done, and its metrics.
+        spans: takes how long steps and publications took.
 
     Attributes:
         step: optimizer steps that the trainer has taken.
@@ -72,9 +82,10 @@ class TrainerDesk:
         mail: Mail,
         on_published: Callable[[], None],
         on_step: Callable[[int, Mapping[str, float]], None],
+        spans: SpanLog,
     ) -> None:
         self._config, self._intake, self._ledger, self.router, self._mail = config, intake, ledger, router, mail
-        self._on_published, self._on_step = on_published, on_step
+        self._on_published, self._on_step, self._spans = on_published, on_step, spans
         self._is_proximal = config.algorithm.old == "proximal"
         self.step = self.restarts = self.num_published = 0
         self.is_finished = False
@@ -83,6 +94,7 @@ class TrainerDesk:
         self._batch_metrics: dict[int, dict[str, float]] = {}
         self._newest_published = 0
         self._publication: dict[str, float] = {"publish_skipped": 0.0}
+        self._checkpoint: dict[str, float] = {"checkpoint_put_off": 0.0, "checkpoint_failures": 0.0}
 
     def on_envelope(self, peer: bytes, envelope: Envelope) -> None:
         """Take a message of a rank; one that another start of the learner has left behind is turned away."""
@@ -105,7 +117,9 @@ class TrainerDesk:
             case StepDone() as done:
                 self._finish_step(done)
             case Checkpointed() as checkpointed:
-                self._release_arrays(checkpointed)
+                self._take_checkpoint(checkpointed)
+            case CheckpointFailed() as failed:
+                self._warn_of_checkpoint(failed)
             case other:
                 raise TrainerError(f"a trainer rank sent {other.kind}, which ranks do not send")
 
@@ -159,6 +173,7 @@ class TrainerDesk:
             "publish_patch_bytes": float(published.patch_bytes),
             "publish_skipped": self._publication["publish_skipped"] + published.num_skipped,
         }
+        self._spans.add("publisher", "publish", published.seconds, version=version, step=step)
         if self._intake.publish(version):
             self._on_published()
 
@@ -176,15 +191,34 @@ class TrainerDesk:
             return
         self.step = done.step
         trained = done.step - 1
+        stages = [(name, done.metrics.get(f"{key}_seconds", 0.0)) for name, key in STAGES]
+        self._spans.chain("trainer", stages, step=done.step)
         # Kept until a later step is done: a trainer that starts again may ask for the same shards.
         self._batch_metrics = {step: batch for step, batch in self._batch_metrics.items() if step >= trained}
-        self._on_step(done.step, {**done.metrics, **self._batch_metrics.get(trained, {}), **self._publication})
+        batch = self._batch_metrics.get(trained, {})
+        self._on_step(done.step, {**done.metrics, **batch, **self._publication, **self._checkpoint})
 
-    def _release_arrays(self, checkpointed: Checkpointed) -> None:
+    def _take_checkpoint(self, checkpointed: Checkpointed) -> None:
         """Delete arrays that every retained checkpoint already contains."""
-        log.info("the checkpoint of step %d stands", checkpointed.step)
+        log.info("the checkpoint of step %d stands after %.1f s", checkpointed.step, checkpointed.seconds)
+        self._checkpoint |= {
+            "checkpoint_seconds": checkpointed.seconds,
+            "checkpoint_bytes": float(checkpointed.num_bytes),
+            "checkpoint_put_off": self._checkpoint["checkpoint_put_off"] + checkpointed.num_put_off,
+        }
         if checkpointed.retained and (released := self._ledger.release_segments(min(checkpointed.retained))):
             log.info("segments %s are in every retained checkpoint and were deleted", json.dumps(released))
+
+    def _warn_of_checkpoint(self, failed: CheckpointFailed) -> None:
+        self._checkpoint["checkpoint_failures"] += 1
+        log.warning(
+            "the checkpoint of step %d could not be written: %s; %s",
+            failed.step,
+            failed.reason,
+            f"the next one is tried, {failed.failures_left} more in a row are borne"
+            if failed.failures_left
+            else "the run ends when the next one is due",
+        )
 
     # ---- shards
 

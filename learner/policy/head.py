@@ -5,6 +5,7 @@ and the gradient is taken while they do: the loss of a token needs nothing of th
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ TokenLoss = Callable[[Tensor, slice], Tensor]
 _CHUNK_BYTES = {"cuda": 1_250_000_000, "cpu": 25_000_000}
 # Elementwise passes go over a part that stays in a CPU's cache; a GPU's kernels want more at a time.
 _TILE_BYTES = {"cuda": 160_000_000, "cpu": 3_000_000}
+
+META_DEVICE: ContextVar[str] = ContextVar("META_DEVICE", default="cuda")
+"""What tensors without data stand for; learner/sizing rehearses with them."""
 
 
 class TokenScores(NamedTuple):
@@ -163,7 +167,9 @@ class _Head:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
         self.dtype = torch.promote_types(weight.dtype, torch.float32)
-        is_mixed = weight.is_cuda and weight.dtype != self.dtype
+        kind = weight.device.type
+        self._kind = META_DEVICE.get() if kind == "meta" else kind
+        is_mixed = self._kind == "cuda" and weight.dtype != self.dtype
         self._factor = weight if is_mixed else weight.to(self.dtype)
         self._out: dict[str, Any] = {"out_dtype": self.dtype} if is_mixed else {}
 
@@ -186,7 +192,7 @@ class _Head:
     def slices(self, num_tokens: int, max_bytes: dict[str, int]) -> list[slice]:
         """Consecutive tokens whose logits are at most so many bytes."""
         row_bytes = len(self.weight) * self.dtype.itemsize
-        step = max(1, max_bytes[self.weight.device.type] // row_bytes)
+        step = max(1, max_bytes[self._kind] // row_bytes)
         return [slice(start, min(start + step, num_tokens)) for start in range(0, num_tokens, step)]
 
 

@@ -1,7 +1,7 @@
 """Samples to micro-batches: a plan by token budget, and the tensors, one sequence after another. Pure functions."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +41,14 @@ class MicroBatch(NamedTuple):
     def on(self, device: torch.device) -> "MicroBatch":
         """The same on another device, but for `longest`, which kernels are launched with."""
         return MicroBatch(*(tensor.to(device, non_blocking=True) for tensor in self))._replace(longest=self.longest)
+
+
+def micro_batch_tokens(setting: int | Literal["auto"], device: str) -> int:
+    """Tokens of a forward pass on a device of this type, as `training.micro_batch_tokens` says."""
+    if setting != "auto":
+        return setting
+    # A CPU is as fast with 2,048, at a fifth of the memory.
+    return 2048 if device == "cpu" else 16384
 
 
 def plan_micro_batches(samples: Sequence[TrainingSample], max_tokens: int, *, one_by_one: bool) -> list[list[int]]:

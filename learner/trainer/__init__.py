@@ -1,1 +1,1 @@
-"""One trainer rank: DeepSpeed's engine, the training loop, checkpoints."""
+"""One trainer rank: DeepSpeed's engine, the training loop."""

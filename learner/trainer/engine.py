@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,16 +15,18 @@ from typing import Any, TypeVar
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from dcpo_async.config import RunConfig, merged
-from dcpo_async.errors import TrainerError
+from dcpo_async.errors import CheckpointError, ConfigError, TrainerError
+from learner.checkpoints.folder import CheckpointLayout, step_folder, verified_checkpoint
+from learner.checkpoints.snapshot import Snapshot
 from learner.policy.fitting import fit_to_model
 from learner.policy.head import TokenLoss, TokenScores
 from learner.policy.model import PolicyModel
-from learner.policy.packing import MicroBatch, pack_sequences
-from learner.trainer.checkpoint import CheckpointLayout, load_checkpoint, save_checkpoint, verified_checkpoint
+from learner.policy.packing import MicroBatch, micro_batch_tokens, pack_sequences
 from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
 from learner.weights.layout import Layout, Schema
 from learner.weights.loading import loaded_model
@@ -69,18 +71,23 @@ class TrainEngine:
             weight_decay=self._settings.weight_decay,
             fused=True,
         )
-        self._deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=deepspeed_settings(config))
+        settings = deepspeed_settings(config, on_gpus=torch.cuda.is_available())
+        self._deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         fit_to_model(self._deepspeed.module, self._deepspeed.device)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.device: torch.device = self._deepspeed.device
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
-        self.micro_batch_tokens = micro_batch_tokens(config, self.device.type)
+        self.micro_batch_tokens = micro_batch_tokens(config.training.micro_batch_tokens, self.device.type)
         # Small integers are agreed on between CPUs, so that no agreement waits for a GPU.
         self._host_group = dist.new_group(backend="gloo", timeout=deadline)
         self.schema = Schema(layout=Layout.of(self.model, self.dtype), views=views, tied=tied)
-        self._layout = CheckpointLayout(
+        # Threads that write checkpoints agree on it beside the training, whose ranks may be hours apart from them.
+        self._writers_group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        self._snapshot = Snapshot()
+        self.layout = CheckpointLayout(
             num_ranks=self.num_ranks, zero_stage=self._deepspeed.zero_optimization_stage(), dtype=str(self.dtype)
         )
+        self._take_over_checkpoints()
 
     @property
     def model(self) -> Any:
@@ -163,9 +170,17 @@ class TrainEngine:
         """Replace values by their sums over all ranks, which all call it."""
         dist.all_reduce(values)
 
+    def texts_of_ranks(self, text: str) -> list[str]:
+        """Every rank's text, by rank; one thread of each calls it, beside the training."""
+        if self.num_ranks == 1:
+            return [text]
+        texts = [""] * self.num_ranks
+        dist.all_gather_object(texts, text, group=self._writers_group)
+        return texts
+
     def failing_together(self, step: int, work: Callable[[], T]) -> T:
         """Do a rank's local work; if it fails on one rank, all raise TrainerError instead of waiting for that one."""
-        if self._layout.zero_stage == 3 or self.num_ranks == 1:
+        if self.layout.zero_stage == 3 or self.num_ranks == 1:
             # The forward pass of ZeRO-3 is itself a collective: the others hear of it from torchrun, which ends them.
             return work()
         failure, result = None, None
@@ -181,20 +196,95 @@ class TrainEngine:
 
     # ---- state
 
-    def save(self, folder: Path, step: int, config_digest: str) -> None:
-        """Write the checkpoint of a step; all ranks call it."""
-        save_checkpoint(self._deepspeed, folder, step, self.rank, config_digest, self._layout)
+    def snapshot(self, writing: Path) -> Snapshot:
+        """Copy this rank's part of a checkpoint, over the one before; all ranks call it.
+
+        Args:
+            writing: folder in which its files are to be written.
+
+        Returns:
+            DeepSpeed's own files, which it loads again.
+
+        Raises:
+            MemoryError: the host has no room for it.
+        """
+        self._snapshot.clear()
+        self._deepspeed.save_checkpoint(str(writing.parent), writing.name, save_latest=False)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return self._snapshot
 
     def load(self, folder: Path, step: int, config_digest: str) -> None:
         """Load the checkpoint of a step, every byte verified; all ranks call it. Raises CheckpointError."""
-        if self.rank == 0 and verified_checkpoint(folder, step, self._layout).config_digest != config_digest:
+        if self.rank == 0 and verified_checkpoint(folder, step, self.layout).config_digest != config_digest:
             log.warning("settings have changed since the checkpoint of step %d was written", step)
         dist.barrier(group=self._host_group)
-        load_checkpoint(self._deepspeed, folder, step)
+        engine, path = self._deepspeed, folder / step_folder(step)
+        loaded, _ = engine.load_checkpoint(str(folder), path.name, custom_load_fn=self._load_module)
+        if loaded is None:
+            raise CheckpointError(f"{path}: DeepSpeed found no model state in it")
+        # Stages 1 and 2; ZeRO-3 does so by itself, and without ZeRO the weights are in the file.
+        if hasattr(engine.optimizer, "update_lp_params"):
+            engine.optimizer.update_lp_params()
+
+    def _take_over_checkpoints(self) -> None:
+        """Have DeepSpeed hand over what it would write; raises ConfigError where settings want it otherwise."""
+        engine = self._deepspeed
+        if type(engine.checkpoint_engine) is not TorchCheckpointEngine:
+            raise ConfigError(
+                f"training.deepspeed asks for {type(engine.checkpoint_engine).__name__}: checkpoints are written "
+                "beside the training as it is; leave out its settings"
+            )
+        if self.layout.zero_stage in (1, 2) and not engine.zero_load_from_fp32_weights():
+            raise ConfigError(
+                "training.deepspeed.zero_optimization.load_from_fp32_weights = false: checkpoints have no other "
+                "weights than these; leave it out"
+            )
+        engine.checkpoint_engine = _Handover(self._snapshot)
+        # A full disk would end a rank here. The scripts are part of DeepSpeed's package.
+        engine._copy_recovery_script = lambda save_path: None
+
+    def _load_module(self, src: Mapping[str, Any], dst: Any) -> None:
+        """Load weights and buffers, without the weights that the optimizer restores."""
+        missing, unexpected = dst.load_state_dict(src, strict=False)
+        names = dst.named_parameters(remove_duplicate=False) if self.layout.zero_stage else ()
+        lacking = set(missing) - {name for name, _ in names}
+        if lacking or unexpected:
+            raise CheckpointError(
+                f"the checkpoint is of another model: it lacks {sorted(lacking)}, this one has no {sorted(unexpected)}"
+            )
 
     def close(self) -> None:
         """Leave the process group; a rank that failed must not, since the others would wait for it."""
         dist.destroy_process_group()
+
+
+class _Handover(TorchCheckpointEngine):  # type: ignore[misc]
+    """Loads what DeepSpeed asks for, and copies what it would write."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__()
+        self._snapshot = snapshot
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Whoever writes the files makes their folders."""
+
+    def save(self, state_dict: Mapping[str, Any], path: str) -> None:
+        """Take what is to be in a file."""
+        self._snapshot.add(Path(path), without_restored(state_dict))
+
+
+def without_restored(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state of DeepSpeed's without the weights that ranks restore from the optimizer's float32 ones.
+
+    Those are rounded to the type of the forward pass after each update, so that no bit is lost. Without ZeRO in
+    bfloat16 DeepSpeed does not restore them, and they stay.
+    """
+    restored = {name for group in state.get("param_shapes") or () for name in group}
+    restored |= {alias for alias, name in (state.get("shared_params") or {}).items() if name in restored}
+    if not restored:
+        return state
+    return {**state, "module": {name: value for name, value in state["module"].items() if name not in restored}}
 
 
 def learning_rate(step: int, peak: float, warmup_steps: int) -> float:
@@ -212,7 +302,7 @@ def learning_rate(step: int, peak: float, warmup_steps: int) -> float:
     return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
 
 
-def deepspeed_settings(config: RunConfig) -> dict[str, Any]:
+def deepspeed_settings(config: RunConfig, *, on_gpus: bool) -> dict[str, Any]:
     """DeepSpeed's configuration: what our settings say, under the user's `training.deepspeed`."""
     settings = config.training
     ours: dict[str, Any] = {
@@ -225,21 +315,15 @@ def deepspeed_settings(config: RunConfig) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,
     }
+    if on_gpus and settings.zero_stage in (1, 2):
+        # Gradients are summed after each micro-batch; by itself DeepSpeed overlaps that with ZeRO-3's backward only.
+        ours["zero_optimization"]["overlap_comm"] = True
     if forward_dtype(config) == torch.bfloat16:
         ours["bf16"] = {"enabled": True}
         if settings.zero_stage > 0:
             # Hundreds of small micro-batch gradients would drown in bfloat16's 8 bits.
             ours["data_types"] = {"grad_accum_dtype": "fp32"}
     return merged(ours, settings.deepspeed)
-
-
-def micro_batch_tokens(config: RunConfig, device: str) -> int:
-    """Tokens of a forward pass on a device of this type."""
-    tokens = config.training.micro_batch_tokens
-    if tokens != "auto":
-        return tokens
-    # A CPU is as fast with 2,048, at a fifth of the memory.
-    return 2048 if device == "cpu" else 16384
 
 
 def forward_dtype(config: RunConfig) -> torch.dtype:

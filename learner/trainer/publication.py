@@ -1,6 +1,5 @@
 """A rank's side of publication: it copies its own part of the weights into a shared buffer, and the step goes on."""
 
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,9 +12,8 @@ from dcpo_async.errors import TrainerError
 from dcpo_async.weights.canary import Canary
 from learner.trainer.engine import TrainEngine
 from learner.weights.buffers import SharedBuffers
+from learner.weights.host_memory import pin
 from learner.weights.layout import own_parts
-
-log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.02
 
@@ -43,7 +41,7 @@ class Publication:
         engine.largest_of_ranks(0)
         for buffer in self._shared.buffers:
             buffer.populate()
-            _pin(buffer.state)
+            pin(buffer.state)
         self._states = [engine.schema.layout.tensors(buffer.state) for buffer in self._shared.buffers]
 
     def offer(self, step: int, canary: Canary | None = None) -> None:
@@ -100,12 +98,3 @@ class Publication:
         finally:
             if engine.rank == 0:
                 self._shared.buffers[number].unlock()
-
-
-def _pin(state: Tensor) -> None:
-    """Let GPUs copy into a buffer at the speed of the bus; without it they copy through memory of the driver's."""
-    if not torch.cuda.is_available():
-        return
-    code = torch.cuda.cudart().cudaHostRegister(state.data_ptr(), state.nbytes, 0)
-    if int(code) != 0:
-        log.warning("the publication buffers cannot be pinned (CUDA says %s): copies into them are slower", code)

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from dcpo_async.columns import joined
 from dcpo_async.config import RunConfig
-from dcpo_async.protocol.trainer_messages import Checkpointed, OldLogprobs, StepDone
+from dcpo_async.protocol.trainer_messages import OldLogprobs, StepDone
 from dcpo_async.records import TrainingSample
 from dcpo_async.run_folder import RunFolder
+from learner.checkpoints.folder import complete_steps
+from learner.checkpoints.saving import Checkpoints
+from learner.timing.profiling import StepProfiler
+from learner.timing.step_clock import StepClock
 from learner.trainer.canary import canary_of, canary_tokens
-from learner.trainer.checkpoint import complete_steps, remove_superseded
 from learner.trainer.coordinator_link import RankLink
 from learner.trainer.engine import TrainEngine
 from learner.trainer.passes import Passes
@@ -38,9 +41,12 @@ class Trainer:
     def __init__(self, config: RunConfig, engine: TrainEngine, link: RankLink, publication: Publication) -> None:
         self.config, self.engine, self.link, self.publication = config, engine, link, publication
         self.folder = RunFolder(config.folder)
-        self.step = self.checkpointed_step = 0
-        self.wait_seconds = self.publish_stall_seconds = 0.0
+        self.checkpoints = Checkpoints(config, engine, link.tell)
+        self.step = 0
+        self.wait_seconds = self.publish_stall_seconds = self.checkpoint_stall_seconds = 0.0
         self.passes = Passes(config.algorithm, engine)
+        self.clock = StepClock(engine.device, engine.model)
+        self.profiler = StepProfiler(config.training.profile, self.folder.timing, engine.rank)
         vocab_size = min(len(engine.tokenizer), engine.model.get_input_embeddings().num_embeddings)
         self.canary_tokens = canary_tokens(vocab_size, config.weights.canary_tokens, config.seed)
 
@@ -51,16 +57,17 @@ class Trainer:
         self.publish()
         while batch := await self.next_batch():
             for samples in batch:
-                await self.report(self.train_step(samples))
+                with self.profiler.around(self.step + 1):
+                    metrics = self.train_step(samples)
+                await self.report(metrics)
                 if self.step % self.config.lag.publish_interval == 0:
                     self.publish()
-                if self.step % self.config.checkpoint.interval_steps == 0:
-                    await self.checkpoint()
+            self.checkpoint()
         await self.finish()
 
     def train_step(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """Take one optimizer step on this rank's shard, and return the metrics of the whole step."""
-        started = time.monotonic()
+        self.clock.start()
         rate = self.engine.set_learning_rate(self.step)
         # A function of the step alone: a resumed run has the random numbers of one that never stopped.
         torch.manual_seed((self.config.seed << 32) + self.step)
@@ -70,25 +77,29 @@ class Trainer:
         for number, chosen in enumerate(plan, start=1):
             self.forward_backward_step([with_gradient[i] for i in chosen], sums, is_last=number == len(plan))
         self.passes.measure([sample for sample in samples if not sample.has_gradient], sums)
-        gradient_norm = self.engine.update(self.step)
+        with self.clock.part("optimizer"):
+            gradient_norm = self.engine.update(self.step)
         self.step += 1
         self.engine.add_over_ranks(sums.values)
-        metrics, seconds = sums.summary(), time.monotonic() - started
+        metrics = sums.summary()
+        metrics |= self.clock.summary(metrics["tokens"], self.engine.num_ranks)
+        metrics |= {name: float(self.engine.largest_of_ranks(peak)) for name, peak in self.clock.peaks().items()}
         return metrics | {
             "grad_norm": gradient_norm if gradient_norm is not None else 0.0,
             "grad_clipped": float((gradient_norm or 0.0) > self.config.training.gradient_clip),
             "step_skipped": float(gradient_norm is None),
             "learning_rate": rate,
-            "step_seconds": seconds,
             "wait_seconds": self.wait_seconds,
             "publish_stall_seconds": self.publish_stall_seconds,
-            "tokens_per_second": metrics["tokens"] / seconds,
+            "checkpoint_stall_seconds": self.checkpoint_stall_seconds,
         }
 
     def forward_backward_step(self, samples: Sequence[TrainingSample], sums: StepSums, *, is_last: bool) -> None:
         """Add one micro-batch's share of the gradient; token weights are those of the whole step."""
-        loss = self.engine.failing_together(self.step, lambda: self.loss(samples, sums))
-        self.engine.backward(loss, is_last=is_last)
+        with self.clock.part("forward"):
+            loss = self.engine.failing_together(self.step, lambda: self.loss(samples, sums))
+        with self.clock.part("backward"):
+            self.engine.backward(loss, is_last=is_last)
 
     def loss(self, samples: Sequence[TrainingSample], sums: StepSums) -> Tensor:
         """Return the micro-batch's share of the step's loss, and add its diagnostics to the sums."""
@@ -136,6 +147,7 @@ class Trainer:
         if self.engine.rank == 0:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             await self.link.tell(StepDone(step=self.step, metrics=finite))
+        self.checkpoint_stall_seconds = 0.0
 
     def publish(self) -> None:
         """Hand the weights to the publisher, which writes them as a new version while the training goes on."""
@@ -143,29 +155,27 @@ class Trainer:
         self.publication.offer(self.step, canary_of(self.engine, self.canary_tokens, self.config.weights.canary_bound))
         self.publish_stall_seconds = time.monotonic() - started
 
-    async def checkpoint(self) -> None:
-        """Write a checkpoint, remove those it makes superfluous, and tell the coordinator which ones stand."""
-        settings = self.config.checkpoint
-        self.engine.save(self.folder.checkpoints, self.step, self.config.digest())
-        self.checkpointed_step = self.step
-        if self.engine.rank == 0:
-            retained = remove_superseded(self.folder.checkpoints, settings.keep_last, settings.keep_every_steps)
-            await self.link.tell(Checkpointed(step=self.step, retained=retained))
+    def checkpoint(self) -> None:
+        """Copy the state if a checkpoint is due; it is written while the training goes on."""
+        started = time.monotonic()
+        self.checkpoints.offer(self.step)
+        self.checkpoint_stall_seconds = time.monotonic() - started
 
     def resume(self) -> None:
         """Load the newest checkpoint, if there is one."""
         step = max(complete_steps(self.folder.checkpoints), default=0)
         if step:
             self.engine.load(self.folder.checkpoints, step, self.config.digest())
-            self.step = self.checkpointed_step = step
+            self.step = step
             log.info("resumed from step %d", step)
+        self.checkpoints.begin(step)
 
     async def finish(self) -> None:
         """Leave a last checkpoint, see the last weights published, and leave a model folder."""
-        if self.step > self.checkpointed_step:
-            await self.checkpoint()
+        await self.checkpoints.offer_last(self.step)
         # Before the buffers are used for the export: a state that still waits in one would be overwritten.
         self.publication.wait(self.config.training.step_timeout_seconds)
         with self.publication.whole() as weights:
             if self.engine.rank == 0:
                 export_weights(self.folder.export, self.folder.skeleton, weights)
+        await self.checkpoints.whole()

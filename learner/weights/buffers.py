@@ -8,7 +8,6 @@ published or not, is overtaken by the state that they write.
 The launcher makes the files without names (memfd), so that nothing is left of them when the last process ends.
 """
 
-import errno
 import fcntl
 import mmap
 import os
@@ -27,14 +26,13 @@ from torch import Tensor
 from dcpo_async.errors import WeightsError
 from dcpo_async.weights.canary import Canary
 from dcpo_async.weights.locks import has_lock
+from learner.weights.host_memory import populate
 from learner.weights.layout import Schema
 
 _HEAD_BYTES = 1 << 18
 """Holds the longest canary that there may be: 4,096 tokens take less than 150 KB."""
 _PAGE = 4096
 _CLAIM_SECONDS = 0.0005
-_POPULATE_WRITE = 23
-"""MADV_POPULATE_WRITE, which the module mmap does not name: all pages at once, before a step would wait for them."""
 # Control words, 8 bytes each: lengths of offer and schema, number of the state that is held, of the newest offered
 # and of the newest published.
 _OFFER_BYTES, _SCHEMA_BYTES, _HELD, _OFFERED, _PUBLISHED = range(5)
@@ -82,13 +80,11 @@ class SharedBuffer:
         """Have the kernel hand out all pages now, where it can; raises WeightsError where there are not so many."""
         num_bytes = len(self._mapped())
         try:
-            self._mapping.madvise(_POPULATE_WRITE)
-        except OSError as error:
-            # Kernels before 5.14 do not know the advice.
-            if error.errno in (errno.ENOMEM, errno.ENOSPC):
-                raise WeightsError(
-                    f"no memory for a publication buffer of {num_bytes} bytes, of which there are 2"
-                ) from error
+            populate(self._mapping)
+        except MemoryError as error:
+            raise WeightsError(
+                f"no memory for a publication buffer of {num_bytes} bytes, of which there are 2"
+            ) from error
 
     def lock(self) -> bool:
         """Try to lock the buffer against all other processes, without waiting."""

@@ -91,6 +91,30 @@ async def test_a_draining_actor_finishes_what_it_holds_and_says_bye(tmp_path: Pa
         assert world.intake.counts["leases_released"] == 0
 
 
+async def test_one_slow_response_holds_one_place_while_others_are_taken_by_further_groups(tmp_path: Path) -> None:
+    """Sixteen places, groups of eight: if a group kept its places to its end, two groups could be open."""
+    sections = {"actor": {"groups_in_flight": 2}, "sampling": {"group_size": 8}}
+    async with World(tmp_path, **sections) as world:
+        actor = world.actor(ScriptedEngine(tokens_per_second=SLOW / 5))
+        most_groups = most_responses = 0
+
+        def look() -> bool:
+            nonlocal most_groups, most_responses
+            most_groups = max(most_groups, actor.session.num_working)
+            most_responses = max(most_responses, actor.session.num_responses)
+            return world.ledger.num_groups == 4
+
+        async with serving(actor):
+            await world.publish(0)
+            await until(look)
+            assert most_groups > 2
+            assert most_responses == 16
+            await until(lambda: actor.session.num_responses == 0)
+            (desk,) = world.coordinator.actors.connected.values()
+            await until(lambda: desk.response_capacity == 16 and desk.responses_in_flight == 0)
+        assert world.intake.counts["groups_accepted"] == 4
+
+
 async def test_an_actor_that_is_dismissed_ends_well(tmp_path: Path) -> None:
     async with World(tmp_path) as world, serving(world.actor()) as life:
         await until(lambda: len(world.coordinator.actors.connected) == 1)

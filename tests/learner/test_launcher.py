@@ -4,14 +4,36 @@ from pathlib import Path
 
 import pytest
 
-from dcpo_async.devices import Devices
+from dcpo_async.devices import Devices, cuda_environment
 from dcpo_async.errors import ConfigError
 from dcpo_async.run_folder import RunFolder
-from learner.launcher import parsed, trainer_error
+from learner.launcher import gpus_elsewhere, parsed, trainer_error
 from learner.run_setup import described
 from learner.trainer.rank import leave_error
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def _no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def test_a_forgotten_choice_of_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    with pytest.raises(ConfigError, match="4 GPUs and none is named"):
+        parsed([])
+    assert parsed(["--workers", "2"])[1] == Devices((), 2)
+    assert parsed(["--gpus", "1-2"])[1] == Devices((1, 2), 2)
+
+
+def test_another_machine_is_only_for_a_check() -> None:
+    assert parsed(["--check", "--on", "4x80"])[1] == Devices((0, 1, 2, 3), 4)
+    with pytest.raises(ConfigError, match="needs --check"):
+        parsed(["--on", "4x80"])
+    for text in ("80", "0x80", "4x", "fourx80"):
+        with pytest.raises(ConfigError, match="expected a number of GPUs"):
+            gpus_elsewhere(text)
 
 
 def test_a_setting_can_be_given_without_a_configuration_file() -> None:
@@ -40,6 +62,19 @@ def test_a_trainer_on_the_cpu_sees_no_gpu() -> None:
 def test_a_trainer_on_gpus_sees_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert Devices((4, 5, 6, 7), 4).environment()["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+
+
+def test_ranks_on_gpus_get_memory_in_segments_that_grow_unless_the_user_chose_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    on_gpus = Devices((0, 1), 2)
+    assert on_gpus.environment()["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in Devices((), 2).environment()
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in cuda_environment((0, 1)), "vLLM's processes use this one"
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:128")
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in on_gpus.environment()
 
 
 def test_the_line_about_the_algorithm_names_the_correction_and_its_thresholds() -> None:

@@ -48,8 +48,8 @@ def kinds(session: ActorSession, now: float) -> list[str]:
     return [message.kind for message in due(session, now)]
 
 
-def working(capacity: int = 2) -> ActorSession:
-    """A session that has joined and has sent its first messages at second 0."""
+def working(capacity: int = 4) -> ActorSession:
+    """A session that has joined and has sent its first messages at second 0; groups have two responses."""
     session = joining()
     due(session, 0.0)
     take(session, WELCOME)
@@ -125,8 +125,8 @@ def test_a_message_of_another_run_is_refused() -> None:
 
 
 def test_room_is_asked_for_once_and_again_only_while_it_is_not_filled() -> None:
-    session = working(capacity=2)
-    session.capacity = 3
+    session = working(capacity=4)
+    session.capacity = 6
     assert due(session, 1.0) == [Want(num_leases=3)]
     for position in (1, 2, 3):
         grant(session, position, now=1.5)
@@ -138,7 +138,7 @@ def test_room_is_asked_for_once_and_again_only_while_it_is_not_filled() -> None:
 
 
 def test_leases_beyond_the_capacity_are_kept_and_leave_no_room() -> None:
-    session = working(capacity=1)
+    session = working(capacity=2)
     grant(session, 1)
     assert grant(session, 2) != []
     session.finish(group(1), 0.0)
@@ -146,12 +146,13 @@ def test_leases_beyond_the_capacity_are_kept_and_leave_no_room() -> None:
 
 
 def test_groups_that_nobody_acknowledges_hold_back_the_credit() -> None:
-    session = working(capacity=1)
-    grant(session, 1)
-    session.finish(group(1), 1.0)
-    assert kinds(session, 1.0) == ["group"]
+    session = working(capacity=4)
+    for position in (1, 2):
+        grant(session, position)
+        session.finish(group(position), 1.0)
+    assert kinds(session, 1.0) == ["group", "group"]
     take(session, Ack(position=1, attempt=1, outcome="accepted"), 1.5)
-    assert due(session, 1.5) == [Want(num_leases=1)]
+    assert due(session, 1.5) == [Want(num_leases=2)]
 
 
 def test_a_lease_is_granted_once_however_often_it_arrives() -> None:
@@ -195,11 +196,19 @@ def test_heartbeats_list_leases_in_work_and_groups_not_acknowledged() -> None:
         grant(session, position)
     session.finish(group(7), 0.0)
     session.adopted(4, canary_difference=2e-6)
-    session.tokens_generated = 123
+    session.preemptions = 5
+    session.response_ended(lease(9))
     due(session, 0.0)
     [beat] = due(session, 3.0)
     assert beat == Heartbeat(
-        held=names(7, 9), weights_version=4, tokens_generated=123, groups_in_flight=1, canary_difference=2e-6
+        held=names(7, 9),
+        weights_version=4,
+        tokens_generated=2,
+        groups_in_flight=1,
+        responses_in_flight=1,
+        response_capacity=4,
+        preemptions=5,
+        canary_difference=2e-6,
     )
 
 
@@ -278,7 +287,7 @@ def test_the_service_may_wait_until_the_next_message_is_due() -> None:
 
 
 def test_a_rejoin_lists_what_is_held_and_sends_groups_again_after_the_welcome() -> None:
-    session = working(capacity=3)
+    session = working(capacity=6)
     for position in (1, 2):
         grant(session, position)
     session.finish(group(1), 0.0)

@@ -52,7 +52,10 @@ class Service:
         self.name, self.log_file = argv[0], log_file
         with log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *argv], stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}
+                [sys.executable, "-m", *argv],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             )
 
     @property

@@ -1,6 +1,8 @@
 """Whatever a user gets wrong is answered with one line on stderr and exit code 2."""
 
+import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +21,7 @@ from dcpo_async.devices import count_gpus
 from dcpo_async.protocol.codec import Frame, decode, encode
 from dcpo_async.protocol.messages import PROTOCOL_VERSION, Envelope, Hello, Reject
 from tests.system.services import Services, two_free_ports, write_problems
+from tests.tiny_model import write_tokenizer
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -82,6 +85,19 @@ BAD_INPUTS = {
         "dcpo-learner {config} --data.source {folder}/few.jsonl --folder {folder}/few",
         "data.source has 19 usable prompts, fewer than the admission window of 20 = ",
     ),
+    "prompts and responses that are longer than the model's context": (
+        "dcpo-learner {config} --check --sampling.max_response_tokens 230",
+        "takes 256 tokens, data.max_prompt_tokens 32 and sampling.max_response_tokens 230 are 262; "
+        "--sampling.max_response_tokens 224 would fit",
+    ),
+    "a tokenizer that is larger than the embedding": (
+        "dcpo-learner {config} --check --model.path {folder}/large-tokenizer",
+        "model {folder}/large-tokenizer: the tokenizer has 70 tokens, the embedding 64 rows",
+    ),
+    "GPUs of another machine without a check": (
+        "dcpo-learner {config} --on 4x80",
+        "--on 4x80 needs --check",
+    ),
     "a port that is taken": (
         "dcpo-learner {config} --network.listen tcp://127.0.0.1:{taken_port}",
         "tcp://127.0.0.1:{taken_port} is in use",
@@ -139,6 +155,13 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[di
         (folder / "empty.jsonl").touch()
         (folder / "malformed.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n{"problem": \n')
         write_problems(folder / "few.jsonl", 19)
+        shutil.copytree(model, folder / "large-tokenizer")
+        write_tokenizer(folder / "large-tokenizer", 70)
+        large = json.loads((model / "config.json").read_text()) | {"hidden_size": 4096, "intermediate_size": 16384}
+        shutil.copytree(model, folder / "large", ignore=shutil.ignore_patterns("*.safetensors"))
+        (folder / "large" / "config.json").write_text(json.dumps(large | {"head_dim": 2048}))
+        config = services.config.read_text()
+        (folder / "large.toml").write_text(config.replace(str(model), str(folder / "large")))
         yield {
             "folder": folder,
             "config": services.config,
@@ -171,11 +194,39 @@ def test_gpus_that_are_not_there_are_refused_in_one_line(command: str, places: d
     assert refusal(command.format(**places)).startswith("--gpus 0-3: this machine has ")
 
 
-def refusal(command: str) -> str:
-    """The one line that a command says before it ends with exit code 2; lines of its log may stand before it."""
+def test_a_check_says_what_a_run_takes_and_writes_nothing(places: dict[str, object]) -> None:
+    ended = run("dcpo-learner {config} --check".format(**places))
+    assert ended.returncode == 0, ended.stderr
+    for said in (
+        "admission window: 20 prompts = 5 steps",
+        "each process: ",
+        "  optimizer ",
+        "tokens: ",
+        "the run fits",
+    ):
+        assert said in ended.stdout
+    assert len(re.findall(r"^prompt ", ended.stdout, re.MULTILINE)) == 3
+    assert not (Path(str(places["folder"])) / "run").exists()
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_would(places: dict[str, object]) -> None:
+    ended = run("dcpo-learner {folder}/large.toml --check --on 2x8".format(**places))
+    assert ended.returncode == 2
+    assert " GB of each of 2 GPUs (weights " in ended.stderr
+    assert ended.stderr.endswith(" would fit\n")
+    assert "each GPU: " in ended.stdout
+
+
+def run(command: str) -> subprocess.CompletedProcess[str]:
+    """A command to its end."""
     name, *words = command.split()
     argv = [sys.executable, "-m", MODULES[name], *words]
-    ended = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
+
+
+def refusal(command: str) -> str:
+    """The one line that a command says before it ends with exit code 2; lines of its log may stand before it."""
+    name, ended = command.split()[0], run(command)
     assert ended.returncode == 2, ended.stderr
     assert ended.stdout == ""
     said = [line for line in ended.stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d \w", line)]

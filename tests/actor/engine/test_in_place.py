@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from actor.engine.loading import INDICES, VALUES, changes_since, in_memory
 from actor.engine.vllm import VllmEngine
-from actor.engine.vllm_worker import WorkerExtension
+from actor.engine.workers.vllm_worker import WorkerExtension
 from dcpo_async.errors import WeightsError
 from dcpo_async.weights.manifest import read_manifest
 from dcpo_async.weights.places import patches_folder, version_folder
@@ -143,7 +143,7 @@ async def test_whatever_is_wrong_with_a_patch_the_whole_is_loaded(
 @pytest.mark.parametrize(
     ("family", "extension", "why"),
     [
-        ("llama", "actor.engine.vllm_worker.WorkerExtension", "a packed copy of its weight"),
+        ("llama", "actor.engine.workers.vllm_worker.WorkerExtension", "a packed copy of its weight"),
         ("mixtral", UNPACKED, "weights of a form of its own"),
         pytest.param("deepseek_v3", UNPACKED, "", marks=pytest.mark.thorough),
     ],

@@ -14,6 +14,7 @@ import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM
 
+from actor.engine.interface import EngineLoad
 from actor.engine.vllm import VllmEngine
 from dcpo_async.errors import EngineError, PromptError, WeightsError
 from dcpo_async.records import Lease, Response, Sampling
@@ -193,6 +194,15 @@ async def test_a_cancelled_call_leaves_nothing_in_flight(engine: VllmEngine, fol
     assert (await engine.adopt(folders[1], 102, None)).responses_in_flight == 0
 
 
+async def test_each_response_tells_that_it_has_ended_and_the_engine_what_it_holds(engine: VllmEngine) -> None:
+    loads: list[EngineLoad] = []
+    group = await engine.generate(lease(), sampling(max_response_tokens=200), lambda: loads.append(engine.load))
+    assert len(loads) == len(group) == 16
+    assert max(load.num_running for load in loads) >= 12
+    assert all(0 < load.kv_cache_share < 0.2 for load in loads[:8])
+    assert {load.preemptions for load in loads} == {0}
+
+
 async def test_an_update_that_fails_inside_the_engine_ends_it(engine: VllmEngine, folders: tuple[Path, Path]) -> None:
     handle = os.open(folders[0], os.O_RDONLY)
     only_here = Path(f"/proc/self/fd/{handle}")
@@ -223,6 +233,21 @@ async def test_adopted_weights_of_a_model_with_a_tied_head_are_those_that_sample
         await engine.adopt(folder, version, None)
         group = await engine.generate(lease(), sampling())
         assert largest_difference(folder, group, 1.0) < 1e-4
+    await engine.close()
+
+
+async def test_a_response_that_loses_its_place_in_the_cache_is_whole_and_the_loss_is_counted(
+    folders: tuple[Path, Path],
+) -> None:
+    # 20 blocks of 32 tokens, each of which takes 32 KiB.
+    small_gib = 20 * 32 / 2**20
+    engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=256, max_responses=16, kv_cache_gib=small_gib)
+    assert engine.load == EngineLoad()
+    await engine.start(folders[0], 1, None)
+    group = await engine.generate(lease(), sampling(max_response_tokens=200))
+    assert engine.load.preemptions > 0
+    assert_each_is_whole(group, max_tokens=200)
+    assert largest_difference(folders[0], group, 1.0) < 1e-4
     await engine.close()
 
 

@@ -3,7 +3,7 @@
 import xxhash
 from vllm import _custom_ops
 
-from actor.engine.vllm_worker import WorkerExtension
+from actor.engine.workers.vllm_worker import WorkerExtension
 from dcpo_async.weights.raw import raw_bytes
 
 # What vLLM itself asks before it packs; it takes torch's own product otherwise.

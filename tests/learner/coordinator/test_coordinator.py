@@ -170,7 +170,7 @@ async def work(network: MemoryNetwork, name: str) -> None:
     session = ActorSession(
         hello, "memory", time.monotonic(), join_timeout_seconds=60, rejoin_timeout_seconds=60, resend_seconds=0.02
     )
-    session.capacity = 3
+    session.capacity = 6
     while not session.ended:
         for envelope in session.messages_due(time.monotonic()):
             await channel.send(envelope)

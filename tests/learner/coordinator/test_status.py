@@ -81,6 +81,28 @@ async def test_the_canarys_difference_is_the_largest_of_the_actors_and_each_is_i
     assert (found, status["canary_difference"]) == ({"a": 1e-6, "b": 3e-6, "c": None}, 3e-6)
 
 
+async def test_how_full_actors_are_is_in_the_status_file_of_each_and_summed_in_the_metrics(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        await learner.publish()
+        for name, (responses, capacity, preemptions) in {"a": (30, 32, 4), "b": (5, 64, 0)}.items():
+            actor = learner.actor(name)
+            await actor.join()
+            load = {"responses_in_flight": responses, "response_capacity": capacity, "preemptions": preemptions}
+            await actor.say(heartbeat().model_copy(update=load))
+            await actor.hear(VersionMessage)
+        learner.coordinator.status.write()
+        metrics = learner.coordinator.actors.metrics()
+    names = ("responses_in_flight", "response_capacity", "preemptions")
+    assert [metrics[name] for name in names] == [35.0, 96.0, 4.0]
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert [(actor["responses_in_flight"], actor["response_capacity"]) for actor in status["actors_connected"]] == [
+        (30, 32),
+        (5, 64),
+    ]
+
+
 async def test_refusals_are_counted_once_for_each_session_and_stay_when_it_leaves(
     tmp_path: Path, open_intake: OpenIntake
 ) -> None:

@@ -1,6 +1,7 @@
 """What trainer ranks are told, and when."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.protocol.trainer_messages import (
     Checkpointed,
+    CheckpointFailed,
     OldLogprobs,
     Published,
     ShardMessage,
@@ -152,6 +154,28 @@ async def test_a_checkpoint_lets_go_of_the_arrays_that_it_contains(tmp_path: Pat
         await until(lambda: not segments[0].exists())
         assert segments[1].exists()
     intake.ledger.close()
+
+
+async def test_a_checkpoint_that_could_not_be_written_is_told_and_counted(
+    tmp_path: Path, open_intake: OpenIntake, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        rank = await trained_once(learner, 1)
+        await rank.say(CheckpointFailed(step=1, reason="rank 1: No space left on device", failures_left=2))
+        await rank.say(Checkpointed(step=2, retained=(2,), seconds=3.5, num_bytes=1200, num_put_off=1))
+        await rank.say(StepDone(step=3, metrics={}))
+        await until(lambda: learner.coordinator.ranks.step == 3)
+    assert (
+        "the checkpoint of step 1 could not be written: rank 1: No space left on device; "
+        "the next one is tried, 2 more in a row are borne"
+    ) in caplog.text
+    metrics = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {name: value for name, value in metrics.items() if name.startswith("checkpoint")} == {
+        "checkpoint_seconds": 3.5,
+        "checkpoint_bytes": 1200.0,
+        "checkpoint_put_off": 1.0,
+        "checkpoint_failures": 1.0,
+    }
 
 
 async def test_a_rank_of_another_start_of_the_learner_is_turned_away_and_changes_nothing(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def main() -> None:
     config = RunConfig.model_validate_json(Path(sys.argv[1]).read_bytes())
     engine, found = TrainEngine(config), {}
     samples = samples_of(engine.rank, engine.num_ranks)
-    trainer = Trainer(config, engine, link=None, publication=None)  # type: ignore[arg-type]
+    trainer = Trainer(config, engine, SimpleNamespace(tell=None), publication=None)  # type: ignore[arg-type]
     for name, settings in ARMS.items():
         algorithm = AlgorithmSettings(**settings)
         trainer.config = config.model_copy(update={"algorithm": algorithm})

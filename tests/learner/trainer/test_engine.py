@@ -1,6 +1,7 @@
 import pytest
 
-from learner.trainer.engine import learning_rate
+from dcpo_async.config import RunConfig
+from learner.trainer.engine import deepspeed_settings, learning_rate
 
 
 def test_the_rate_rises_linearly_to_its_peak_and_stays_there() -> None:
@@ -10,3 +11,21 @@ def test_the_rate_rises_linearly_to_its_peak_and_stays_there() -> None:
 
 def test_without_warm_up_the_first_update_has_the_peak_rate() -> None:
     assert learning_rate(0, peak=3e-4, warmup_steps=0) == 3e-4
+
+
+def zero_options(zero_stage: int, *, on_gpus: bool, **options: object) -> dict[str, object]:
+    training = {"zero_stage": zero_stage, "deepspeed": {"zero_optimization": options} if options else {}}
+    found: dict[str, object] = deepspeed_settings(RunConfig(training=training), on_gpus=on_gpus)["zero_optimization"]
+    return found
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_gradients_are_summed_during_the_backward_pass_on_gpus(zero_stage: int) -> None:
+    assert zero_options(zero_stage, on_gpus=True)["overlap_comm"] is True
+    assert "overlap_comm" not in zero_options(zero_stage, on_gpus=False)
+    assert zero_options(zero_stage, on_gpus=True, overlap_comm=False)["overlap_comm"] is False
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_where_there_is_nothing_to_overlap_or_deepspeed_does_so_anyway_it_is_left_alone(zero_stage: int) -> None:
+    assert zero_options(zero_stage, on_gpus=True) == {"stage": zero_stage}

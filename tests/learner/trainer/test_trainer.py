@@ -204,20 +204,22 @@ def test_a_run_trains_publishes_and_checkpoints_in_order(
     config, coordinator = reference
     told = [message for message in coordinator.told if not isinstance(message, ShardWant | VersionWant)]
     kinds = [(type(message).__name__, getattr(message, "step", None)) for message in told]
-    # The publisher is a process of its own: what it tells stands anywhere before the step that its version allows.
-    assert [kind for kind in kinds if kind[0] != "Published"] == [
+    # Publisher and checkpoints work beside the steps: what is told of them stands anywhere after what it is of.
+    assert [kind for kind in kinds if kind[0] in ("TrainerHello", "StepDone")] == [
         ("TrainerHello", 0),
-        ("StepDone", 1),
-        ("StepDone", 2),
-        ("Checkpointed", 2),
-        ("StepDone", 3),
-        ("StepDone", 4),
-        ("Checkpointed", 4),
+        *(("StepDone", step) for step in (1, 2, 3, 4)),
     ]
+    assert [step for kind, step in kinds if kind == "Checkpointed"] == [2, 4]
+    for step in (2, 4):
+        assert kinds.index(("StepDone", step)) < kinds.index(("Checkpointed", step))
     assert [step for kind, step in kinds if kind == "Published"] == [0, 1, 2, 3, 4]
     for step in range(4):
         assert kinds.index(("Published", step)) < kinds.index(("StepDone", step + 1))
-    assert Checkpointed(step=4, retained=(2, 4)) in told
+    last = next(message for message in reversed(told) if isinstance(message, Checkpointed))
+    assert (last.step, last.retained, last.num_put_off) == (4, (2, 4), 0)
+    # Weights of the forward pass, and AdamW's two moments of each, all in float32.
+    parameters = sum(weight.numel() for weight in exported(config).values())
+    assert 12 * parameters < last.num_bytes < 12 * parameters + 100_000
     assert versions(config.folder / "weights") == [3, 4, 5]
     published = load_file(version_folder(config.folder / "weights", 5) / "model.safetensors")
     untrained = load_file(Path(config.model.path) / "model.safetensors")
@@ -245,7 +247,7 @@ async def test_a_killed_and_resumed_run_ends_bit_identical(
 ) -> None:
     config = make_config(tmp_path / "run")
     killed = await run_trainer(config, until=lambda message: isinstance(message, Checkpointed))
-    assert len(killed.losses()) == 2
+    assert len(killed.losses()) in (2, 3)
     assert not (config.folder / "export").exists()
     # Another setting that shapes no number: the run says so, and ends in the same bits.
     training = config.training.model_copy(update={"step_timeout_seconds": 900.0})
@@ -256,7 +258,7 @@ async def test_a_killed_and_resumed_run_ends_bit_identical(
     assert resumed.told[0] == TrainerHello(rank=0, num_ranks=1, step=2)
     published = next(message for message in resumed.told if isinstance(message, Published))
     assert (published.weights_version, published.step) == (11, 2)
-    assert killed.losses() + resumed.losses() == reference[1].losses()
+    assert killed.losses()[:2] + resumed.losses() == reference[1].losses()
     expected, found = exported(reference[0]), exported(config)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
@@ -268,9 +270,10 @@ async def test_two_ranks_train_as_one_does(
     config = make_config(tmp_path / "run", training={"zero_stage": zero_stage, "micro_batch_tokens": 200})
     killed = await run_trainer(config, num_ranks=2, until=lambda message: isinstance(message, Checkpointed))
     resumed = await run_trainer(config, num_ranks=2, num_versions=10)
-    assert killed.losses() + resumed.losses() == pytest.approx(reference[1].losses(), abs=1e-5)
+    assert killed.losses()[:2] + resumed.losses() == pytest.approx(reference[1].losses(), abs=1e-5)
     metrics = [
-        [message.metrics["grad_norm"] for message in told if isinstance(message, StepDone)]
+        # A step that was trained again counts once.
+        list({m.step: m.metrics["grad_norm"] for m in told if isinstance(m, StepDone)}.values())
         for told in (killed.told + resumed.told, reference[1].told)
     ]
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-3)

@@ -1,4 +1,4 @@
-"""Memory and time of the head by chunks beside whole logits, each in a process of its own: `python -m bench.head`."""
+"""Memory and time of the head by chunks beside whole logits, each in its own process: `python -m bench.trl.head`."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ def main() -> None:
         return
     for tokens in options.tokens:
         for case in ("chunks", "whole"):
-            command = [sys.executable, "-m", "bench.head", "--case", case, "--tokens", str(tokens)]
+            command = [sys.executable, "-m", "bench.trl.head", "--case", case, "--tokens", str(tokens)]
             command += ["--vocabulary", str(options.vocabulary)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

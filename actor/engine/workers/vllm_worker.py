@@ -18,9 +18,9 @@ from vllm.model_executor.model_loader.checkpoint_weight_patch import (
     load_checkpoint_weight_patches,
 )
 
-from actor.engine.canary_worker import CanaryScoring
 from actor.engine.loading import INDICES, VALUES
 from actor.engine.model_files import tensor_shapes
+from actor.engine.workers.canary_worker import CanaryScoring
 
 
 class WorkerExtension(CanaryScoring):

@@ -1,11 +1,11 @@
-"""Checkpoints that stand whole or not at all: written under another name, fsynced, then renamed by rank 0."""
+"""Checkpoints on disk: whole under their name or not there, what each file holds, and which of them stay."""
 
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,14 +19,6 @@ _WRITING, _REMOVING = ".writing-", ".removing-"
 _BLOCK_BYTES = 16 << 20
 
 Count = Annotated[int, Field(ge=0)]
-
-
-class DeepSpeedState(Protocol):
-    """The part of a DeepSpeed engine that saves and loads its state; every rank calls both."""
-
-    def save_checkpoint(self, save_dir: str, tag: str, *, save_latest: bool) -> Any: ...
-
-    def load_checkpoint(self, load_dir: str, tag: str) -> tuple[str | None, Any]: ...
 
 
 class CheckpointLayout(BaseModel):
@@ -73,21 +65,41 @@ def retained_steps(steps: Iterable[int], keep_last: int, keep_every_steps: int |
     return sorted(milestones | set(ordered[-keep_last:]))
 
 
-def save_checkpoint(
-    engine: DeepSpeedState, folder: Path, step: int, rank: int, config_digest: str, layout: CheckpointLayout
+def writing_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is written until it is whole; no reader takes it for one."""
+    return folder / (_WRITING + step_folder(step))
+
+
+def publish_checkpoint(
+    folder: Path, step: int, config_digest: str, layout: CheckpointLayout, files: Mapping[str, str]
 ) -> None:
-    """Write the checkpoint of `step`; all ranks call it. A process that dies in it leaves nothing that counts."""
-    writing = folder / (_WRITING + step_folder(step))
-    if rank == 0:
-        # The other ranks write only after the barrier inside save_checkpoint.
-        _remove_leftovers(folder)
-    engine.save_checkpoint(str(folder), writing.name, save_latest=False)
-    if rank == 0:
-        meta = CheckpointMeta(
-            step=step, config_digest=config_digest, layout=layout, files=_digests(writing, _files(writing))
-        )
-        (writing / META_NAME).write_text(meta.model_dump_json(indent=2))
-        publish_folder(writing, folder / step_folder(step))
+    """Give a checkpoint its name, once all ranks have written and fsynced their files; rank 0 alone calls it.
+
+    Args:
+        folder: of all checkpoints.
+        step: of this one.
+        config_digest: of the settings that it was trained under.
+        layout: of the ranks that have written it.
+        files: their digests, by path inside the checkpoint. What else is there is read and digested here.
+
+    Raises:
+        OSError: a file is not there, or the disk takes no more.
+    """
+    writing = writing_folder(folder, step)
+    present = _files(writing)
+    if gone := sorted(files.keys() - set(present)):
+        raise FileNotFoundError(f"{', '.join(gone)} in {writing}")
+    others = _digests(writing, [name for name in present if name not in files])
+    meta = CheckpointMeta(step=step, config_digest=config_digest, layout=layout, files={**files, **others})
+    (writing / META_NAME).write_text(meta.model_dump_json(indent=2))
+    publish_folder(writing, folder / step_folder(step))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that died has left half written or half removed; while nobody writes."""
+    for prefix in (_WRITING, _REMOVING):
+        for path in folder.glob(f"{prefix}*"):
+            shutil.rmtree(path)
 
 
 def remove_superseded(folder: Path, keep_last: int, keep_every_steps: int | None) -> tuple[int, ...]:
@@ -130,23 +142,10 @@ def verified_checkpoint(folder: Path, step: int, layout: CheckpointLayout) -> Ch
     return meta
 
 
-def load_checkpoint(engine: DeepSpeedState, folder: Path, step: int) -> None:
-    """Load a verified checkpoint into a fresh engine; all ranks call it."""
-    loaded, _ = engine.load_checkpoint(str(folder), step_folder(step))
-    if loaded is None:
-        raise CheckpointError(f"{folder / step_folder(step)}: DeepSpeed found no model state in it")
-
-
 def _damaged(path: Path, folder: Path, what: str) -> CheckpointError:
     others = [step for step in complete_steps(folder) if step_folder(step) != path.name]
     way_out = f"to resume from step {others[-1]}" if others else "to start from the model again"
     return CheckpointError(f"{path} is damaged: {what}; move it away {way_out}")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for prefix in (_WRITING, _REMOVING):
-        for path in folder.glob(f"{prefix}*"):
-            shutil.rmtree(path)
 
 
 def _files(folder: Path) -> list[str]:

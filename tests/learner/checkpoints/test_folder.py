@@ -1,63 +1,62 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dcpo_async.errors import CheckpointError
-from learner.trainer.checkpoint import (
+from learner.checkpoints.folder import (
     CheckpointLayout,
     complete_steps,
-    load_checkpoint,
+    publish_checkpoint,
+    remove_leftovers,
     remove_superseded,
     retained_steps,
-    save_checkpoint,
     verified_checkpoint,
+    writing_folder,
 )
 
 LAYOUT = CheckpointLayout(num_ranks=1, zero_stage=0, dtype="torch.float32")
 
 
-class FileEngine:
-    """Saves and loads a few bytes the way DeepSpeed does: in a folder named by the tag."""
-
-    def __init__(self, content: bytes = b"weights", dies: bool = False) -> None:
-        self.content, self.dies = content, dies
-
-    def save_checkpoint(self, save_dir: str, tag: str, *, save_latest: bool) -> None:
-        assert not save_latest
-        folder = Path(save_dir) / tag
-        folder.mkdir(parents=True)
-        (folder / "state.pt").write_bytes(self.content)
-        if self.dies:
-            raise KeyboardInterrupt
-
-    def load_checkpoint(self, load_dir: str, tag: str) -> tuple[str | None, Any]:
-        path = Path(load_dir) / tag / "state.pt"
-        self.content = path.read_bytes()
-        return str(path), {}
+def write(folder: Path, step: int) -> None:
+    """As far as ranks come before the checkpoint has its name."""
+    writing = writing_folder(folder, step)
+    writing.mkdir(parents=True)
+    (writing / "state.pt").write_bytes(b"weights")
 
 
-def save(folder: Path, step: int, engine: FileEngine | None = None) -> None:
-    save_checkpoint(engine or FileEngine(), folder, step, 0, "digest", LAYOUT)
+def save(folder: Path, step: int) -> None:
+    write(folder, step)
+    publish_checkpoint(folder, step, "digest", LAYOUT, {})
 
 
-def test_a_saved_checkpoint_is_found_verified_and_loaded(tmp_path: Path) -> None:
-    save(tmp_path, 12, FileEngine(b"twelve"))
+def test_a_published_checkpoint_is_found_and_verified(tmp_path: Path) -> None:
+    save(tmp_path, 12)
     assert complete_steps(tmp_path) == [12]
     meta = verified_checkpoint(tmp_path, 12, LAYOUT)
     assert (meta.step, meta.config_digest, list(meta.files)) == (12, "digest", ["state.pt"])
-    engine = FileEngine()
-    load_checkpoint(engine, tmp_path, 12)
-    assert engine.content == b"twelve"
 
 
-def test_a_death_while_writing_leaves_the_older_checkpoint_and_its_remains_go_with_the_next(tmp_path: Path) -> None:
+def test_a_digest_of_the_rank_that_wrote_is_kept_without_reading_the_file_again(tmp_path: Path) -> None:
+    write(tmp_path, 12)
+    publish_checkpoint(tmp_path, 12, "digest", LAYOUT, {"state.pt": "of the rank"})
+    with pytest.raises(CheckpointError, match=r"state\.pt changed"):
+        verified_checkpoint(tmp_path, 12, LAYOUT)
+
+
+def test_a_file_that_a_rank_reports_and_that_is_not_there_keeps_the_checkpoint_from_its_name(tmp_path: Path) -> None:
+    write(tmp_path, 12)
+    with pytest.raises(FileNotFoundError, match=r"other\.pt in"):
+        publish_checkpoint(tmp_path, 12, "digest", LAYOUT, {"state.pt": "1", "other.pt": "2"})
+    assert complete_steps(tmp_path) == []
+
+
+def test_what_is_not_published_does_not_count_and_goes_at_the_next_start(tmp_path: Path) -> None:
     save(tmp_path, 2)
-    with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, 4, FileEngine(dies=True))
+    write(tmp_path, 4)
+    (tmp_path / ".removing-step-00000001").mkdir()
     assert complete_steps(tmp_path) == [2]
-    save(tmp_path, 4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
 
 
 def test_the_newest_and_the_milestones_are_retained() -> None:

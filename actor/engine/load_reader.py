@@ -1,0 +1,53 @@
+"""What vLLM's scheduler tells of itself after each step, as far as capacity needs it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+from actor.engine.interface import EngineLoad
+
+
+class LoadReader(PrometheusStatLogger):  # type: ignore[misc]
+    """Keeps the last step's numbers.
+
+    It stands in for vLLM's Prometheus logger, which vLLM adds wherever none is given and which sorts the latency of
+    every token into a histogram; of that one it takes over nothing.
+
+    Attributes:
+        load: as of the last step.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, engine_indexes: Sequence[int] | None = None) -> None:
+        self.load = EngineLoad()
+
+    @classmethod
+    def of(cls, engine: AsyncLLM) -> "LoadReader":
+        """The reader that an engine has made from this class."""
+        found: LoadReader = next(each for each in engine.logger_manager.stat_loggers if isinstance(each, cls))
+        return found
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: IterationStats | None,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """Take what a step of the engine tells."""
+        load = self.load
+        if scheduler_stats is None:
+            scheduler_stats = SchedulerStats(num_running_reqs=load.num_running, kv_cache_usage=load.kv_cache_share)
+        preempted = 0 if iteration_stats is None else iteration_stats.num_preempted_reqs
+        self.load = EngineLoad(
+            scheduler_stats.num_running_reqs, scheduler_stats.kv_cache_usage, load.preemptions + preempted
+        )
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to tell."""
+
+    def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
+        """Nothing to tell."""

@@ -1,0 +1,1 @@
+"""How many responses an engine is given at once."""

@@ -1,0 +1,1 @@
+"""What a run takes of memory and disk, known before anything is loaded."""

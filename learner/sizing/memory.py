@@ -1,0 +1,200 @@
+"""Bytes of one trainer rank, by what holds them. Pure; DeepSpeed's part was read in its sources (0.19.8)."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from dcpo_async.config import RunConfig
+from learner.policy.packing import micro_batch_tokens
+from learner.sizing.rehearsal import Rehearsal
+
+MASTER_BYTES, ADAM_BYTES, FLOAT32_BYTES = 4, 8, 4
+DEFAULT_BUCKET = 500_000_000
+"""Elements that DeepSpeed reduces at once, `reduce_bucket_size`."""
+MAX_LIVE = 1_000_000_000
+"""Elements of partitioned weights that ZeRO-3 keeps gathered, `stage3_max_live_parameters`."""
+CUDA_BYTES, NCCL_BYTES = 600_000_000, 1_400_000_000
+FRAGMENTATION = 0.05
+"""Of what comes and goes, on GPUs with expandable segments."""
+HEAP_OF_ACTIVATIONS, HEAP_OF_GRADIENTS = 1.75, 1.5
+"""What glibc keeps of freed small blocks on a CPU: of the peak of activations with checkpointing, and of the gradients
+among which they come and go. Fitted to the 13 runs of docs/experiments.md, all of them within 7 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Elements of a model.
+
+    Attributes:
+        parameters: of all, tied ones once.
+        largest: of the largest.
+        small: of those whose gradients are small blocks (SMALL_GRADIENT_BYTES).
+        buffer_bytes: bytes of its buffers.
+    """
+
+    parameters: int
+    largest: int
+    small: int = 0
+    buffer_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What decides how much a rank takes.
+
+    Attributes:
+        value_bytes: of a weight in the forward pass, 2 or 4.
+        micro_batch_tokens: as set.
+        length: tokens of the longest sequence.
+        rank_tokens: the most that a rank has to train in a step.
+        offload: the optimizer's state lies in the host's memory.
+        bucket: elements that are reduced at once.
+    """
+
+    num_ranks: int
+    on_gpus: bool
+    value_bytes: int
+    zero_stage: int
+    checkpointing: bool
+    micro_batch_tokens: int
+    length: int
+    rank_tokens: int
+    offload: bool = False
+    bucket: int = DEFAULT_BUCKET
+
+    @property
+    def tokens(self) -> int:
+        """Of the largest micro-batch: a sequence that is longer than the bound goes alone."""
+        return max(self.length, min(self.micro_batch_tokens, self.rank_tokens))
+
+    @classmethod
+    def of(cls, config: RunConfig, num_ranks: int, on_gpus: bool) -> Self:
+        """The plan of a run whose type is decided."""
+        training, length = config.training, config.data.max_prompt_tokens + config.sampling.max_response_tokens
+        zero: dict[str, Any] = training.deepspeed.get("zero_optimization", {})
+        responses = training.groups_per_step * config.sampling.group_size
+        return cls(
+            num_ranks=num_ranks,
+            on_gpus=on_gpus,
+            value_bytes=2 if config.model.dtype == "bfloat16" else 4,
+            zero_stage=int(zero.get("stage", training.zero_stage)),
+            checkpointing=config.model.gradient_checkpointing,
+            micro_batch_tokens=micro_batch_tokens(training.micro_batch_tokens, "cuda" if on_gpus else "cpu"),
+            length=length,
+            rank_tokens=-(-responses // num_ranks) * length,
+            offload=zero.get("offload_optimizer", {}).get("device", "none") != "none",
+            bucket=int(zero.get("reduce_bucket_size", DEFAULT_BUCKET)),
+        )
+
+    def with_ranks(self, num_ranks: int) -> "Plan":
+        """The same on another number of ranks."""
+        rank_tokens = -(-self.rank_tokens * self.num_ranks // num_ranks)
+        return replace(self, num_ranks=num_ranks, rank_tokens=rank_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class RankMemory:
+    """Bytes where a rank computes, but for `offloaded`, which lie in the host's memory.
+
+    Attributes:
+        activations: of the model without its head, at their peak.
+        head_or_buckets: the head comes first, the buckets fill up afterwards: the larger of the two.
+        reserve: CUDA, NCCL and fragmentation; on a CPU what the allocator keeps.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head_or_buckets: int
+    reserve: int
+    offloaded: int = 0
+
+    @property
+    def total(self) -> int:
+        """All that has to fit at once."""
+        moving = self.activations + self.head_or_buckets + self.reserve
+        return self.weights + self.gradients + self.optimizer + moving
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """By the names that people read, in the order of the table."""
+        return {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "activations": self.activations,
+            "head": self.head_or_buckets,
+            "reserve": self.reserve,
+        }
+
+
+def rank_memory(size: ModelSize, plan: Plan, whole: Rehearsal, body: Rehearsal, heap: Rehearsal) -> RankMemory:
+    """What one rank takes at its peak.
+
+    Args:
+        size: of the model.
+        plan: how it is trained.
+        whole, body: the largest micro-batch, with all its response tokens and with one.
+        heap: as whole, with checkpointing.
+
+    Example: 7.616e9 parameters in bfloat16 on 4 GPUs take 15.2 + 7.6 + 22.8 GB of weights, gradients and optimizer
+    under ZeRO-2, beside 4.0 of buckets; under ZeRO-3 5.8 + 1.1 of gathered weights instead of the 15.2.
+    """
+    state = optimizer_bytes(size, plan)
+    head = max(0, whole.peak - body.peak)
+    moving = body.peak + head
+    if plan.on_gpus:
+        reserve = CUDA_BYTES + (NCCL_BYTES if plan.num_ranks > 1 else 0) + int(FRAGMENTATION * moving)
+    else:
+        reserve = int(HEAP_OF_ACTIVATIONS * heap.small_peak + HEAP_OF_GRADIENTS * size.small * plan.value_bytes)
+    gradients = gradient_bytes(size, plan)
+    return RankMemory(
+        weights=weight_bytes(size, plan),
+        gradients=0 if plan.offload else gradients,
+        optimizer=0 if plan.offload else state,
+        activations=body.peak,
+        # Without ZeRO all gradients are flattened at once, when the activations are gone.
+        head_or_buckets=max(head, bucket_bytes(size, plan) - (0 if plan.zero_stage else body.peak)),
+        reserve=reserve,
+        offloaded=state + gradients if plan.offload else 0,
+    )
+
+
+def weight_bytes(size: ModelSize, plan: Plan) -> int:
+    """Weights of the forward pass; under ZeRO-3 a rank's share, and what is gathered at once."""
+    whole = size.parameters * plan.value_bytes + size.buffer_bytes
+    if plan.zero_stage < 3 or plan.num_ranks == 1:
+        return whole
+    gathered = (min(size.parameters, MAX_LIVE) + size.largest) * plan.value_bytes
+    return min(whole, whole // plan.num_ranks + gathered)
+
+
+def gradient_bytes(size: ModelSize, plan: Plan) -> int:
+    """Gradients that add up over micro-batches, in float32 from ZeRO-1 on; from ZeRO-2 on a rank's share of them."""
+    if plan.zero_stage >= 2:
+        return size.parameters * FLOAT32_BYTES // plan.num_ranks
+    accumulated = FLOAT32_BYTES if plan.zero_stage == 1 and plan.value_bytes < FLOAT32_BYTES else 0
+    return size.parameters * (plan.value_bytes + accumulated)
+
+
+def optimizer_bytes(size: ModelSize, plan: Plan) -> int:
+    """Master weights, where the forward pass has no float32 of its own or ZeRO has copied it, and Adam's moments."""
+    has_master = plan.zero_stage > 0 or plan.value_bytes < FLOAT32_BYTES
+    per_parameter = ADAM_BYTES + (MASTER_BYTES if has_master else 0)
+    return size.parameters * per_parameter // (plan.num_ranks if plan.zero_stage else 1)
+
+
+def bucket_bytes(size: ModelSize, plan: Plan) -> int:
+    """Gradients on their way: a bucket, its flattened copy where ranks add up, float32 slices of it in bfloat16."""
+    if plan.zero_stage == 0:
+        return min(plan.bucket, size.parameters) * FLOAT32_BYTES
+    # The bucket is allocated whole; a CPU has no pages for what is never written.
+    elements = plan.bucket if plan.on_gpus else min(plan.bucket, size.parameters)
+    copies = 1 if plan.num_ranks == 1 else 2
+    in_float32 = FLOAT32_BYTES if plan.value_bytes < FLOAT32_BYTES and plan.zero_stage < 3 else 0
+    return elements * (copies * plan.value_bytes + in_float32)
+
+
+def checkpoint_bytes(size: ModelSize, plan: Plan) -> int:
+    """A checkpoint on disk, of all ranks: weights, and the optimizer's state."""
+    return size.parameters * plan.value_bytes + optimizer_bytes(size, replace(plan, num_ranks=1))

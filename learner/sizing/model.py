@@ -1,0 +1,79 @@
+"""The model of a run, by its config.json alone: its size, and whether prompts, responses and tokenizer fit it."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from dcpo_async.config import RunConfig
+from dcpo_async.errors import ConfigError
+from dcpo_async.model_folder import context_tokens
+from learner.sizing.memory import ModelSize, Plan, RankMemory, rank_memory
+from learner.sizing.rehearsal import SMALL_GRADIENT_BYTES, Rehearsal, policy_without_data, rehearse
+
+_DTYPES = {2: torch.bfloat16, 4: torch.float32}
+
+
+class SizedModel:
+    """A model without data, which can be asked what training it would take.
+
+    Attributes:
+        size: its elements.
+        num_embeddings: token ids that it knows.
+    """
+
+    def __init__(self, folder: Path, value_bytes: int) -> None:
+        """Build the model on the meta device; raises ConfigError where transformers cannot."""
+        try:
+            self._policy = policy_without_data(AutoConfig.from_pretrained(folder), _DTYPES[value_bytes])
+        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+            raise ConfigError(f"model {folder} cannot be built from its config.json: {error}".splitlines()[0]) from None
+        parameters = [parameter.numel() for parameter in self._policy.parameters()]
+        buffer_bytes = sum(buffer.nbytes for buffer in self._policy.buffers())
+        small = sum(number for number in parameters if number * value_bytes < SMALL_GRADIENT_BYTES)
+        self.size = ModelSize(sum(parameters), max(parameters), small, buffer_bytes)
+        self.num_embeddings: int = self._policy.model.get_input_embeddings().num_embeddings
+        self._rehearsed = cache(self._rehearse)
+
+    def memory(self, plan: Plan, rows: int | None = None) -> RankMemory:
+        """What a rank takes under a plan; rows are the response tokens of a micro-batch, all of it where unknown."""
+        tokens = plan.tokens if self._policy.is_packed else plan.length
+        device, rows = "cuda" if plan.on_gpus else "cpu", rows or tokens
+        whole = self._rehearsed(device, tokens, rows, plan.checkpointing)
+        body = self._rehearsed(device, tokens, 1, plan.checkpointing)
+        heap = whole if plan.on_gpus else self._rehearsed(device, tokens, rows, True)
+        return rank_memory(self.size, plan, whole, body, heap)
+
+    def _rehearse(self, device: str, tokens: int, rows: int, checkpointing: bool) -> Rehearsal:
+        return rehearse(self._policy, device=device, tokens=tokens, rows=rows, checkpointing=checkpointing)
+
+
+def check_model(config: RunConfig, num_embeddings: int, num_tokens: int) -> None:
+    """Refuse lengths beyond the model's context, and a tokenizer that is larger than the embedding.
+
+    Args:
+        num_embeddings: rows of the embedding.
+        num_tokens: of the tokenizer.
+
+    Raises ConfigError.
+    """
+    folder, prompt, response = config.model.path, config.data.max_prompt_tokens, config.sampling.max_response_tokens
+    context = context_tokens(Path(folder))
+    if context is not None and prompt + response > context:
+        raise ConfigError(
+            f"model {folder} takes {context} tokens, data.max_prompt_tokens {prompt} and "
+            f"sampling.max_response_tokens {response} are {prompt + response}; {_shorter(context, prompt, response)}"
+        )
+    if num_tokens > num_embeddings:
+        raise ConfigError(
+            f"model {folder}: the tokenizer has {num_tokens} tokens, the embedding {num_embeddings} rows; "
+            "take the model's own tokenizer, or resize the embedding (resize_token_embeddings)"
+        )
+
+
+def _shorter(context: int, prompt: int, response: int) -> str:
+    if context > prompt:
+        return f"--sampling.max_response_tokens {context - prompt} would fit"
+    half = context // 2
+    return f"--data.max_prompt_tokens {half} --sampling.max_response_tokens {context - half} would fit"

@@ -1,0 +1,68 @@
+"""What `dcpo-learner --check` prints: all that is known of a run before it is started."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from dcpo_async.config import RunConfig
+from dcpo_async.prompts import EncodedPrompts, LoadedProblems
+from learner.sizing.fit import Needs, gb
+from learner.sizing.machine import Machine
+from learner.sizing.memory import ModelSize, Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN_PROMPTS, SHOWN_CHARACTERS, SHOWN_TOKENS = 3, 400, 24
+
+
+def data_lines(
+    config: RunConfig, problems: LoadedProblems, encoded: EncodedPrompts, tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[str]:
+    """Lines about prompts: how many, what was left out, the first of them as text and as tokens."""
+    left_out = {**problems.left_out, "too long": encoded.num_too_long}
+    reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items() if count)
+    longest = max(len(prompt.token_ids) for prompt in encoded.prompts)
+    yield (
+        f"data: {len(encoded.prompts)} prompts of {config.data.source}, the longest has {longest} tokens; "
+        f"left out: {reasons or 'none'}"
+    )
+    for prompt in encoded.prompts[:SHOWN_PROMPTS]:
+        text, tokens = tokenizer.decode(prompt.token_ids), list(prompt.token_ids)
+        shortened = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+        yield f"prompt {prompt.id[:8]}, answer {prompt.answer!r}: {shortened!r}"
+        more = f" … {len(tokens)} in all" if len(tokens) > SHOWN_TOKENS else ""
+        yield f"  tokens: {' '.join(map(str, tokens[:SHOWN_TOKENS]))}{more}"
+
+
+def size_lines(
+    config: RunConfig, size: ModelSize, plan: Plan, need: Needs, machine: Machine, *, is_elsewhere: bool
+) -> Iterator[str]:
+    """Lines about memory, disk and the admission window; bytes in GB of 1e9."""
+    rank, device = need.rank, "GPU" if plan.on_gpus else "process"
+    dtype = "bfloat16" if plan.value_bytes == 2 else "float32"
+    yield (
+        f"model: {config.model.path}, {size.parameters / 1e9:.3g} B parameters, {dtype}; ZeRO {plan.zero_stage} over "
+        f"{plan.num_ranks}, micro-batches of {plan.tokens} tokens, "
+        f"gradient checkpointing {'on' if plan.checkpointing else 'off'}"
+    )
+    yield f"each {device}: {gb(rank.total)} GB" + (f" of {gb(machine.gpu)} GB" if machine.gpu else "")
+    yield from (f"  {name:<12}{gb(value):>8} GB" for name, value in rank.parts.items())
+    if rank.offloaded:
+        yield f"  offloaded   {gb(rank.offloaded):>8} GB of the host's memory"
+    there = "" if is_elsewhere else f" of {gb(machine.host)} GB available"
+    yield f"host memory: {gb(need.host)} GB{there}, two versions in shared buffers among them"
+    there = "" if is_elsewhere else f" of {gb(machine.disk)} GB"
+    yield (
+        f"disk: {gb(need.disk)} GB{there}: {config.checkpoint.keep_last} + 1 checkpoints of {gb(need.checkpoint)} GB, "
+        f"{config.lag.keep_versions} + 1 versions of {gb(need.version)} GB, the export; beside them the ledger, "
+        "8 bytes a response token"
+    )
+    yield (
+        f"/dev/shm: nothing here{'' if is_elsewhere else f' ({gb(machine.shared)} GB free)'}; "
+        f"{gb(2 * need.version)} GB on every other machine with actors"
+    )
+    window = config.admission_window
+    yield (
+        f"admission window: {window} prompts = {window // config.training.groups_per_step} steps of "
+        f"{config.training.groups_per_step} groups of {config.sampling.group_size} responses"
+    )

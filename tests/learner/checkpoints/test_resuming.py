@@ -1,0 +1,47 @@
+"""Real DeepSpeed engines on two ranks go on from a checkpoint to the bit, also from one that an older release wrote."""
+
+from pathlib import Path
+
+import pytest
+
+from dcpo_async.processes import last_lines, module_argv, spawn
+from tests.learner.trainer.test_trainer import make_config
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "dtype"),
+    [
+        (2, "bfloat16"),
+        (3, "bfloat16"),
+        *(pytest.param(stage, "float32", marks=pytest.mark.thorough) for stage in range(4)),
+        *(pytest.param(stage, "bfloat16", marks=pytest.mark.thorough) for stage in range(2)),
+    ],
+)
+async def test_two_ranks_go_on_to_the_bit(tmp_path: Path, zero_stage: int, dtype: str) -> None:
+    config = make_config(tmp_path / "run", training={"zero_stage": zero_stage})
+    config = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"dtype": dtype}),
+            "checkpoint": config.checkpoint.model_copy(update={"interval_steps": 2}),
+        }
+    )
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    argv = module_argv("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    argv += ["tests.learner.checkpoints.resuming_rank", str(tmp_path / "config.json"), str(tmp_path)]
+    process = await spawn(argv, tmp_path / "log", {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
+    assert await process.wait() == 0, last_lines(tmp_path / "log", 60)
+    now, before, parameters = map(int, (tmp_path / "sizes").read_text().split())
+    # ZeRO-1 and 2 wrote the weights of the forward pass beside the same in float32; files align tensors otherwise.
+    saved = (4 if dtype == "float32" else 2) * parameters if zero_stage in (1, 2) else 0
+    assert before - now == pytest.approx(saved, abs=50_000)
+
+
+async def test_killed_at_every_line_of_a_save_nothing_half_written_is_ever_found(tmp_path: Path) -> None:
+    argv = module_argv("tests.learner.checkpoints.killed_writing", str(tmp_path))
+    process = await spawn(argv, tmp_path / "log", {"OMP_NUM_THREADS": "1"})
+    assert await process.wait() == 0, last_lines(tmp_path / "log", 60)
+    before, after = map(int, last_lines(tmp_path / "log", 1).split())
+    assert before > 50
+    assert after > 10

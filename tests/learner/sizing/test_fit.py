@@ -1,0 +1,99 @@
+"""What fits a machine, and what is said of a run that does not; sizes as rehearsed for Qwen2.5-7B and 14B."""
+
+from dataclasses import replace
+
+import pytest
+
+from dcpo_async.config import ModelSettings, RunConfig
+from learner.sizing.fit import needs, shortfall, smallest_change, told
+from learner.sizing.machine import Machine
+from learner.sizing.memory import ModelSize, Plan, RankMemory, rank_memory
+from learner.sizing.rehearsal import Rehearsal
+
+H100 = 83_000_000_000
+LARGE = 1 << 60
+MACHINE = Machine(gpu=H100, host=LARGE, shared=LARGE, disk=LARGE)
+QWEN_7B = ModelSize(7_615_616_512, 152_064 * 3584)
+QWEN_14B = ModelSize(14_770_033_664, 152_064 * 5120)
+CONFIG = RunConfig(model=ModelSettings(dtype="bfloat16"))
+
+
+def memory_of(size: ModelSize, plan: Plan) -> RankMemory:
+    """With activations that grow with the tokens: 0.5 and 0.9 MB a token with checkpointing, seven times without."""
+    per_token = (500_000 if size is QWEN_7B else 915_000) * (1 if plan.checkpointing else 7)
+    body = Rehearsal(plan.tokens * per_token, 0)
+    whole = Rehearsal(body.peak + 1_900_000_000, 0)
+    return rank_memory(size, plan, whole, body, whole)
+
+
+def refusal(size: ModelSize, num_ranks: int, machine: Machine = MACHINE, config: RunConfig = CONFIG) -> str | None:
+    plan = Plan.of(config, num_ranks, on_gpus=True)
+    return told(config, size, plan, machine, lambda changed: memory_of(size, changed))
+
+
+def test_the_headline_run_fits_four_cards_of_80_gb() -> None:
+    assert refusal(QWEN_7B, 4) is None
+
+
+def test_14b_does_not_fit_them_and_the_line_names_the_number_and_the_smallest_change() -> None:
+    line = refusal(QWEN_14B, 4)
+    assert line is not None
+    assert line.startswith("14.8 B parameters need 110.5 GB of each of 4 GPUs (weights 29.5, gradients 14.8, optimizer")
+    assert "and 83.0 GB are there; " in line
+    assert line.endswith("; --training.micro_batch_tokens 8192 --training.zero_stage 3 (82.0 GB each) would fit")
+    assert "\n" not in line
+    assert refusal(QWEN_14B, 8) is None
+
+
+def test_one_setting_is_a_smaller_change_than_two_and_settings_come_before_gpus() -> None:
+    assert (line := refusal(QWEN_7B, 2, replace(MACHINE, gpu=89 * 10**9)))
+    assert line.endswith("; --training.micro_batch_tokens 8192 (86.6 GB each) would fit")
+    assert (line := refusal(QWEN_7B, 2, replace(MACHINE, gpu=81 * 10**9)))
+    assert line.endswith("; --training.micro_batch_tokens 8192 --training.zero_stage 3 (80.0 GB each) would fit")
+    without = CONFIG.model_copy(update={"model": ModelSettings(dtype="bfloat16", gradient_checkpointing=False)})
+    assert (line := refusal(QWEN_7B, 4, config=without))
+    assert line.endswith("; --training.micro_batch_tokens 8192 (81.9 GB each) would fit")
+
+
+def test_where_no_setting_helps_more_gpus_are_named_and_the_optimizer_off_them() -> None:
+    line = refusal(QWEN_14B, 1)
+    assert line is not None
+    words = '--training.deepspeed \'{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}\''
+    assert "; 5 GPUs --training.zero_stage 3 (" in line
+    assert f" or {words} (" in line
+
+
+def test_a_model_that_is_too_large_for_everything_is_said_to_be() -> None:
+    assert (line := refusal(ModelSize(10**13, 10**9), 4))
+    assert line.endswith("no setting would fit: take a smaller model or another machine")
+
+
+def test_a_gpu_of_unknown_size_is_not_judged() -> None:
+    assert refusal(QWEN_14B, 4, replace(MACHINE, gpu=None)) is None
+
+
+def test_the_disk_is_judged_and_fewer_checkpoints_are_the_smaller_change() -> None:
+    plan = Plan.of(CONFIG, 4, on_gpus=True)
+    need = needs(CONFIG, QWEN_7B, plan, memory_of(QWEN_7B, plan))
+    assert need.disk == 3 * need.checkpoint + 5 * need.version
+    assert (line := refusal(QWEN_7B, 4, replace(MACHINE, disk=need.disk - 1)))
+    assert "of the disk of the run folder, and " in line
+    assert "; --checkpoint.keep_last 1 (" in line
+
+
+def test_the_memory_of_the_machine_counts_every_process_and_two_versions() -> None:
+    config = RunConfig(model=ModelSettings(dtype="float32"))
+    plan = Plan.of(config, 2, on_gpus=False)
+    memory = memory_of(QWEN_7B, plan)
+    need = needs(config, QWEN_7B, plan, memory)
+    assert need.host == 5 * 450_000_000 + 2 * memory.total + 2 * need.version
+    small = shortfall(need, plan, replace(MACHINE, gpu=None, host=need.host - 1))
+    assert small is not None
+    assert small.what == "the memory of this machine"
+
+
+@pytest.mark.parametrize(("stage", "expected"), [(2, "--training.zero_stage 3"), (3, "--training.micro_batch_tokens")])
+def test_a_change_starts_from_what_is_set(stage: int, expected: str) -> None:
+    plan = replace(Plan.of(CONFIG, 4, on_gpus=True), zero_stage=stage)
+    words = smallest_change(CONFIG, QWEN_14B, plan, MACHINE, lambda changed: memory_of(QWEN_14B, changed))
+    assert expected in words

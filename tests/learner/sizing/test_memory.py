@@ -1,0 +1,85 @@
+"""Bytes of a rank against those that were worked out by hand for the headline run."""
+
+import pytest
+
+from dcpo_async.config import ModelSettings, RunConfig
+from learner.sizing.memory import (
+    ModelSize,
+    Plan,
+    bucket_bytes,
+    checkpoint_bytes,
+    gradient_bytes,
+    optimizer_bytes,
+    rank_memory,
+    weight_bytes,
+)
+from learner.sizing.rehearsal import Rehearsal
+
+GB = 1e9
+QWEN_7B = ModelSize(parameters=7_615_616_512, largest=152_064 * 3584)
+
+
+def headline(num_ranks: int = 4, **training: object) -> Plan:
+    """The built-in defaults on GPUs."""
+    return Plan.of(RunConfig(model=ModelSettings(dtype="bfloat16"), training=training), num_ranks, on_gpus=True)  # type: ignore[arg-type]
+
+
+def static(plan: Plan) -> float:
+    parts = (weight_bytes, gradient_bytes, optimizer_bytes, bucket_bytes)
+    return sum(part(QWEN_7B, plan) for part in parts) / GB
+
+
+def test_the_headline_run_has_the_static_bytes_that_were_worked_out_by_hand() -> None:
+    plan = headline()
+    assert weight_bytes(QWEN_7B, plan) / GB == pytest.approx(15.2, abs=0.1)
+    assert gradient_bytes(QWEN_7B, plan) / GB == pytest.approx(7.6, abs=0.1)
+    assert optimizer_bytes(QWEN_7B, plan) / GB == pytest.approx(22.8, abs=0.1)
+    assert 46 <= static(plan) <= 50
+    assert 38 <= static(headline(zero_stage=3)) <= 41
+
+
+def test_one_rank_has_all_of_it_whatever_the_stage() -> None:
+    for stage in (2, 3):
+        plan = headline(num_ranks=1, zero_stage=stage)
+        assert weight_bytes(QWEN_7B, plan) + gradient_bytes(QWEN_7B, plan) + optimizer_bytes(QWEN_7B, plan) == (
+            QWEN_7B.parameters * 18
+        )
+
+
+def test_a_cpu_without_zero_has_no_master_weights() -> None:
+    config = RunConfig(model=ModelSettings(dtype="float32"), training={"zero_stage": 0})  # type: ignore[arg-type]
+    plan, size = Plan.of(config, 1, on_gpus=False), ModelSize(1000, 100)
+    assert (weight_bytes(size, plan), gradient_bytes(size, plan), optimizer_bytes(size, plan)) == (4000, 4000, 8000)
+    assert checkpoint_bytes(size, plan) == 12_000
+
+
+def test_a_checkpoint_of_the_headline_run_is_weights_and_state() -> None:
+    assert checkpoint_bytes(QWEN_7B, headline()) / GB == pytest.approx(106.6, abs=0.1)
+
+
+def test_buckets_fill_up_when_the_head_is_done_so_that_the_larger_counts() -> None:
+    body = Rehearsal(peak=8_000_000_000, small_peak=0)
+    for head, larger in ((1_000_000_000, 4_000_000_000), (9_000_000_000, 9_000_000_000)):
+        whole = Rehearsal(peak=body.peak + head, small_peak=0)
+        assert rank_memory(QWEN_7B, headline(), whole, body, whole).head_or_buckets == larger
+
+
+def test_what_is_offloaded_is_not_on_the_gpu() -> None:
+    zero = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    nothing = Rehearsal(0, 0)
+    memory = rank_memory(QWEN_7B, headline(deepspeed=zero), nothing, nothing, nothing)
+    assert memory.gradients == memory.optimizer == 0
+    assert memory.offloaded == QWEN_7B.parameters * 16 // 4
+
+
+def test_a_micro_batch_has_no_more_tokens_than_a_rank_is_given_and_never_less_than_the_longest_sequence() -> None:
+    few = {"groups_per_step": 1, "micro_batch_tokens": 10**9}
+    assert headline(**few).tokens == 4 * 4096
+    assert headline(micro_batch_tokens=100).tokens == 4096
+    assert headline().tokens == 16384
+    assert headline(num_ranks=2, **few).with_ranks(8).tokens == 2 * 4096
+
+
+def test_the_plan_reads_what_is_merged_over_our_own_deepspeed_options() -> None:
+    plan = headline(deepspeed={"zero_optimization": {"stage": 3, "reduce_bucket_size": 1000}})
+    assert (plan.zero_stage, plan.bucket) == (3, 1000)
