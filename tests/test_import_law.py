@@ -13,8 +13,8 @@ OWNERS = {
     "zmq": ("dcpo_async/transport/zmq_channel.py",),
     # The ledger's oldest format was the protocol's: its decoder stays when the protocol's codec goes.
     "msgpack": ("dcpo_async/protocol/codec.py", "learner/ledger/group_format.py"),
-    # The second runs inside vLLM, and hands its worker a step in the types of its scheduler; the third is its logger.
-    "vllm": ("actor/engine/vllm.py", "actor/engine/canary_worker.py", "actor/engine/load_reader.py"),
+    # The second is its logger; the others run inside it, and take a step in the types of its scheduler.
+    "vllm": ("actor/engine/vllm.py", "actor/engine/load_reader.py", "actor/engine/workers/"),
     "deepspeed": ("learner/trainer/engine.py",),
     "sqlite3": ("learner/ledger/",),
     "sympy": ("dcpo_async/grading/math/equivalence.py",),
@@ -35,6 +35,7 @@ FLOORS = (
 # What each part of a service may import of that service; all may import the shared library, but for `scheduling`.
 SERVICES = {
     "actor/engine": "",
+    "actor/engine/workers": "engine",
     "actor/weights": "",
     "actor/learner_link": "",
     "actor/weights_options": "",

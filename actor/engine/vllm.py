@@ -12,8 +12,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from actor.engine.cpu import cpu_arguments, set_cpu_environment
 from actor.engine.interface import EngineLoad, UpdateTiming
 from actor.engine.load_reader import LoadReader
+from actor.engine.loading import Loading
 from actor.engine.model_files import Shapes, check_shapes, has_latent_attention, stop_token_ids, tensor_shapes
 from actor.engine.seeds import group_seed
 from actor.engine.start_path import StartPath
@@ -43,7 +45,6 @@ log = logging.getLogger(__name__)
 
 CALL_SECONDS = 600.0
 WATCH_SECONDS = 0.25
-GIB = 1 << 30
 FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -85,7 +86,7 @@ class VllmEngine:
         memory_share: float = 0.9,
         cpu_threads: int = 1,
         start_folder: Path | None = None,
-        worker_extension: str = "actor.engine.vllm_worker.WorkerExtension",
+        worker_extension: str = "actor.engine.workers.vllm_worker.WorkerExtension",
     ) -> None:
         self._device = device
         self._kv_after_update = kv_after_update
@@ -107,11 +108,12 @@ class VllmEngine:
             "hf_overrides": {"head_dtype": "float32"},
             "worker_extension_cls": worker_extension,
         }
-        self._arguments |= _cpu_arguments(kv_cache_gib) if device == "cpu" else {"gpu_memory_utilization": memory_share}
+        self._arguments |= cpu_arguments(kv_cache_gib) if device == "cpu" else {"gpu_memory_utilization": memory_share}
         self._engine: AsyncLLM | None = None
         self._load: LoadReader | None = None
         self._weights_version = 0
         self._start_path = StartPath(start_folder) if start_folder is not None else None
+        self._loading: Loading | None = None
         self._layout: Shapes = {}
         self._stop_token_ids: list[int] = []
         self._request_numbers = itertools.count()
@@ -154,7 +156,7 @@ class VllmEngine:
         self._layout = await asyncio.to_thread(tensor_shapes, weights_folder)
         self._stop_token_ids = stop_token_ids(weights_folder)
         if self._device == "cpu":
-            _set_cpu_environment(self._cpu_threads)
+            set_cpu_environment(self._cpu_threads)
             if has_latent_attention(weights_folder):
                 # vLLM's rotary kernel for CPUs misreads queries that come as [tokens, heads, size], as they do here.
                 self._arguments["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
@@ -195,6 +197,9 @@ class VllmEngine:
     async def adopt(self, weights_folder: Path, weights_version: int, canary: Canary | None) -> UpdateTiming:
         """Exchange the weights while responses in flight wait; they go on where they were.
 
+        Where patches beside the folder lead here from the version in the engine, and its layers use weights as they are
+        in a checkpoint, the elements that have changed are exchanged alone; the workers have them before the pause.
+
         Weights that the canary refuses generate nothing: the engine is ended and started anew from the folder, which
         vLLM's own loader reads then, and what was in flight begins anew.
 
@@ -205,6 +210,8 @@ class VllmEngine:
         """
         engine = self._running_engine()
         await asyncio.to_thread(check_shapes, weights_folder, self._layout)
+        assert self._loading is not None
+        await self._loading.prepare(weights_folder)
         responses_in_flight, was_refused = engine.get_num_unfinished_requests(), False
         seconds: dict[str, float] = {}
         began = time.perf_counter()
@@ -248,6 +255,8 @@ class VllmEngine:
         difference = await self._compare(engine, weights_version, canary)
         await self._answer(engine.update_weight_version(str(weights_version)))
         await self._answer(engine.get_supported_tasks())
+        self._loading = Loading(lambda method, *args: self._answer(engine.collective_rpc(method, args=args)))
+        await self._loading.started_with(folder)
         self._weights_version = weights_version
         return difference
 
@@ -258,8 +267,9 @@ class VllmEngine:
         with _timed("pause", seconds):
             clear_cache = self._kv_after_update == "recompute"
             await self._answer(engine.pause_generation(mode="keep", clear_cache=clear_cache))
+        assert self._loading is not None
         with _timed("load", seconds):
-            await self._answer(engine.collective_rpc("load_folder", args=(str(folder),)))
+            await self._loading.load(folder)
         with _timed("canary", seconds):
             difference = await self._compare(engine, weights_version, canary)
         with _timed("resume", seconds):
@@ -355,26 +365,6 @@ def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
     began = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - began
-
-
-def _cpu_arguments(kv_cache_gib: float) -> dict[str, Any]:
-    return {
-        "kv_cache_memory_bytes": int(kv_cache_gib * GIB),
-        "enforce_eager": True,
-        # A group's responses share its prompt by whole blocks, and many a prompt is shorter than vLLM's 128 tokens.
-        "block_size": 32,
-        # In the EngineCore process itself: another one would spin on its queue, on a core that others need.
-        "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
-        # A prompt in chunks would wind back a response's random generator, which ends vLLM on a CPU.
-        "enable_chunked_prefill": False,
-    }
-
-
-def _set_cpu_environment(threads: int) -> None:
-    """What the EngineCore process inherits."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    # vLLM compiles one tiny function even when it runs eagerly, which needs a C++ compiler and many seconds.
-    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 
 def _response(output: CompletionOutput, text: str) -> Response:

@@ -11,6 +11,7 @@ from pathlib import Path
 from stat import S_ISVTX
 from typing import NamedTuple
 
+from actor.weights import spare
 from actor.weights.marks import MARKS_NAME, CheckedMarks
 from actor.weights.silence import Silence
 from dcpo_async.errors import WeightsError
@@ -122,15 +123,18 @@ class WeightsCache:
     def prune(self, keep: Collection[int]) -> list[int]:
         """Let go of all versions but these, and remove those that no process of this machine uses.
 
-        Returns the versions removed. Freeing gigabytes takes a moment: call it in a thread.
+        The files of one are set aside for the next download, where there is any to keep. Returns the versions removed.
+        Freeing gigabytes takes a moment: call it in a thread.
         """
         for held in [held for held in self._held if held[0] not in keep]:
             let_go(self._held.pop(held))
         removed = []
         for version in versions(self._folder):
             folder = version_folder(self._folder, version)
-            if version not in keep and discard_unused(folder):
+            if version not in keep and discard_unused(folder, take_away=spare.set_aside):
                 removed.append(version)
+        if not keep:
+            spare.remove(self._folder)
         prune_patches(self._folder)
         self._marks.prune(keep)
         return removed
@@ -193,7 +197,11 @@ class WeightsCache:
         """Bring a version in, whole and held; only under the download lock."""
         await asyncio.to_thread(remove_unfinished, self._folder)
         with unfinished_folder(self._folder) as writing:
-            await download(writing)
+            try:
+                await download(writing)
+            finally:
+                # What it had no use for.
+                await asyncio.to_thread(spare.remove, self._folder)
             (writing / MANIFEST_NAME).write_text(manifest.to_json())
             # Not fsynced: after the next boot every byte is checked before it is used.
             await asyncio.to_thread(self._marks.add, writing, manifest)

@@ -4,11 +4,12 @@ import asyncio
 import logging
 import os
 import shutil
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from actor.weights.parent import Parent
 from actor.weights.server_link import ServerLink
 from actor.weights.silence import Silence
+from actor.weights.spare import new_file
 from dcpo_async.errors import NoRoomError, NotHereError, ProtocolError, RefusedError, WeightsError
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
@@ -29,6 +31,21 @@ from dcpo_async.weights.stretches import digest_of, worker_count
 log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
+BLOCK_BYTES = 512
+"""The unit of st_blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """Where stretches are written.
+
+    Attributes:
+        turn: the kernel lets one thread write to a file at a time; the others would spin meanwhile.
+    """
+
+    descriptor: int
+    arrivals: Arrivals
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +54,7 @@ class _Stretch:
 
     want: ChunkWant
     digest: str
-    descriptor: int
-    arrivals: Arrivals
+    file: _File
 
     @property
     def key(self) -> Key:
@@ -50,7 +66,7 @@ class Download:
 
     Args:
         origin: the learner's weight server.
-        window_bytes: may be asked for and not yet here; one stretch always may.
+        window_bytes: may be asked for and not yet written; one stretch always may.
         report_progress: called after every stretch.
         parent: says which relay to ask first.
     """
@@ -75,8 +91,8 @@ class Download:
             stretches = deque[_Stretch]()
             arrivals = stack.enter_context(recording(folder, weights_version, entries))
             for entry in entries:
-                descriptor = stack.enter_context(opened(folder / entry.name, os.O_WRONLY))
-                stretches.extend(_stretches(entry, weights_version, descriptor, arrivals))
+                file = _File(stack.enter_context(opened(folder / entry.name, os.O_WRONLY)), arrivals)
+                stretches.extend(_stretches(entry, weights_version, file))
             # Ends before the descriptors are closed: a number may belong to another file by then.
             pool = stack.enter_context(ThreadPoolExecutor(worker_count()))
             stack.callback(pool.shutdown, cancel_futures=True)
@@ -115,22 +131,19 @@ class Download:
         loop = asyncio.get_running_loop()
         try:
             while wanted or asked or kept:
-                while wanted and len(asked) < self._credit and await link.send(wanted[0].want):
+                while wanted and len(asked) + len(kept) < self._credit and await link.send(wanted[0].want):
                     stretch = wanted.popleft()
                     asked[stretch.key] = stretch
-                if asked or wanted:
-                    answer = await link.receive()
-                    if answer is None:
-                        wanted.extendleft(reversed(asked.values()))
-                        asked.clear()
-                    elif _is_word_of_life(answer):
-                        silence.broken()
-                    elif (met := _met(link, answer, asked)) is not None:
-                        del asked[met.key]
-                        kept[loop.run_in_executor(pool, _check_and_write, met, answer.arrays["data"])] = met
-                is_full = len(kept) > 2 * worker_count() or not (asked or wanted)
-                if is_full and kept:
+                if kept and not asked:
                     await asyncio.wait(kept, return_when=asyncio.FIRST_COMPLETED)
+                elif (answer := await link.receive()) is None:
+                    wanted.extendleft(reversed(asked.values()))
+                    asked.clear()
+                elif _is_word_of_life(answer):
+                    silence.broken()
+                elif (met := _met(link, answer, asked)) is not None:
+                    del asked[met.key]
+                    kept[loop.run_in_executor(pool, _check_and_write, met, answer.arrays["data"])] = met
                 wrong, num_right = _settled(kept, wanted)
                 if num_right:
                     self._report_progress()
@@ -200,9 +213,7 @@ async def _is_right(kept: asyncio.Future[bool]) -> bool:
     return not kept.cancelled() and kept.exception() is None and kept.result()
 
 
-def _stretches(
-    entry: FileEntry | PatchEntry, weights_version: int, descriptor: int, arrivals: Arrivals
-) -> list[_Stretch]:
+def _stretches(entry: FileEntry | PatchEntry, weights_version: int, file: _File) -> list[_Stretch]:
     return [
         _Stretch(
             ChunkWant(
@@ -212,8 +223,7 @@ def _stretches(
                 num_bytes=min(STRETCH_BYTES, entry.num_bytes - offset),
             ),
             digest,
-            descriptor,
-            arrivals,
+            file,
         )
         for offset, digest in zip(range(0, entry.num_bytes, STRETCH_BYTES), entry.digests, strict=True)
     ]
@@ -224,24 +234,25 @@ def _check_and_write(stretch: _Stretch, data: NDArray[np.uint8]) -> bool:
     if digest_of(data.data) != stretch.digest:
         return False
     written = 0
-    while written < len(data):
-        written += os.pwrite(stretch.descriptor, data[written:].data, stretch.want.offset + written)
-    stretch.arrivals.add(stretch.want.file, stretch.want.offset)
+    with stretch.file.turn:
+        while written < len(data):
+            written += os.pwrite(stretch.file.descriptor, data[written:].data, stretch.want.offset + written)
+    stretch.file.arrivals.add(stretch.want.file, stretch.want.offset)
     return True
 
 
 def _allocate(folder: Path, entries: Sequence[FileEntry | PatchEntry]) -> None:
     """Make all files at their full length; what has no room fails at once.
 
-    Their pages are not filled: in shared memory that would touch every byte once more than the download does.
+    New pages are not filled: in shared memory that would touch every byte once more than the download does.
     """
-    needed, disk = sum(entry.num_bytes for entry in entries), shutil.disk_usage(folder)
-    # A file system without a size of its own, such as ramfs, says 0 of everything.
-    if disk.total and needed > disk.free:
-        raise NoRoomError(
-            f"{folder.parent} has {disk.free} bytes free, a version needs {needed}, and two have to fit: enlarge it "
-            "(containers: --shm-size), or name another folder with --weights-folder"
-        )
     for entry in entries:
-        with (folder / entry.name).open("xb") as file:
-            file.truncate(entry.num_bytes)
+        new_file(folder / entry.name, entry.num_bytes)
+    needed, disk = sum(entry.num_bytes for entry in entries), shutil.disk_usage(folder)
+    there = sum((folder / entry.name).stat().st_blocks * BLOCK_BYTES for entry in entries)
+    # A file system without a size of its own, such as ramfs, says 0 of everything.
+    if disk.total and needed > disk.free + there:
+        raise NoRoomError(
+            f"{folder.parent} has {disk.free + there} bytes free, a version needs {needed}, and two have to fit: "
+            "enlarge it (containers: --shm-size), or name another folder with --weights-folder"
+        )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actor.weights.download import Download
+from actor.weights.spare import new_file
 from dcpo_async.errors import WeightsError
 from dcpo_async.weights.locks import hold, let_go
 from dcpo_async.weights.manifest import FileEntry, Manifest, PatchEntry, read_manifest
@@ -104,7 +105,8 @@ _COPIED_BYTES = 64 << 20
 
 def _copy(source: Path, target: Path, report_progress: Callable[[], None]) -> None:
     """Copy a file within the kernel, by reference where the file system can."""
-    with source.open("rb", buffering=0) as read, target.open("xb", buffering=0) as written:
+    new_file(target, source.stat().st_size)
+    with source.open("rb", buffering=0) as read, target.open("r+b", buffering=0) as written:
         try:
             while os.copy_file_range(read.fileno(), written.fileno(), _COPIED_BYTES):
                 report_progress()

@@ -45,7 +45,7 @@ class WeightPuller:
         Args:
             channel: to the weight server, for this puller alone.
             cache_folder: of this run alone, and of this user; made when it is needed.
-            chunk_bytes, credit: their product may be asked for and not yet here; requests are for one stretch.
+            chunk_bytes, credit: their product may be asked for and not yet written; requests are for one stretch.
             timeout_seconds: silence after which a fetch gives up; requests are repeated within it.
             peer: what errors call the other end.
             in_place: versions that stand on this machine are used where they are, without a copy.

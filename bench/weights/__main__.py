@@ -1,8 +1,10 @@
 """Publication and pull of a version by stage, beside plain copies and streams: `python -m bench.weights MODEL`.
 
-Seconds of the clock, medians over the repetitions, all stages in turns; `--random-gb 1` takes random bfloat16 tensors
-in place of a model. Pulls are from a server process over loopback, with and without CURVE, into the folder that is
-given with `--cache` (shared memory by default), and are compared with a raw ZeroMQ stream of the same round.
+Seconds of the clock and of the processors on both sides, medians over the repetitions, all stages in turns;
+`--random-gb 1` takes random bfloat16 tensors in place of a model. Pulls are from a server process over loopback, with
+and without CURVE, into the folder that is given with `--cache` (shared memory by default), and are compared with a raw
+ZeroMQ stream of the same round. The first pull fills new pages; the others write over those of a version that was let
+go, as all of a run do from its third on.
 """
 
 import argparse
@@ -11,9 +13,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -23,7 +25,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from actor.weights.puller import WeightPuller
-from bench.weights.raw_stream import stream
+from bench.weights.raw_stream import Cost, measured, stream
 from dcpo_async.demo.services import free_address
 from dcpo_async.records import STRETCH_BYTES
 from dcpo_async.transport.security import load_client_keys
@@ -36,6 +38,7 @@ GB = 1e9
 RANDOM_TENSOR_BYTES = 32 << 20
 CHANGED_SHARE = 0.005
 RATIOS = {
+    "first pull over loopback": "raw stream",
     "pull over loopback": "raw stream",
     "pull with CURVE": "raw stream with CURVE",
     "pull by a patch": "raw stream",
@@ -44,13 +47,14 @@ RATIOS = {
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where a round's stages read and write."""
+    """Where a round's stages read and write; the process of the weight server at each address."""
 
     scratch: Path
     cache: Path
     skeleton: Path
     address: str
     curve_address: str
+    servers: dict[str, int] = field(default_factory=dict)
 
     @property
     def store(self) -> Path:
@@ -61,36 +65,37 @@ class Bench:
         return self.scratch / "keys"
 
 
-async def measure(bench: Bench, tensors: dict[str, Tensor], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of each stage, once for each repetition, all stages in turns."""
-    seconds = dict[str, list[float]]()
+async def measure(bench: Bench, tensors: dict[str, Tensor], repetitions: int) -> dict[str, list[Cost]]:
+    """What each stage takes, once for each repetition, all stages in turns."""
+    costs = dict[str, list[Cost]]()
     bench.store.mkdir()
     generate_keys(bench.keys)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(serving(bench.store, bench.address))
-        await stack.enter_async_context(serving(bench.store, bench.curve_address, "--keys", str(bench.keys)))
+        for address, words in ((bench.address, ()), (bench.curve_address, ("--keys", str(bench.keys)))):
+            bench.servers[address] = await stack.enter_async_context(serving(bench.store, address, *words))
         # The first round is not counted: it touches every page for the first time.
         for number in range(repetitions + 1):
             for stage, work in Round(bench, tensors, 2 * number + 1).stages().items():
-                started = time.monotonic()
+                started, used = time.monotonic(), time.process_time()
                 own = await work()
                 if number > 0:
-                    seconds.setdefault(stage, []).append(own or time.monotonic() - started)
+                    here = Cost(time.monotonic() - started, time.process_time() - used)
+                    costs.setdefault(stage, []).append(own or here)
             for folder in (bench.store, bench.cache):
                 shutil.rmtree(folder)
             bench.store.mkdir()
-    return seconds
+    return costs
 
 
 @asynccontextmanager
-async def serving(store: Path, address: str, *words: str) -> AsyncIterator[None]:
-    """A weight server process."""
+async def serving(store: Path, address: str, *words: str) -> AsyncIterator[int]:
+    """A weight server process; yields its id."""
     words = ("--listen", address, "--store", str(store), "--run-id", RUN_ID, *words)
     server = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "learner.weights.server", *words, stderr=asyncio.subprocess.DEVNULL
     )
     try:
-        yield
+        yield server.pid
     finally:
         server.terminate()
         await server.wait()
@@ -104,8 +109,8 @@ class Round:
     tensors: dict[str, Tensor]
     version: int
 
-    def stages(self) -> dict[str, Callable[[], Awaitable[float | None]]]:
-        """What is measured, by name, in its order; a stage that returns seconds has measured them itself."""
+    def stages(self) -> dict[str, Callable[[], Awaitable[Cost | None]]]:
+        """What is measured, by name, in its order; a stage that returns its cost has measured it itself."""
         folder = version_folder(self.bench.store, self.version)
         weights = folder / "model.safetensors"
         return {
@@ -116,12 +121,13 @@ class Round:
             "write a version": in_thread(lambda: self.write(self.version)),
             "verify it": in_thread(lambda: verify(folder)),
             "pull on this machine": lambda: self.pulled(self.version, in_place=True),
+            "first pull over loopback": lambda: self.pulled(self.version),
             "raw stream with CURVE": lambda: asyncio.to_thread(stream, weights, self.bench.keys, STRETCH_BYTES),
             "pull with CURVE": lambda: self.pulled(self.version, curve=True),
             "raw stream": lambda: asyncio.to_thread(stream, weights, None, STRETCH_BYTES),
             "pull over loopback": lambda: self.pulled(self.version),
             "write with a patch": self.changed,
-            "pull by a patch": lambda: self.pulled(self.version + 1, anew=False),
+            "pull by a patch": lambda: self.pulled(self.version + 1, keep={self.version}),
         }
 
     def write(self, version: int) -> None:
@@ -131,29 +137,29 @@ class Round:
             tensors=self.tensors, skeleton_folder=self.bench.skeleton,
         )  # fmt: skip
 
-    async def pulled(self, version: int, *, in_place: bool = False, curve: bool = False, anew: bool = True) -> float:
-        """Seconds of a fetch, into an empty cache where it is to be anew."""
-        if anew and self.bench.cache.exists():
-            await asyncio.to_thread(shutil.rmtree, self.bench.cache)
+    async def pulled(
+        self, version: int, *, in_place: bool = False, curve: bool = False, keep: Collection[int] = (0,)
+    ) -> Cost:
+        """The cost of a fetch, after all versions in the cache but some were let go of."""
         keys = load_client_keys(self.bench.keys) if curve else None
         address = self.bench.curve_address if curve else self.bench.address
         channel = connecting(keys, insecure=False)(address, f"{version}-{time.monotonic()}".encode())
         puller = WeightPuller(channel, self.bench.cache, RUN_ID, 4 << 20, in_place=in_place)
+        await asyncio.to_thread(puller.prune, keep)
         # Connected before the clock starts, as an actor is.
         await puller.newest()
-        started = time.monotonic()
-        await puller.fetch(version)
-        seconds = time.monotonic() - started
+        with measured(self.bench.servers[address]) as costs:
+            await puller.fetch(version)
         puller.close()
         channel.close()
-        return seconds
+        return costs[0]
 
-    async def changed(self) -> float:
-        """Seconds of a write, with its patch, after a step."""
+    async def changed(self) -> Cost:
+        """The cost of a write, with its patch, after a step."""
         await asyncio.to_thread(change, self.tensors)
-        started = time.monotonic()
+        started, used = time.monotonic(), time.process_time()
         await asyncio.to_thread(self.write, self.version + 1)
-        return time.monotonic() - started
+        return Cost(time.monotonic() - started, time.process_time() - used)
 
 
 def in_thread(work: Callable[[], object]) -> Callable[[], Awaitable[None]]:
@@ -206,18 +212,24 @@ def main() -> None:
             tensors = random_tensors(int(options.random_gb * GB))
         print(f"{len(tensors)} tensors, {sum(tensor.nbytes for tensor in tensors.values()) / GB:.3f} GB")
         bench = Bench(Path(scratch), Path(cache) / "run", skeleton, free_address(), free_address())
-        seconds = asyncio.run(measure(bench, tensors, options.repetitions))
-    report(seconds, sum(tensor.nbytes for tensor in tensors.values()))
+        costs = asyncio.run(measure(bench, tensors, options.repetitions))
+    report(costs, sum(tensor.nbytes for tensor in tensors.values()))
 
 
-def report(seconds: dict[str, list[float]], num_bytes: int) -> None:
-    """Print medians and ranges, and the speed of each pull as a share of the raw stream's in the same round."""
-    for stage, values in seconds.items():
+def report(costs: dict[str, list[Cost]], num_bytes: int) -> None:
+    """Print medians and ranges, and each pull beside the raw stream of the same round."""
+    for stage, found in costs.items():
+        values = [cost.seconds for cost in found]
         spread = f"[{min(values):.3f}, {max(values):.3f}]"
-        print(f"{stage:26} {median(values):7.3f} s {spread:16} {num_bytes / GB / median(values):6.2f} GB/s")
+        used = median(cost.processor_seconds for cost in found) / (num_bytes / GB)
+        speed = num_bytes / GB / median(values)
+        print(f"{stage:26} {median(values):7.3f} s {spread:16} {speed:6.2f} GB/s, processors {used:5.2f} s/GB")
     for stage, raw in RATIOS.items():
-        shares = [of_raw / of_pull for of_pull, of_raw in zip(seconds[stage], seconds[raw], strict=True)]
-        print(f"{stage} / {raw}: {median(shares):.2f} [{min(shares):.2f}, {max(shares):.2f}]")
+        for what in ("seconds", "processor_seconds"):
+            pairs = zip(costs[stage], costs[raw], strict=True)
+            shares = [getattr(of_raw, what) / getattr(of_pull, what) for of_pull, of_raw in pairs]
+            spread = f"{median(shares):.2f} [{min(shares):.2f}, {max(shares):.2f}]"
+            print(f"{stage} / {raw}, by {what.replace('_', ' ')}: {spread}")
 
 
 if __name__ == "__main__":

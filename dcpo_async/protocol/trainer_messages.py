@@ -24,6 +24,8 @@ class ShardWant(Message):
     rank: Count
     num_ranks: Annotated[int, Field(gt=0)]
     step: Count
+    pair_cost: Annotated[float, Field(ge=0)] = 0.0
+    """Work of the model's attention between two tokens, in tokens; the same from all ranks, which share by it."""
 
 
 class ShardMessage(Message):

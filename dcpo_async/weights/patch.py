@@ -13,6 +13,7 @@ At learning rates of reinforcement learning few elements of a bfloat16 model mov
 unit in the last place, so that a patch is a few thousandths of the model.
 """
 
+import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,13 +28,22 @@ from torch import Tensor
 
 from dcpo_async.errors import WeightsError
 from dcpo_async.weights.manifest import Digest
-from dcpo_async.weights.raw import bytes_digest, dtype_name, raw_bytes, tensor_from_raw
+from dcpo_async.weights.raw import (
+    LONG_GAP,
+    byte_planes,
+    bytes_digest,
+    dtype_name,
+    gaps_of,
+    indices_of,
+    joined_planes,
+    raw_bytes,
+    tensor_from_raw,
+)
 
 _MAGIC = b"dcpopach"
 _FORMAT_VERSION = 2
 _PREFIX = struct.Struct("<8sIQ")  # magic, format version, bytes of the compressed header
 _DIGEST_BYTES = 16
-_LONG_GAP = (1 << 16) - 1
 _MAX_STEP, _FAR = 127, -128
 _DENSE_FROM = 1 / 3
 """A tensor of which so much changes is not worth a try at sparse coding."""
@@ -141,14 +151,32 @@ def change_in_place(tensors: dict[str, Tensor], patch: bytes, *, threads: int = 
         pass
 
 
+def changed_indices(patch: bytes) -> dict[str, NDArray[np.int64] | None]:
+    """Which elements of each tensor a patch overwrites, flat and ascending; None for all, no entry for none.
+
+    Raises WeightsError when the patch is malformed.
+    """
+    return {
+        change.name: None if change.encoding == "dense" else _indices(change, sections, math.prod(change.shape))
+        for change, sections in _changes_in(patch)
+        if change.encoding != "same"
+    }
+
+
 def _changes_to(base: dict[str, Tensor], patch: bytes) -> list[tuple[_Change, list[memoryview]]]:
     """The changes of a patch, each with its sections; it must be one for tensors of these names and kinds."""
+    found = _changes_in(patch)
+    _require_same_names(base, [change.name for change, _ in found])
+    for change, _ in found:
+        _require_same_kind(change.name, base[change.name], change.dtype, change.shape)
+    return found
+
+
+def _changes_in(patch: bytes) -> list[tuple[_Change, list[memoryview]]]:
     changes, payload = _opened(patch)
-    _require_same_names(base, [change.name for change in changes])
     found = []
     start = 0
     for change in changes:
-        _require_same_kind(change.name, base[change.name], change.dtype, change.shape)
         sections = []
         for num_bytes in change.section_bytes:
             sections.append(payload[start : start + num_bytes])
@@ -183,10 +211,10 @@ def _encoded(name: str, base: Tensor, new: Tensor, digest: str | None) -> tuple[
     if changed is not None and changed.size == 0:
         return change, []
     if changed is not None:
-        gaps = _gaps_of(changed)
+        gaps = gaps_of(changed)
         steps, far = _steps_of(words[changed], old[changed])
         compress = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress
-        sections = [compress(plane.data) for plane in (*_byte_planes(gaps), steps, *_byte_planes(far))]
+        sections = [compress(plane.data) for plane in (*byte_planes(gaps), steps, *byte_planes(far))]
         if sum(map(len, sections)) < raw.nbytes:
             of_sparse: dict[str, Any] = {
                 "encoding": "sparse",
@@ -231,36 +259,41 @@ def _change_raw(raw: Bytes, tensor: Tensor, change: _Change, sections: Sequence[
 
 def _change_words(words: Words, change: _Change, sections: Sequence[memoryview]) -> None:
     """Overwrite the words that a sparse change names, in place."""
-    is_possible = 0 < change.num_changes <= words.size and change.num_far <= change.num_changes
-    most_gaps = change.num_changes + words.size // _LONG_GAP
-    if not is_possible or len(sections) != 3 + words.itemsize or change.num_gaps > most_gaps:
-        raise WeightsError(
-            f"tensor {change.name!r}: {len(sections)} sections for {change.num_changes} of {words.size} words; "
-            "fetch the patch again"
-        )
-    gaps = _joined_planes([_plane(change, section, change.num_gaps) for section in sections[:2]], "<u2")
-    indices = _indices_of(gaps)
-    if len(indices) != change.num_changes or indices[-1] >= words.size:
-        raise WeightsError(
-            f"tensor {change.name!r}: {len(indices)} indices up to {indices[-1] if len(indices) else 'none'}, "
-            f"it has {words.size} words and the patch {change.num_changes} changes"
-        )
+    if len(sections) != 3 + words.itemsize:
+        raise WeightsError(f"tensor {change.name!r}: {len(sections)} sections; fetch the patch again")
+    indices = _indices(change, sections, words.size)
     steps = _plane(change, sections[2], change.num_changes).view(np.int8)
     is_far = steps == _FAR
     if int(np.count_nonzero(is_far)) != change.num_far:
         raise WeightsError(f"tensor {change.name!r}: the patch has bits of {change.num_far} words, its steps say other")
     planes = [_plane(change, section, change.num_far) for section in sections[3:]]
     words[indices] += steps.astype(words.dtype)
-    words[indices[is_far]] = _joined_planes(planes, words.dtype.str)
+    words[indices[is_far]] = joined_planes(planes, words.dtype.str)
+
+
+def _indices(change: _Change, sections: Sequence[memoryview], num_words: int) -> NDArray[np.int64]:
+    """The words that a sparse change of a tensor of so many names."""
+    is_possible = 0 < change.num_changes <= num_words and change.num_far <= change.num_changes
+    most_gaps = change.num_changes + num_words // LONG_GAP
+    if not is_possible or len(sections) < 3 or change.num_gaps > most_gaps:
+        raise WeightsError(
+            f"tensor {change.name!r}: {len(sections)} sections for {change.num_changes} of {num_words} words; "
+            "fetch the patch again"
+        )
+    gaps = joined_planes([_plane(change, section, change.num_gaps) for section in sections[:2]], "<u2")
+    indices = indices_of(gaps)
+    if len(indices) != change.num_changes or indices[-1] >= num_words:
+        raise WeightsError(
+            f"tensor {change.name!r}: {len(indices)} indices up to {indices[-1] if len(indices) else 'none'}, "
+            f"it has {num_words} words and the patch {change.num_changes} changes"
+        )
+    return indices
 
 
 def _require_dense(change: _Change, sections: Sequence[memoryview], words: Words) -> None:
     found = [section.nbytes for section in sections]
     if found != [words.nbytes] or change.num_changes != words.size or not words.size:
         raise WeightsError(f"tensor {change.name!r} has {words.nbytes} bytes, the patch stores {found}")
-
-
-# ---- gaps and values
 
 
 def _changed(new: Words, old: Words, most: int) -> NDArray[np.int64] | None:
@@ -286,39 +319,12 @@ def _changed(new: Words, old: Words, most: int) -> NDArray[np.int64] | None:
     return indices
 
 
-def _gaps_of(indices: NDArray[np.int64]) -> NDArray[np.uint16]:
-    """How many words lie between neighbouring indices: [0, 1, 5] gives [0, 0, 3], and [70000] gives [65535, 4465]."""
-    gaps = np.diff(indices, prepend=-1) - 1
-    num_long = gaps // _LONG_GAP
-    numbers = np.full(len(gaps) + int(num_long.sum()), _LONG_GAP, dtype="<u2")
-    numbers[np.cumsum(num_long + 1) - 1] = gaps % _LONG_GAP
-    return numbers
-
-
-def _indices_of(gaps: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """The indices that `_gaps_of` was given; they rise whatever the gaps are."""
-    is_last = gaps != _LONG_GAP
-    ends: NDArray[np.int64] = np.cumsum(gaps, dtype=np.int64)[is_last]
-    return ends + np.arange(len(ends))
-
-
 def _steps_of(new: Words, old: Words) -> tuple[NDArray[np.int8], Words]:
     """How far each word moves, and the new bits of those that move further than a step can tell."""
     moved = new - old
     # Lifted, so that one comparison of unsigned numbers finds steps of -127 to 127, whatever wraps around.
     is_near = moved + new.dtype.type(_MAX_STEP) <= 2 * _MAX_STEP
     return np.where(is_near, moved.astype(np.int8), np.int8(_FAR)), new[~is_near]
-
-
-def _byte_planes(words: NDArray[Any]) -> list[Bytes]:
-    """The first bytes of all words, then the second ones, and so on: alike bytes stand together."""
-    by_byte = words.view(np.uint8).reshape(-1, words.itemsize)
-    return [np.ascontiguousarray(by_byte[:, place]) for place in range(words.itemsize)]
-
-
-def _joined_planes(planes: Sequence[Bytes], dtype: str) -> Words:
-    joined: Words = np.ascontiguousarray(np.stack(planes, axis=1)).reshape(-1).view(dtype)
-    return joined
 
 
 def _plane(change: _Change, section: memoryview, num_bytes: int) -> Bytes:

@@ -1,6 +1,7 @@
-"""The raw bits of tensors, and the digests by which they are compared."""
+"""The raw bits of tensors: the digests by which they are compared, and how they are laid out to be compressed."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcpo_async.errors import WeightsError
+
+LONG_GAP = (1 << 16) - 1
+"""A gap that is so long, or longer, is this and the rest."""
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -37,3 +41,31 @@ def bytes_digest(raw: NDArray[np.uint8]) -> str:
     """xxh3_128 as 32 hexadecimal digits; of nothing it is 99aa06d3014798d86001c324468d497f."""
     digest: str = xxhash.xxh3_128(raw.data).hexdigest()
     return digest
+
+
+def byte_planes(words: NDArray[Any]) -> list[NDArray[np.uint8]]:
+    """The first bytes of all words, then the second ones, and so on: alike bytes stand together."""
+    by_byte = words.view(np.uint8).reshape(-1, words.itemsize)
+    return [np.ascontiguousarray(by_byte[:, place]) for place in range(words.itemsize)]
+
+
+def joined_planes(planes: Sequence[NDArray[np.uint8]], dtype: str) -> NDArray[Any]:
+    """The words that `byte_planes` was given."""
+    joined: NDArray[Any] = np.ascontiguousarray(np.stack(planes, axis=1)).reshape(-1).view(dtype)
+    return joined
+
+
+def gaps_of(indices: NDArray[np.int64]) -> NDArray[np.uint16]:
+    """How many words lie between neighbouring indices: [0, 1, 5] gives [0, 0, 3], and [70000] gives [65535, 4465]."""
+    gaps = np.diff(indices, prepend=-1) - 1
+    num_long = gaps // LONG_GAP
+    numbers = np.full(len(gaps) + int(num_long.sum()), LONG_GAP, dtype="<u2")
+    numbers[np.cumsum(num_long + 1) - 1] = gaps % LONG_GAP
+    return numbers
+
+
+def indices_of(gaps: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """The indices that `gaps_of` was given; they rise whatever the gaps are."""
+    is_last = gaps != LONG_GAP
+    ends: NDArray[np.int64] = np.cumsum(gaps, dtype=np.int64)[is_last]
+    return ends + np.arange(len(ends))

@@ -180,11 +180,12 @@ def discard(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def discard_unused(folder: Path, *, if_unlockable: bool = False) -> bool:
+def discard_unused(folder: Path, *, if_unlockable: bool = False, take_away: Callable[[Path], None] = discard) -> bool:
     """Remove a version unless some process holds it; False where one does, or there is none.
 
     Args:
         if_unlockable: remove it where the file system knows no locks, so that nobody can hold it.
+        take_away: called while nobody else can hold it; afterwards nothing has its name.
     """
     try:
         with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
@@ -192,7 +193,7 @@ def discard_unused(folder: Path, *, if_unlockable: bool = False) -> bool:
             # Another process may have removed what was opened, and a new version may stand there by now.
             if not is_ours or not os.path.samestat(os.fstat(descriptor), folder.stat()):
                 return False
-            discard(folder)
+            take_away(folder)
             return True
     except (FileNotFoundError, NotADirectoryError):
         return False

@@ -155,10 +155,11 @@ def omitted_share(samples: Sequence[TrainingSample]) -> float:
     return sum(omitted) / sum(lengths)
 
 
-def sample_cost(sample: TrainingSample) -> float:
-    """Work of a sample, in tokens that are trained: a forward pass alone is a third of it."""
+def sample_cost(sample: TrainingSample, pair_cost: float) -> float:
+    """Work of n tokens, in tokens that are trained: n + pair_cost · n², a third of it without a backward pass."""
     num_tokens = len(sample.prompt_token_ids) + len(sample.token_ids)
-    return num_tokens if sample.has_gradient else num_tokens / 3
+    cost = num_tokens + pair_cost * num_tokens**2
+    return cost if sample.has_gradient else cost / 3
 
 
 def split_by_cost(costs: Sequence[float], num_ranks: int) -> list[list[int]]:

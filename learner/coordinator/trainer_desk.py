@@ -130,7 +130,7 @@ class TrainerDesk:
             if max_steps is not None and want.step >= max_steps:
                 self._post(peer, TrainerFinished(step=want.step))
             elif self._intake.commit_batch(want.step):
-                samples = self._split(want.step, want.num_ranks)[want.rank]
+                samples = self._split(want)[want.rank]
                 self._mail.post(self.router, peer, *shard_message(samples, want.step))
             else:
                 continue
@@ -222,15 +222,15 @@ class TrainerDesk:
 
     # ---- shards
 
-    def _split(self, step: int, num_ranks: int) -> list[list[TrainingSample]]:
-        cached_step, shards = self._shards
-        if cached_step == step and len(shards) == num_ranks:
+    def _split(self, want: ShardWant) -> list[list[TrainingSample]]:
+        step, (cached_step, shards) = want.step, self._shards
+        if cached_step == step and len(shards) == want.num_ranks:
             return shards
         groups = step_groups(self._ledger, step, self._intake.prompts, with_old=self._is_proximal)
         of_step = step_samples(groups, step, self._config, self._intake.versions.steps)
         samples = looked_at(of_step, self._config.training.measured_share)
-        costs = list(map(sample_cost, samples))
-        shards = [[samples[i] for i in shard] for shard in split_by_cost(costs, num_ranks)]
+        costs = [sample_cost(sample, want.pair_cost) for sample in samples]
+        shards = [[samples[i] for i in shard] for shard in split_by_cost(costs, want.num_ranks)]
         self._shards = (step, shards)
         metrics = step_metrics(groups, self._config.sampling.group_size)
         self._batch_metrics[step] = metrics | {"omitted_share": omitted_share(of_step)}

@@ -106,6 +106,17 @@ def flops_per_token(model: Any) -> float:
     return 6 * (met - (0 if embedding is head else _elements(embedding)))
 
 
+def pair_cost(model: Any) -> float:
+    """Work of attention for n tokens is pair_cost · n² times that of the weights for one: 6 · n² · size in each layer.
+
+    0 where the configuration does not tell. A window or latent attention makes it less.
+    """
+    config = model.config.get_text_config()
+    layers, heads = getattr(config, "num_hidden_layers", 0), getattr(config, "num_attention_heads", 0)
+    size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // max(1, heads)
+    return float(6 * layers * heads * size / flops_per_token(model))
+
+
 def peak_flops(device_name: str) -> float | None:
     """What a device can do at most in a second; None for one that is not in the table."""
     return next((flops for name, flops in PEAK_FLOPS.items() if name in device_name), None)

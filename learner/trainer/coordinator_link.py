@@ -106,10 +106,12 @@ class RankLink(CoordinatorLink):
 
     Attributes:
         rank, num_ranks: who this is.
+        pair_cost: of the model, by which the ranks' work is balanced; the same on all of them.
     """
 
     rank: int
     num_ranks: int
+    pair_cost: float = 0.0
 
     async def join(self, step: int) -> None:
         """Say hello, with the steps that this rank's state has behind it."""
@@ -123,7 +125,7 @@ class RankLink(CoordinatorLink):
         Raises:
             TrainerError: no answer within the deadline, or a refusal.
         """
-        request = ShardWant(rank=self.rank, num_ranks=self.num_ranks, step=step)
+        request = ShardWant(rank=self.rank, num_ranks=self.num_ranks, step=step, pair_cost=self.pair_cost)
         answer = await self._ask(request, step, (ShardMessage, TrainerFinished), deadline_seconds)
         return None if isinstance(answer.message, TrainerFinished) else samples_of(answer)
 

@@ -14,6 +14,7 @@ from dcpo_async.errors import DcpoError, TrainerError
 from dcpo_async.processes import die_with_parent
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.zmq_channel import DealerChannel
+from learner.timing.step_clock import pair_cost
 from learner.trainer.coordinator_link import RankLink
 from learner.trainer.engine import TrainEngine
 from learner.trainer.publication import Publication
@@ -62,6 +63,7 @@ async def run_rank(config: RunConfig, options: argparse.Namespace) -> None:
     )
     try:
         engine, folder = TrainEngine(config), RunFolder(config.folder)
+        link.pair_cost = pair_cost(engine.model)
         publication = Publication(engine, options.buffers, config.training.step_timeout_seconds)
         # Nothing is offered now, so that the publisher reads no skeleton.
         if rank == 0:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from actor.engine.vllm_worker import WorkerExtension, mapped_tensors
+from actor.engine.workers.vllm_worker import WorkerExtension, mapped_tensors
 
 ORDER_NAME = "tamper.txt"
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from actor.engine.canary_worker import kept_blocks
+from actor.engine.workers.canary_worker import kept_blocks
 
 
 def test_blocks_come_back_as_they_were_and_others_stay_as_they_became() -> None:

@@ -95,7 +95,7 @@ async def test_prune_leaves_alone_what_another_process_uses(store: Path, cache: 
             await mine.fetch()
         await other.fetch(2)
         assert mine.prune({3}) == [1]
-        assert names(cache) == [".checked", ".fetch.lock", "v00000002", "v00000003"]
+        assert names(cache) == [".checked", ".fetch.lock", ".spare", "v00000002", "v00000003"]
         assert other.prune({3}) == [2]
         assert other.prune(set()) == []
         mine.close()

@@ -183,7 +183,8 @@ def test_samples_without_a_gradient_are_left_out_but_for_a_share_that_stands_for
     ]
     assert sum(len(sample.token_ids) * sample.token_count for sample in found) == pytest.approx(2 + 5 + 4 + 6 + 3)
     assert omitted_share(samples) == pytest.approx((7 + 9 + 6 + 3) / (5 + 8 + 7 + 9 + 6 + 3))
-    assert [sample_cost(sample) for sample in found] == pytest.approx([5, 8, 7 / 3, 2])
+    assert [sample_cost(sample, 0.0) for sample in found] == pytest.approx([5, 8, 7 / 3, 2])
+    assert [sample_cost(sample, 0.5) for sample in found] == pytest.approx([5 + 12.5, 8 + 32, (7 + 24.5) / 3, 8])
 
 
 def test_a_masked_response_has_no_gradient_whatever_its_advantage(tmp_path: Path) -> None:

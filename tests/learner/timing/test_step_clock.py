@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from learner.timing.step_clock import StepClock, flops_per_token, peak_flops, peak_resident
+from learner.timing.step_clock import StepClock, flops_per_token, pair_cost, peak_flops, peak_resident
 from tests.tiny_families import ALL, FAMILIES
 
 
@@ -18,6 +18,13 @@ def test_each_weight_that_a_token_meets_is_six_operations() -> None:
     layers = sum(p.numel() for name, p in untied.named_parameters() if "layers" in name or name == "model.norm.weight")
     assert flops_per_token(untied) == 6 * (layers + 128 * 64)
     assert flops_per_token(tied) == flops_per_token(untied)
+
+
+def test_the_cost_of_a_pair_is_that_of_attention_beside_the_weights() -> None:
+    model = model_of("llama")
+    config = model.config
+    size = config.num_attention_heads * config.hidden_size // config.num_attention_heads
+    assert pair_cost(model) == pytest.approx(config.num_hidden_layers * size * 6 / flops_per_token(model))
 
 
 def test_of_experts_those_count_that_a_token_is_sent_to() -> None:

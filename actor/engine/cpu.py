@@ -1,0 +1,27 @@
+"""What vLLM is told on a CPU."""
+
+import os
+from typing import Any
+
+GIB = 1 << 30
+
+
+def cpu_arguments(kv_cache_gib: float) -> dict[str, Any]:
+    """Arguments of an engine on a CPU."""
+    return {
+        "kv_cache_memory_bytes": int(kv_cache_gib * GIB),
+        "enforce_eager": True,
+        # A group's responses share its prompt by whole blocks, and many a prompt is shorter than vLLM's 128 tokens.
+        "block_size": 32,
+        # In the EngineCore process itself: another one would spin on its queue, on a core that others need.
+        "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+        # A prompt in chunks would wind back a response's random generator, which ends vLLM on a CPU.
+        "enable_chunked_prefill": False,
+    }
+
+
+def set_cpu_environment(threads: int) -> None:
+    """What the EngineCore process inherits."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # vLLM compiles one tiny function even when it runs eagerly, which needs a C++ compiler and many seconds.
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")

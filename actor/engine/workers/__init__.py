@@ -1,0 +1,1 @@
+"""What runs inside the worker processes of vLLM."""
