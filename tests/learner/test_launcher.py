@@ -69,6 +69,7 @@ def test_ranks_on_gpus_get_memory_in_segments_that_grow_unless_the_user_chose_ot
 ) -> None:
     for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     on_gpus = Devices((0, 1), 2)
     assert on_gpus.environment()["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
     assert "PYTORCH_CUDA_ALLOC_CONF" not in Devices((), 2).environment()

@@ -99,7 +99,7 @@ def test_a_loss_of_whole_sequences_has_its_value_and_gradient() -> None:
     scores.loss.backward()
     assert scores.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-3, rtol=1e-3)
 
 
 def test_a_batch_without_response_tokens_has_a_gradient_of_zero() -> None:
