@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 SYNCHRONOUS = ("--lag.max_lag", "0", "--algorithm.updates_per_batch", "2", "--lag.publish_interval", "2")
 GRADED = ("--grading.extraction", "last_number", "--grading.format_penalty", "0.5")
 LENGTH = ("--training.max_steps", "8", "--checkpoint.interval_steps", "4")
-OF_TIME = ("seconds", "per_second", "groups_waiting", "groups_leased", "actors", "regraded")
+OF_TIME = ("seconds", "per_second", "groups_waiting", "groups_leased", "actors", "regraded", "in_flight", "capacity")
 OF_NEWEST = ("publish_bytes", "publish_patch_bytes", "canary_difference")
 """Of the newest version that was published, or adopted, when a step was reported: publisher and actor do not wait."""
 
