@@ -1,6 +1,5 @@
 """Attention over the sequences of one row, each for itself: no padding, and no mask of the whole row."""
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -60,19 +59,22 @@ def packed_attention(
         )
         assert isinstance(out, Tensor)
         return out[None], None
-    bounds = cu_seq_lens_q.tolist()
+    lengths = cu_seq_lens_q.diff().tolist()
     parts = [
         scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            attn_mask=_window_mask(end - start, sliding_window, query.device),
+            queries,
+            keys,
+            values,
+            attn_mask=_window_mask(length, sliding_window, query.device),
             dropout_p=dropout,
-            is_causal=sliding_window is None or end - start <= sliding_window,
+            is_causal=sliding_window is None or length <= sliding_window,
             scale=scaling,
             enable_gqa=True,
         )
-        for start, end in pairwise(bounds)
+        # Split, not sliced: the gradient of each slice would be as large as the row.
+        for length, queries, keys, values in zip(
+            lengths, *(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True
+        )
     ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
