@@ -68,7 +68,8 @@ def storage(place: Place) -> Iterator[Finding]:
     path.unlink()
     seen = place.run(RANK, str(written(place, 2, "storage")), "storage", "--device", place.device)
     checkpoint = seen["bytes"] / GB
-    yield Finding("checkpoint", f"{checkpoint:.2f} GB, saved in {seen['save']:.1f} s, loaded in {seen['load']:.1f} s")
+    yield Finding("checkpoint", f"{checkpoint:.2f} GB, written in {seen['save']:.1f} s, loaded in {seen['load']:.1f} s")
+    yield Finding("training stands still for it", f"{seen['stall']:.2f} s")
 
 
 def one_file(place: Place) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The one rank that checks train with: `python -m bench.gpu_check.rank CONFIG PART`; prints what it saw as JSON."""
 
 import argparse
+import asyncio
 import json
 import os
 import resource
@@ -16,7 +17,9 @@ import torch
 from bench.gpu_check.findings import Place, sync
 from bench.gpu_check.model import made_samples
 from dcpo_async.config import RunConfig
+from dcpo_async.protocol.messages import Message
 from dcpo_async.records import TrainingSample
+from learner.checkpoints.saving import Checkpoints
 from learner.trainer.engine import TrainEngine
 from learner.trainer.passes import Passes
 
@@ -46,10 +49,22 @@ class Rank:
             mark("forward, with the head")
             self.engine.backward(scores.loss, is_last=number == len(plan))
             mark("backward")
-            total += float(scores.loss)
+            total += float(scores.loss.detach())
         is_done = self.engine.update(step) is not None
         mark("optimizer")
         return total if is_done else float("nan")
+
+    async def save(self, step: int) -> tuple[float, float]:
+        """Write a checkpoint as a run does; seconds that training would stand still, and until it is on the disk."""
+        checkpoints = Checkpoints(self._config, self.engine, _told_nobody)
+        checkpoints.begin(0)
+        # As a run's first batch does: not due yet, it claims the memory.
+        checkpoints.offer(step)
+        began = time.perf_counter()
+        await checkpoints.offer_last(step)
+        copied = time.perf_counter()
+        await checkpoints.whole()
+        return copied - began, time.perf_counter() - began
 
     def samples(self, step: int) -> list[TrainingSample]:
         """Of two micro-batches and some more."""
@@ -66,7 +81,7 @@ def train(rank: Rank, config: RunConfig, mode: str) -> dict[str, Any]:
         losses[step] = rank.step(step, rank.samples(step))
         step += 1
         if step == SAVED_STEP and mode == "first":
-            rank.engine.save(folder, step, config.digest())
+            asyncio.run(rank.save(step))
             print(json.dumps({"losses": losses}), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
     adam = [state["step"] for state in rank.engine._deepspeed.optimizer.state.values() if "step" in state]
@@ -104,14 +119,17 @@ def storage(rank: Rank, config: RunConfig) -> dict[str, Any]:
     """Seconds and bytes of a checkpoint of a model whose optimizer has stepped once."""
     rank.step(0, rank.samples(0)[:2])
     folder = config.folder / "checkpoints"
+    stall, saved = asyncio.run(rank.save(1))
     began = time.perf_counter()
-    rank.engine.save(folder, 1, config.digest())
-    saved = time.perf_counter()
     rank.engine.load(folder, 1, config.digest())
     sync(rank.engine.device)
-    loaded = time.perf_counter()
+    loaded = time.perf_counter() - began
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return {"save": saved - began, "load": loaded - saved, "bytes": size}
+    return {"stall": stall, "save": saved, "load": loaded, "bytes": size}
+
+
+async def _told_nobody(message: Message) -> None:
+    """There is no coordinator here."""
 
 
 def _peak_gb(device: torch.device) -> float:
