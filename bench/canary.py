@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from actor.engine.interface import UpdateTiming
 from actor.engine.vllm import VllmEngine
+from dcpo_async.model_folder import context_tokens
 from dcpo_async.weights.canary import Canary
 from learner.trainer.canary import canary_tokens
 
@@ -78,7 +79,8 @@ class Versions:
 
 async def measure(versions: Versions, dtype: str, num_versions: int) -> None:
     """Adopt and compare, and print what was found."""
-    engine = VllmEngine(dtype=dtype, device="cpu", max_model_tokens=256, max_responses=RESPONSES, kv_cache_gib=0.5)
+    length = min(256, context_tokens(versions.folder) or 256)
+    engine = VllmEngine(dtype=dtype, device="cpu", max_model_tokens=length, max_responses=RESPONSES, kv_cache_gib=0.5)
     tensors = versions.published()
     found = [await engine.start(versions.write(tensors), 1, versions.canary(tensors)) or 0.0]
     timings: list[UpdateTiming] = []

@@ -280,6 +280,9 @@ class RunConfig(BaseSettings):
     def _problems(self) -> Iterator[str]:
         yield from self._algorithm_problems()
         updates, lag, network = self.algorithm.updates_per_batch, self.lag, self.network
+        first, _, last = (self.training.profile or "0").partition(":")
+        if last and int(last) < int(first):
+            yield f"training.profile {self.training.profile} ends before it begins; give STEP, or FIRST:LAST"
         for name, steps in (
             ("lag.publish_interval", lag.publish_interval),
             ("checkpoint.interval_steps", self.checkpoint.interval_steps or 0),

@@ -36,7 +36,8 @@ class EngineLoad:
     """What an engine holds at the moment.
 
     Attributes:
-        num_running: responses that have a place in the KV cache; others in flight wait for one.
+        num_running: responses that had a place in the KV cache in the last step, those that ended in it among them;
+            others in flight wait for one.
         kv_cache_share: share of the KV cache that they take, in [0, 1].
         preemptions: how often a response has lost its place to others and had to be computed again, since the start.
     """

@@ -41,10 +41,12 @@ class LoadReader(PrometheusStatLogger):  # type: ignore[misc]
         load = self.load
         if scheduler_stats is None:
             scheduler_stats = SchedulerStats(num_running_reqs=load.num_running, kv_cache_usage=load.kv_cache_share)
-        preempted = 0 if iteration_stats is None else iteration_stats.num_preempted_reqs
-        self.load = EngineLoad(
-            scheduler_stats.num_running_reqs, scheduler_stats.kv_cache_usage, load.preemptions + preempted
-        )
+        ended, preempted = 0, 0
+        if iteration_stats is not None:
+            ended, preempted = len(iteration_stats.finished_requests), iteration_stats.num_preempted_reqs
+        # Those that ended in this step had a place in it; where all end at once, nobody else has one.
+        num_running = scheduler_stats.num_running_reqs + ended
+        self.load = EngineLoad(num_running, scheduler_stats.kv_cache_usage, load.preemptions + preempted)
 
     def log_engine_initialized(self) -> None:
         """Nothing to tell."""

@@ -23,6 +23,8 @@ from dcpo_async.weights.tensor_file import WEIGHTS_NAME, map_tensors
 
 log = logging.getLogger(__name__)
 
+MOST_BYTES = 256 << 20
+"""Of changes: every worker holds them beside a model that has been given nearly all of its memory."""
 INDICES, VALUES = "indices ", "values "
 """What stands before a tensor's name: flat indices into it, and the new elements there."""
 
@@ -94,17 +96,20 @@ def changes_since(held: Manifest, manifest: Manifest, folder: Path) -> dict[str,
         For each tensor that changes, int32 [changes] under INDICES and its name, and its elements under VALUES.
 
     Raises:
-        WeightsError: no chain of whole patches leads here from the version that is held, or a weight is not a number.
+        WeightsError: no chain of whole patches leads here from the version that is held, a weight is not a number, or
+            changes take more than MOST_BYTES.
     """
     tensors = map_tensors(folder / WEIGHTS_NAME)
     changes = dict[str, Tensor]()
     for name, indices in _changed(patches_folder(folder.parent), _chain(held, manifest)).items():
         flat = tensors[name].reshape(-1)
-        places = torch.arange(len(flat)) if indices is None else torch.from_numpy(indices)
+        places = torch.arange(len(flat), dtype=torch.int32) if indices is None else torch.from_numpy(indices)
         # The index type that vLLM takes without a copy; none of its tensors has more elements.
         changes[INDICES + name], changes[VALUES + name] = places.int(), flat[places]
         if flat.is_floating_point() and bool(changes[VALUES + name].isnan().any()):
             raise WeightsError(f"{name} of version {manifest.weights_version} has weights that are not numbers")
+        if sum(tensor.nbytes for tensor in changes.values()) > MOST_BYTES:
+            raise WeightsError(f"more of version {manifest.weights_version} has changed than fits beside the model")
     return changes
 
 

@@ -133,6 +133,9 @@ class Checkpoints:
             if is_first:
                 self._ranks.snapshot(writing_folder(self._folder, step)).clear()
             return
+        if self._saving is not None and self._saving.error is not None:
+            # The other ranks' threads still wait for this one's, and would put off every checkpoint.
+            raise self._failure(self._saving)
         if self._ranks.largest_of_ranks(int(self._is_writing())):
             if not self._schedule.is_milestone(step):
                 self._num_put_off += 1
@@ -271,7 +274,8 @@ class Checkpoints:
         try:
             if not saving.problem:
                 publish_checkpoint(self._folder, saving.step, self._digest, self._ranks.layout, digests)
-        except OSError as error:
+        except Exception as error:
+            # Whatever it is, the other ranks wait to hear of it.
             saving.problem = f"rank 0: {error}"
         if saving.problem:
             shutil.rmtree(writing_folder(self._folder, saving.step), ignore_errors=True)

@@ -54,10 +54,11 @@ def _transform(policy: PolicyModel, device: torch.device) -> LogitTransform:
     model = policy.model
     transform, found = logit_transform(model.config.get_text_config()), []
     tokens = _sequences(model, device)[1][None]
-    with model.get_output_embeddings().register_forward_hook(lambda _head, _input, output: found.append(output)):
+    head = model.get_output_embeddings()
+    # A copy: what the model makes of its logits in place would be in both, and so would what is made of them here.
+    with head.register_forward_hook(lambda _head, _input, output: found.append(output.detach().float().clone())):
         logits = model(input_ids=tokens, use_cache=False).logits.float()
-    expected = found[0].float()
-    transform.apply_(expected)
+    transform.apply_(expected := found[0])
     if not torch.allclose(logits, expected, rtol=2e-2, atol=1e-3):
         raise ConfigError(
             f"{type(model).__name__} makes something of its head's output that is not known here (at most "
@@ -84,7 +85,8 @@ def _pack_if_exact(policy: PolicyModel, device: torch.device) -> None:
         policy.is_packed = True
         try:
             difference = float((_logprobs(policy, sequences) - alone).abs().max())
-            if difference > _ROUNDING.get(model.dtype, _ROUNDING_OF_OTHERS):
+            # Written so that NaN is a difference too.
+            if not difference <= _ROUNDING.get(model.dtype, _ROUNDING_OF_OTHERS):
                 reason = f"sequences side by side score {difference:.2g} nats away from each alone"
             elif (window := attention.window_of(model)) not in windows:
                 # No sequence here is as long as a window is.

@@ -64,8 +64,8 @@ def needs(config: RunConfig, size: ModelSize, plan: Plan, memory: RankMemory) ->
     version = size.parameters * plan.value_bytes + size.buffer_bytes
     checkpoint = checkpoint_bytes(size, plan)
     ranks = plan.num_ranks * (GPU_PROCESS_BYTES if plan.on_gpus else PROCESS_BYTES + memory.total)
-    # Two shared buffers, in which ranks hand weights over to the publisher.
-    host = ranks + OTHER_PROCESSES * PROCESS_BYTES + 2 * version + plan.num_ranks * memory.offloaded
+    # Two shared buffers, in which ranks hand weights over to the publisher, and the snapshot of a checkpoint.
+    host = ranks + OTHER_PROCESSES * PROCESS_BYTES + 2 * version + plan.num_ranks * memory.offloaded + checkpoint
     # One more of each while it is written, and the export.
     disk = (config.checkpoint.keep_last + 1) * checkpoint + (config.lag.keep_versions + 2) * version
     return Needs(memory, host, disk, version, checkpoint)

@@ -196,5 +196,9 @@ def bucket_bytes(size: ModelSize, plan: Plan) -> int:
 
 
 def checkpoint_bytes(size: ModelSize, plan: Plan) -> int:
-    """A checkpoint on disk, of all ranks: weights, and the optimizer's state."""
-    return size.parameters * plan.value_bytes + optimizer_bytes(size, replace(plan, num_ranks=1))
+    """A checkpoint of all ranks, on disk and as the snapshot in the host's memory that it is written from.
+
+    The optimizer's state with its master weights, beside which ZeRO stores no others.
+    """
+    weights = size.parameters * plan.value_bytes if plan.zero_stage == 0 else 0
+    return weights + optimizer_bytes(size, replace(plan, num_ranks=1))

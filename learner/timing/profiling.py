@@ -32,7 +32,12 @@ class StepProfiler:
         if step == self._first:
             self._begin()
         yield
-        if step == self._last and self._profiler is not None:
+        if step == self._last:
+            self.close()
+
+    def close(self) -> None:
+        """Write what there is of steps that the run has ended in."""
+        if self._profiler is not None:
             self._write(self._profiler)
             self._profiler = None
 

@@ -99,7 +99,8 @@ def flops_per_token(model: Any) -> float:
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     config = model.config.get_text_config()
     experts = next(filter(None, (getattr(config, name, None) for name in _EXPERTS)), None)
-    share = config.num_experts_per_tok / experts if experts else 1.0
+    chosen = getattr(config, "num_experts_per_tok", None) or experts
+    share = chosen / experts if experts and chosen else 1.0
     met = sum(
         _elements(parameter) * (share if ".experts." in name else 1.0) for name, parameter in model.named_parameters()
     )

@@ -172,6 +172,7 @@ class Trainer:
 
     async def finish(self) -> None:
         """Leave a last checkpoint, see the last weights published, and leave a model folder."""
+        self.profiler.close()
         await self.checkpoints.offer_last(self.step)
         # Before the buffers are used for the export: a state that still waits in one would be overwritten.
         self.publication.wait(self.config.training.step_timeout_seconds)

@@ -64,7 +64,11 @@ def test_checkpoints_follow_the_retention(run: Services) -> None:
 
 def test_weights_versions_only_go_up(run: Services) -> None:
     granted = run.ledger("SELECT weights_version, step FROM versions ORDER BY weights_version")
-    assert granted == [(step + 1, step) for step in range(NUM_STEPS + 1)]
+    steps = [step for _, step in granted]
+    assert [version for version, _ in granted] == list(range(1, len(granted) + 1))
+    # On a busy machine a state may be overtaken by the next before it is published; the first and the last are not.
+    assert steps == sorted(set(steps))
+    assert (steps[0], steps[-1]) == (0, NUM_STEPS)
     assert run.status()["weights_version"] == granted[-1][0]
     assert versions(run.run / "weights") == [version for version, _ in granted[-KEPT_VERSIONS:]]
     adopted = [int(version) for version in re.findall(r"adopted weights version (\d+)", engine_log(run))]

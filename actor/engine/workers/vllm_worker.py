@@ -32,6 +32,8 @@ class WorkerExtension(CanaryScoring):
 
     def load_folder(self, folder: str) -> None:
         """Exchange the model's weights for those of a Hugging Face folder, in place."""
+        # Taken for an exchange that did not come about: they would keep their memory.
+        self.taken_changes = []
         model = self.model_runner.get_model()
         forget_packed_experts(model)
         self.reload_weights(weights_iterator=mapped_tensors(Path(folder)))

@@ -107,6 +107,23 @@ def test_what_a_model_makes_of_its_logits_is_made_here_too(model: Any, transform
     assert worst_difference(policy, (9, 4)) < 3e-5
 
 
+def test_a_scale_that_a_model_does_not_use_is_refused() -> None:
+    model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None))
+    model.config.logit_scale = 0.5
+    with pytest.raises(ConfigError, match="MistralForCausalLM makes something of its head's output"):
+        fitted(model)
+
+
+def test_attention_that_is_no_number_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = attention.packed_attention
+
+    def broken(*arguments: Any, **options: Any) -> tuple[Tensor, None]:
+        return own(*arguments, **options)[0] * torch.nan, None
+
+    monkeypatch.setattr(attention, "packed_attention", broken)
+    assert not fitted(MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None))).is_packed
+
+
 def test_a_model_that_makes_something_else_of_its_logits_is_refused() -> None:
     model = CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.25, pad_token_id=0))
     model.config.logit_scale = 1.0
