@@ -65,7 +65,7 @@ def test_checkpoints_follow_the_retention(run: Services) -> None:
 def test_weights_versions_only_go_up(run: Services) -> None:
     granted = run.ledger("SELECT weights_version, step FROM versions ORDER BY weights_version")
     steps = [step for _, step in granted]
-    assert [version for version, _ in granted] == list(range(1, len(granted) + 1))
+    assert [version for version, _ in granted] == sorted({version for version, _ in granted})
     # On a busy machine a state may be overtaken by the next before it is published; the first and the last are not.
     assert steps == sorted(set(steps))
     assert (steps[0], steps[-1]) == (0, NUM_STEPS)
