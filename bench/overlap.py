@@ -6,6 +6,7 @@ max(generation, training) / step of the asynchronous run: 1 where the slower sid
 
 import argparse
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,9 +21,8 @@ from transformers import AutoTokenizer
 from actor.engine.choice import make_engine
 from dcpo_async.config import RunConfig
 from dcpo_async.config_loading import load_config
-from dcpo_async.demo.services import free_address
+from dcpo_async.demo.services import free_address, train
 from dcpo_async.metrics.jsonl import read_metrics
-from dcpo_async.processes import module_argv, spawn, stop
 from dcpo_async.prompts import encode_prompts, load, problem_source
 from dcpo_async.records import Lease, Sampling
 
@@ -41,6 +41,8 @@ def main() -> None:
     if options.generate_alone:
         print(asyncio.run(seconds_of_generation(load_config(options.config, words), options.steps)))
         return
+    # Threads of one process on one core would only wait for each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
     shares = []
     for number in range(options.rounds):
         generation = generation_alone(options, words)
@@ -107,21 +109,16 @@ async def seconds_of_generation(config: RunConfig, steps: int) -> float:
 async def steps_of(options: argparse.Namespace, words: Sequence[str]) -> dict[str, float]:
     """Train with the real services; medians of a step's parts, and its wall time, past the first steps."""
     with tempfile.TemporaryDirectory() as name:
-        logs = Path(name)
-        overrides = [*words, "--folder", str(logs / "run"), "--training.max_steps", str(options.steps)]
+        overrides = [*words, "--folder", f"{name}/run", "--training.max_steps", str(options.steps)]
         overrides += ["--network.listen", free_address()]
-        config = load_config(options.config, overrides)
-        learner_argv = module_argv("learner.launcher", str(options.config), *overrides)
-        actor_argv = module_argv("actor.launcher", "--learner", config.network.listen, "--kv-cache-gib", "0.5")
-        environment = {"OMP_NUM_THREADS": "1"}
-        learner = await spawn(["taskset", "-c", LEARNER_CORE, *learner_argv], logs / "learner.log", environment)
-        actor = await spawn(["taskset", "-c", ACTOR_CORE, *actor_argv], logs / "actor.log", environment)
-        try:
-            if await learner.wait():
-                raise SystemExit((logs / "learner.log").read_text()[-3000:])
-        finally:
-            await stop(actor, 30)
-            await stop(learner, 10)
+        config = await train(
+            options.config,
+            overrides,
+            Path(name),
+            ("--kv-cache-gib", "0.5"),
+            learner_prefix=("taskset", "-c", LEARNER_CORE),
+            actor_prefix=("taskset", "-c", ACTOR_CORE),
+        )
         lines = read_metrics(config.folder)[options.skip :]
     found = {key: median(line[key] for line in lines) for key in ("step_seconds", "publish_stall_seconds")}
     found["wall"] = (lines[-1]["seconds"] - lines[0]["seconds"]) / (len(lines) - 1)

@@ -75,7 +75,8 @@ def parsed(argv: Sequence[str] | None) -> tuple[RunConfig, Devices, argparse.Nam
     if options.on is not None:
         if not options.check:
             raise ConfigError(f"--on {options.on} needs --check: on this machine --gpus names those that train")
-        return config, Devices(tuple(range(gpus_elsewhere(options.on)[0])), gpus_elsewhere(options.on)[0]), options
+        num_gpus, _ = gpus_elsewhere(options.on)
+        return config, Devices(tuple(range(num_gpus)), num_gpus), options
     if options.gpus is None and options.workers is None:
         require_choice()
     gpus = checked_gpus(options.gpus) if options.gpus else ()

@@ -22,7 +22,7 @@ from learner.sizing.fit import needs, told
 from learner.sizing.machine import Machine
 from learner.sizing.memory import Plan
 from learner.sizing.model import SizedModel, check_model
-from learner.sizing.report import data_lines, size_lines
+from learner.sizing.report import data_lines, in_words, size_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +48,11 @@ class Prepared:
     tokenizer: "PreTrainedTokenizerBase"
     encoded: EncodedPrompts
     model: SizedModel
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Rows of the data that are no prompts, by reason."""
+        return {**self.problems.left_out, "too long": self.encoded.num_too_long}
 
 
 def prepare(config: RunConfig, problems: LoadedProblems) -> Prepared:
@@ -81,7 +86,7 @@ def report(config: RunConfig, prepared: Prepared, plan: Plan, machine: Machine, 
     need = needs(config, size, plan, prepared.model.memory(plan))
     lines = [
         f"run folder {config.folder}; {described(config)}",
-        *data_lines(config, prepared.problems, prepared.encoded, prepared.tokenizer),
+        *data_lines(config, prepared.left_out, prepared.encoded, prepared.tokenizer),
         *size_lines(config, size, plan, need, machine, is_elsewhere=is_elsewhere),
     ]
     return "\n".join(lines)
@@ -94,9 +99,8 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
         LedgerError: the folder holds another run, or a learner is running on it.
     """
     folder, problems, encoded = RunFolder(config.folder), prepared.problems, prepared.encoded
-    left_out = {**problems.left_out, "too long": encoded.num_too_long}
-    reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items() if count)
-    log.info("%d prompts from %d rows; left out: %s", len(encoded.prompts), problems.num_rows, reasons or "none")
+    left_out = prepared.left_out
+    log.info("%d prompts from %d rows; left out: %s", len(encoded.prompts), problems.num_rows, in_words(left_out))
     config.folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(folder.ledger)
     run_id = _identify(ledger, config, encoded.digest)

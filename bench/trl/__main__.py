@@ -9,11 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from bench.trl.samples import write_samples
-from tests.tiny_model import write_tokenizer
+from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).parents[2]
 VOCAB_SIZE = 49_152
@@ -90,8 +87,10 @@ def report(found: dict[str, list[dict[str, float]]], num_tokens: int) -> None:
 
 def random_llama(folder: Path) -> Path:
     """256 wide, 6 layers, tied head, vocabulary of 49,152."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    make_tiny_model(
+        folder,
+        seed=0,
+        tied=True,
         vocab_size=VOCAB_SIZE,
         hidden_size=256,
         intermediate_size=704,
@@ -99,13 +98,7 @@ def random_llama(folder: Path) -> Path:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    write_tokenizer(folder)
     return folder
 
 

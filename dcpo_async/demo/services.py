@@ -21,6 +21,9 @@ async def train(
     logs: Path,
     actor_words: Sequence[str] = (),
     watch: Callable[[RunConfig], None] | None = None,
+    *,
+    learner_prefix: Sequence[str] = (),
+    actor_prefix: Sequence[str] = (),
 ) -> RunConfig:
     """Start a learner and an actor, wait for the run's end, and end both.
 
@@ -29,6 +32,7 @@ async def train(
         logs: folder of both logs, which are named after the run's folder.
         actor_words: further words of the actor.
         watch: called every half second, and at the end.
+        learner_prefix, actor_prefix: before the command of each, such as taskset's words.
 
     Returns the run's configuration.
 
@@ -39,8 +43,9 @@ async def train(
     name = config.folder.name
     learner_log, actor_log = logs / f"{name}-learner.log", logs / f"{name}-actor.log"
     words = ["--workers", "1", "--learner", config.network.listen, "--logs", str(logs / name), *actor_words]
-    learner = await spawn(module_argv("learner.launcher", str(config_file), "--workers", "1", *overrides), learner_log)
-    actor = await spawn(module_argv("actor.launcher", *words), actor_log)
+    learner_argv = module_argv("learner.launcher", str(config_file), "--workers", "1", *overrides)
+    learner = await spawn([*learner_prefix, *learner_argv], learner_log)
+    actor = await spawn([*actor_prefix, *module_argv("actor.launcher", *words)], actor_log)
     try:
         while learner.returncode is None:
             if actor.returncode is not None and actor.returncode != 0:

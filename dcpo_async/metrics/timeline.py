@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 FILE_BYTES, NUM_FILES = 8 << 20, 8
-"""The newest 64 MiB of spans are kept: some weeks of a run whose steps take a minute."""
-
-
+"""At most 64 MiB of spans are kept, some weeks of a run whose steps take a minute; each start begins a new file."""
 LEAST_SECONDS = 1e-3
 CLOCK_SECONDS = 1e-4
 """Spans that are written down one after the other take their ends from the clock a little apart."""

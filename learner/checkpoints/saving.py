@@ -133,9 +133,8 @@ class Checkpoints:
             if is_first:
                 self._ranks.snapshot(writing_folder(self._folder, step)).clear()
             return
-        if self._saving is not None and self._saving.error is not None:
-            # The other ranks' threads still wait for this one's, and would put off every checkpoint.
-            raise self._failure(self._saving)
+        # Before ranks agree: where their threads did not, those of other ranks wait still, and would put off all.
+        self._require_success()
         if self._ranks.largest_of_ranks(int(self._is_writing())):
             if not self._schedule.is_milestone(step):
                 self._num_put_off += 1
@@ -183,9 +182,12 @@ class Checkpoints:
             )
         return True
 
-    def _take(self, step: int) -> None:
+    def _require_success(self) -> None:
         if self._saving is not None and (self._failures >= MAX_FAILURES or self._saving.error):
             raise self._failure(self._saving)
+
+    def _take(self, step: int) -> None:
+        self._require_success()
         snapshot, now = self._ranks.snapshot(writing_folder(self._folder, step)), time.monotonic()
         self._saving = _Saving(step, now, self._num_put_off, progressed_at=now)
         self._schedule.take(step, now)

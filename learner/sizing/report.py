@@ -1,10 +1,10 @@
 """What `dcpo-learner --check` prints: all that is known of a run before it is started."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from dcpo_async.config import RunConfig
-from dcpo_async.prompts import EncodedPrompts, LoadedProblems
+from dcpo_async.prompts import EncodedPrompts
 from learner.sizing.fit import Needs, gb
 from learner.sizing.machine import Machine
 from learner.sizing.memory import ModelSize, Plan
@@ -16,15 +16,13 @@ SHOWN_PROMPTS, SHOWN_CHARACTERS, SHOWN_TOKENS = 3, 400, 24
 
 
 def data_lines(
-    config: RunConfig, problems: LoadedProblems, encoded: EncodedPrompts, tokenizer: "PreTrainedTokenizerBase"
+    config: RunConfig, left_out: Mapping[str, int], encoded: EncodedPrompts, tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterator[str]:
-    """Lines about prompts: how many, what was left out, the first of them as text and as tokens."""
-    left_out = {**problems.left_out, "too long": encoded.num_too_long}
-    reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items() if count)
+    """Lines about prompts: how many, what was left out by reason, the first of them as text and as tokens."""
     longest = max(len(prompt.token_ids) for prompt in encoded.prompts)
     yield (
         f"data: {len(encoded.prompts)} prompts of {config.data.source}, the longest has {longest} tokens; "
-        f"left out: {reasons or 'none'}"
+        f"left out: {in_words(left_out)}"
     )
     for prompt in encoded.prompts[:SHOWN_PROMPTS]:
         text, tokens = tokenizer.decode(prompt.token_ids), list(prompt.token_ids)
@@ -32,6 +30,11 @@ def data_lines(
         yield f"prompt {prompt.id[:8]}, answer {prompt.answer!r}: {shortened!r}"
         more = f" … {len(tokens)} in all" if len(tokens) > SHOWN_TOKENS else ""
         yield f"  tokens: {' '.join(map(str, tokens[:SHOWN_TOKENS]))}{more}"
+
+
+def in_words(left_out: Mapping[str, int]) -> str:
+    """Counts by reason, those that are not 0: `no answer 3, too long 2`; `none` without any."""
+    return ", ".join(f"{reason} {count}" for reason, count in left_out.items() if count) or "none"
 
 
 def size_lines(

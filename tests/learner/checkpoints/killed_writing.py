@@ -86,7 +86,7 @@ def main(folder: Path) -> None:
         for step in complete_steps(checkpoints):
             verified_checkpoint(checkpoints, step, OneRank().layout)
         newest = max(complete_steps(checkpoints))
-        content = torch.load(checkpoints / step_folder(newest) / "state.pt")
+        content = torch.load(checkpoints / step_folder(newest) / "state.pt", weights_only=True)
         assert torch.equal(content["weights"], torch.full((1000,), float(newest)))
         remove_leftovers(checkpoints)
         assert all(path.name.startswith("step-") for path in checkpoints.iterdir())

@@ -61,7 +61,7 @@ def made(tmp_path: Path, ranks: OneRank, **settings: Any) -> tuple[Checkpoints, 
 
 
 def weights(folder: Path, step: int) -> list[float]:
-    return torch.load(folder / step_folder(step) / "state.pt")["weights"].tolist()
+    return torch.load(folder / step_folder(step) / "state.pt", weights_only=True)["weights"].tolist()
 
 
 async def test_the_state_of_the_step_is_written_whatever_the_training_does_meanwhile(tmp_path: Path) -> None:

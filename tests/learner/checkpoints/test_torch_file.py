@@ -17,7 +17,7 @@ def test_torch_reads_the_file_again_and_its_digest_is_that_of_its_bytes(tmp_path
     assert written.num_bytes == len(data)
     assert written.digest == xxhash.xxh3_128(data).hexdigest()
     assert len(progress) > 3
-    read = torch.load(tmp_path / "state.pt", weights_only=False)
+    read = torch.load(tmp_path / "state.pt", weights_only=True)
     assert torch.equal(read["weights"], content["weights"])
     assert (read["step"], read["settings"]) == (7.0, {"lr": 0.5})
 
