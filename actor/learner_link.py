@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Literal
 
 from dcpo_async.errors import PeerLostError, ProtocolError, RefusedError, VersionMismatchError
+from dcpo_async.protocol.events import Event
 from dcpo_async.protocol.messages import Hello, Welcome
-from dcpo_async.protocol.session import ActorSession, Event
+from dcpo_async.protocol.session import ActorSession
 from dcpo_async.transport.interfaces import Dealer
 
 log = logging.getLogger(__name__)

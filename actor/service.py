@@ -14,8 +14,8 @@ from actor.weights_follower import WeightsFollower
 from dcpo_async.errors import DcpoError, EngineError, PromptError, RefusedError
 from dcpo_async.grading import Grading, graded
 from dcpo_async.protocol.conversion import sampling_of
+from dcpo_async.protocol.events import Dismissed, Event, GroupAcknowledged, Joined, LeaseGranted, NewVersion, Refused
 from dcpo_async.protocol.messages import Welcome
-from dcpo_async.protocol.session import Dismissed, Event, GroupAcknowledged, Joined, LeaseGranted, NewVersion, Refused
 from dcpo_async.records import Lease
 
 log = logging.getLogger("actor")

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from actor.engine.choice import make_engine
 from dcpo_async.config import RunConfig
-from dcpo_async.config_loading import load_config
+from dcpo_async.config.loading import load_config
 from dcpo_async.demo.services import free_address, train
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.prompts import encode_prompts, load, problem_source

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcpo_async.config import ModelSettings, RunConfig
-from dcpo_async.config_loading import joined_words, load_config
+from dcpo_async.config.loading import joined_words, load_config
 from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError, TrainerError, WeightsError
 from dcpo_async.metrics.jsonl import MetricsWriter

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from dcpo_async.config import RunConfig
-from dcpo_async.config_loading import load_config
+from dcpo_async.config.loading import load_config
 from dcpo_async.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

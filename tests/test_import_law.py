@@ -27,7 +27,7 @@ OWNERS = {
 FLOORS = (
     "errors records columns durable run_folder",
     "config algorithm weights grading/math devices model_folder processes metrics",
-    "config_loading grading protocol",
+    "grading protocol",
     "transport prompts evaluation",
     "comparison demo weight_serving",
     "commands",

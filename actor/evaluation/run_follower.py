@@ -12,8 +12,8 @@ from actor.learner_link import LearnerLink
 from actor.weights.puller import WeightPuller
 from actor.weights_follower import RETRY_SECONDS, opened_puller
 from dcpo_async.errors import RefusedError, WeightsError
+from dcpo_async.protocol.events import Dismissed, Event, Joined, NewVersion, Refused
 from dcpo_async.protocol.messages import Welcome
-from dcpo_async.protocol.session import Dismissed, Event, Joined, NewVersion, Refused
 from dcpo_async.weights.manifest import Manifest
 
 log = logging.getLogger(__name__)

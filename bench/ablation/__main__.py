@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.ablation.arms import DEMO, SUITES, settings_of, words
 from bench.ablation.runs import Plan, run_all, settled
 from bench.ablation.table import table
-from dcpo_async.config_loading import load_config
+from dcpo_async.config.loading import load_config
 from dcpo_async.errors import ConfigError, DcpoError
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.ablation.arms import DEMO, Arm, Settings, settings_of, words
-from dcpo_async.config_loading import load_config
+from dcpo_async.config.loading import load_config
 from dcpo_async.demo.services import free_address, measure, train, warm_up
 from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError

@@ -10,7 +10,7 @@ Schema = Mapping[str, Any]
 
 HEAD = """# Settings
 
-Written by `dcpo settings > docs/settings.md`; edit the docstrings in `dcpo_async/config.py`, not this page. In a TOML
+Written by `dcpo settings > docs/settings.md`; edit the docstrings in `dcpo_async/config/`, not this page. In a TOML
 file `a.b` is the key `b` of the table `[a]`; on the command line of `dcpo-learner` it is `--a.b VALUE`. A setting that
 does not exist is refused, and so is a value out of its bounds.
 """

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from dcpo_async.config_loading import load_config
+from dcpo_async.config.loading import load_config
 from dcpo_async.demo.services import free_address, measure, train, warm_up
 from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dcpo_async.config import RunConfig
-from dcpo_async.config_loading import load_config
+from dcpo_async.config.loading import load_config
 from dcpo_async.errors import EngineError, TrainerError
 from dcpo_async.processes import last_lines, module_argv, spawn, stop
 

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from dcpo_async.errors import ProtocolError, UnreachableError
 from dcpo_async.protocol.conversion import group_to_message, lease_from_message
+from dcpo_async.protocol.events import Dismissed, Event, GroupAcknowledged, Joined, LeaseGranted, NewVersion, Refused
 from dcpo_async.protocol.in_work import InWork, name_of
 from dcpo_async.protocol.messages import (
     Ack,
@@ -26,54 +26,9 @@ from dcpo_async.protocol.outbox import Outbox
 from dcpo_async.protocol.transitions import ActorInput, ActorState, next_state
 from dcpo_async.records import Group, Lease, LeaseName
 
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """The run's settings are known, or have changed; comes before any lease."""
-
-    welcome: Welcome
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseGranted:
-    """A lease to work on."""
-
-    lease: Lease
-
-
-@dataclass(frozen=True, slots=True)
-class GroupAcknowledged:
-    """A group needs no further care; anything but "accepted" deserves a line in the log."""
-
-    ack: Ack
-
-
-@dataclass(frozen=True, slots=True)
-class NewVersion:
-    """A weights version newer than any heard of before."""
-
-    weights_version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The coordinator wants nothing to do with this actor; the session is over."""
-
-    reject: Reject
-
-
-@dataclass(frozen=True, slots=True)
-class Dismissed:
-    """The run takes no more groups; the session is over and nothing is wrong."""
-
-    detail: str
-
-
 OPEN_SHARE = 4
 """Open groups, as a multiple of groups_in_flight: a group is open as long as its longest response runs, which for the
 long-tailed lengths of reasoning is some four times the mean."""
-
-Event = Joined | LeaseGranted | GroupAcknowledged | NewVersion | Refused | Dismissed
 
 
 class ActorSession:

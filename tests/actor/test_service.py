@@ -95,7 +95,7 @@ async def test_one_slow_response_holds_one_place_while_others_are_taken_by_furth
     """Sixteen places, groups of eight: if a group kept its places to its end, two groups could be open."""
     sections = {"actor": {"groups_in_flight": 2}, "sampling": {"group_size": 8}}
     async with World(tmp_path, **sections) as world:
-        actor = world.actor(ScriptedEngine(tokens_per_second=SLOW / 5))
+        actor = world.actor(ScriptedEngine(tokens_per_second=SLOW / 15))
         most_groups = most_responses = 0
 
         def look() -> bool:

@@ -8,7 +8,7 @@ from bench.ablation.arms import ALGORITHMS, DEMO, LAGS, SUITES, Arm, settings_of
 from bench.ablation.table import later_advantages
 from dcpo_async.comparison.runs import ComparedRun
 from dcpo_async.config import RunConfig
-from dcpo_async.config_loading import load_config
+from dcpo_async.config.loading import load_config
 from tests.learner.small_run import make_config, make_intake, train
 
 

@@ -49,5 +49,5 @@ def test_a_page_has_a_table_of_the_own_fields_and_one_of_each_section() -> None:
 
 def test_the_page_in_docs_is_up_to_date() -> None:
     assert PAGE.read_text() == settings_reference(RunConfig), (
-        "docs/settings.md is not what dcpo_async/config.py says; run: dcpo settings > docs/settings.md"
+        "docs/settings.md is not what dcpo_async/config says; run: dcpo settings > docs/settings.md"
     )

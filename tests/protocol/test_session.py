@@ -4,6 +4,7 @@ import pytest
 
 from dcpo_async.errors import ProtocolError, UnreachableError
 from dcpo_async.protocol.conversion import lease_to_message
+from dcpo_async.protocol.events import Dismissed, GroupAcknowledged, Joined, LeaseGranted, NewVersion, Refused
 from dcpo_async.protocol.messages import (
     Ack,
     Bye,
@@ -16,15 +17,7 @@ from dcpo_async.protocol.messages import (
     VersionMessage,
     Want,
 )
-from dcpo_async.protocol.session import (
-    ActorSession,
-    Dismissed,
-    GroupAcknowledged,
-    Joined,
-    LeaseGranted,
-    NewVersion,
-    Refused,
-)
+from dcpo_async.protocol.session import ActorSession
 from dcpo_async.protocol.transitions import ActorState
 from dcpo_async.records import LeaseName
 from tests.protocol.made_session import HELLO, WELCOME, group, joining, lease

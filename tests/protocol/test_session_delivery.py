@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dcpo_async.protocol.codec import decode, encode
 from dcpo_async.protocol.conversion import lease_to_message
+from dcpo_async.protocol.events import LeaseGranted
 from dcpo_async.protocol.messages import (
     Ack,
     Envelope,
@@ -19,7 +20,6 @@ from dcpo_async.protocol.messages import (
     VersionMessage,
     Want,
 )
-from dcpo_async.protocol.session import LeaseGranted
 from dcpo_async.records import Lease, LeaseName
 from dcpo_async.transport.memory_channel import Faults
 from tests.protocol.made_session import WELCOME, group, joining, lease

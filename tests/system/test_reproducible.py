@@ -12,6 +12,7 @@ SYNCHRONOUS = ("--lag.max_lag", "0", "--algorithm.updates_per_batch", "2", "--la
 GRADED = ("--grading.extraction", "last_number", "--grading.format_penalty", "0.5")
 LENGTH = ("--training.max_steps", "8", "--checkpoint.interval_steps", "4")
 OF_TIME = ("seconds", "per_second", "groups_waiting", "groups_leased", "actors", "regraded", "in_flight", "capacity")
+OF_MACHINE = ("tflops", "peak_host_bytes", "peak_gpu_bytes")
 OF_NEWEST = ("publish_bytes", "publish_patch_bytes", "canary_difference")
 """Of the newest version that was published, or adopted, when a step was reported: publisher and actor do not wait."""
 
@@ -24,7 +25,7 @@ def run(folder: Path, model: Path, seed: int) -> tuple[bytes, list[dict[str, flo
         services.start_actor("--engine", "vllm", "--kv-cache-gib", "0.1")
         services.ends_well(learner, seconds=140)
         metrics = [
-            {name: value for name, value in line.items() if not name.endswith(OF_TIME + OF_NEWEST)}
+            {name: value for name, value in line.items() if not name.endswith(OF_TIME + OF_MACHINE + OF_NEWEST)}
             for line in services.metrics()
         ]
     groups = services.ledger("SELECT position, rewards, advantages FROM groups ORDER BY position")

@@ -11,6 +11,7 @@ import pytest
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.errors import LedgerError, PeerLostError, ProtocolError, VersionMismatchError
 from dcpo_async.protocol.conversion import group_from_message
+from dcpo_async.protocol.events import LeaseGranted
 from dcpo_async.protocol.messages import (
     Ack,
     Envelope,
@@ -20,7 +21,7 @@ from dcpo_async.protocol.messages import (
     Reject,
     Want,
 )
-from dcpo_async.protocol.session import ActorSession, LeaseGranted
+from dcpo_async.protocol.session import ActorSession
 from dcpo_async.protocol.trainer_messages import (
     ShardMessage,
     ShardWant,

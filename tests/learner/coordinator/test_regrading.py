@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 
-from dcpo_async.config_loading import load_config
+from dcpo_async.config.loading import load_config
 from dcpo_async.protocol.messages import GroupMessage
 from learner.coordinator.regrading import Regrader
 
