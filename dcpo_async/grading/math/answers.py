@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dcpo_async.grading.math.equality import TooLargeError, evaluate
+from dcpo_async.grading.math.arithmetic.digits import TooLargeError, evaluate
 from dcpo_async.grading.math.expressions import Apply, Expression, Symbol, UnreadableError
 
 

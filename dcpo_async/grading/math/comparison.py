@@ -19,7 +19,8 @@ from dcpo_async.grading.math.answers import (
     as_region,
     real_value,
 )
-from dcpo_async.grading.math.equality import are_equal, are_proportional, exact_value
+from dcpo_async.grading.math.arithmetic.exact import exact_value
+from dcpo_async.grading.math.equality import are_equal, are_proportional
 from dcpo_async.grading.math.expressions import (
     Apply,
     Expression,

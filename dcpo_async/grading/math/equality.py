@@ -1,38 +1,37 @@
 """Decides whether two expressions are equal: exactly where they are rational, else to many digits at sample points."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
 
-from mpmath import mp
+from dcpo_async.grading.math.arithmetic.digits import (
+    DIGITS,
+    TOLERANCE,
+    TooLargeError,
+    Value,
+    evaluate,
+    is_close,
+    numbers,
+)
+from dcpo_async.grading.math.arithmetic.exact import EXACT, Bindings, exact_value
+from dcpo_async.grading.math.expressions import (
+    CONSTANT_NAMES,
+    Apply,
+    Expression,
+    Symbol,
+    free_symbols,
+    nodes,
+)
 
-from dcpo_async.grading.math.expressions import CONSTANT_NAMES, Apply, Expression, Number, Symbol, free_symbols, nodes
-
-MAX_BITS = 20_000
-"""Exact numbers with more are compared by their leading digits."""
-MAX_MAGNITUDE_BITS = 10_000_000
-"""Numbers beyond 2 to this power are not computed."""
-MAX_EXACT_FACTORIAL = 3_000
-MAX_FACTORIAL = 1_000_000
-MAX_ANGLE_BITS = 200
-"""Reducing a larger angle takes as many digits as it has."""
-DIGITS = 60
-TOLERANCE = mp.mpf(10) ** -40
 NUM_POINTS = 6
 MIN_POINTS = 2
-
-# Of its own, so that nobody else's precision matters.
-_numbers = mp.clone()
-_numbers.dps = DIGITS
-
-Bindings = Mapping[str, Fraction]
-Value = Any
-"""An mpmath number, real or complex."""
-
-
-class TooLargeError(Exception):
-    """A value beyond what is computed, or one that is not defined; never leaves this folder."""
+MAX_CONFIRMING_DIGITS = 6_000
+"""Where a confirmation would take more digits than that, two values do not count as equal."""
+WHOLE_POINTS = (3, 4, 5, 2, 7, 10, -3, -4)
+WHOLE_NAMES = frozenset("kmnKMN")
+"""Letters that stand for whole numbers where an expression makes sense for those alone."""
+_STEPS = frozenset({"floor", "ceil"})
+_TURNS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 
 
 def are_equal(left: Expression, right: Expression) -> bool | None:
@@ -48,13 +47,46 @@ def are_equal(left: Expression, right: Expression) -> bool | None:
         return False
     if not names:
         return _agree_at(left, right, {})
+    ordered = sorted(names)
+    has_whole_names = names <= WHOLE_NAMES
     num_known = 0
-    for bindings in _points(sorted(names)):
+    if not (has_whole_names and _is_of_whole_numbers(left, right)):
+        known = _num_agreeing(left, right, _points(ordered))
+        if known is None:
+            return False
+        num_known = known
+    if _has_steps(left) or _has_steps(right) or (has_whole_names and num_known < MIN_POINTS):
+        known = _num_agreeing(left, right, _whole_points(ordered))
+        if known is None:
+            return False
+        num_known += known
+    return True if num_known >= MIN_POINTS else None
+
+
+def _num_agreeing(left: Expression, right: Expression, points: Iterator[dict[str, Fraction]]) -> int | None:
+    """The number of points that tell; None as soon as the two differ at one."""
+    num_agreeing = 0
+    for bindings in points:
         agrees = _agree_at(left, right, bindings)
         if agrees is False:
-            return False
-        num_known += agrees is True
-    return True if num_known >= MIN_POINTS else None
+            return None
+        num_agreeing += agrees is True
+    return num_agreeing
+
+
+def _has_steps(expression: Expression) -> bool:
+    return any(isinstance(node, Apply) and node.operator in _STEPS for node in nodes(expression))
+
+
+def _is_of_whole_numbers(left: Expression, right: Expression) -> bool:
+    r"""Whether two expressions may differ between whole numbers: both are rounded, or one turns by n\pi."""
+    if _has_steps(left) and _has_steps(right):
+        return True
+    return any(
+        isinstance(node, Apply) and node.operator in _TURNS and Symbol("pi") in nodes(node) and free_symbols(node)
+        for side in (left, right)
+        for node in nodes(side)
+    )
 
 
 def are_proportional(left: Expression, right: Expression) -> int | None:
@@ -76,36 +108,9 @@ def are_proportional(left: Expression, right: Expression) -> int | None:
         ratios.append(upper / lower)
     if len(ratios) < (MIN_POINTS if names else 1):
         return None
-    if not all(_is_close(ratio, ratios[0]) for ratio in ratios) or abs(_numbers.im(ratios[0])) > TOLERANCE:
+    if not all(is_close(ratio, ratios[0]) for ratio in ratios) or abs(numbers.im(ratios[0])) > TOLERANCE:
         return 0
-    return int(_numbers.sign(_numbers.re(ratios[0])))
-
-
-def exact_value(expression: Expression, bindings: Bindings | None = None) -> Fraction | None:
-    """The value where only rational arithmetic is needed and no number grows beyond MAX_BITS; else None."""
-    match expression:
-        case Number(value):
-            return value if _bits(value) <= MAX_BITS else None
-        case Symbol(name):
-            return (bindings or {}).get(name)
-        case Apply(operator, arguments):
-            function = _EXACT.get(operator)
-            values = [exact_value(argument, bindings) for argument in arguments] if function else [None]
-            if function is None or None in values:
-                return None
-            result = function(*values)
-            return result if result is not None and _bits(result) <= MAX_BITS else None
-
-
-def evaluate(expression: Expression, bindings: Bindings) -> Value:
-    """The value to DIGITS digits, real or complex; raises TooLargeError where there is none or it is out of reach."""
-    try:
-        value = _evaluate(expression, bindings)
-    except (ArithmeticError, ValueError, TypeError, RuntimeError) as error:
-        raise TooLargeError(str(error)) from None
-    if not _numbers.isfinite(value):
-        raise TooLargeError("not finite")
-    return value
+    return int(numbers.sign(numbers.re(ratios[0])))
 
 
 def _points(names: list[str]) -> Iterator[dict[str, Fraction]]:
@@ -119,12 +124,19 @@ def _points(names: list[str]) -> Iterator[dict[str, Fraction]]:
         }
 
 
+def _whole_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
+    """Whole numbers, positive ones first: some expressions have no value at others."""
+    for number in WHOLE_POINTS:
+        yield {name: Fraction(number + 3 * place) for place, name in enumerate(names)}
+
+
 def _agree_at(left: Expression, right: Expression, bindings: Bindings) -> bool | None:
     exact_left, exact_right = exact_value(left, bindings), exact_value(right, bindings)
     if exact_left is not None and exact_right is not None:
         return exact_left == exact_right
+    peak = [0]
     try:
-        one, other = evaluate(left, bindings), evaluate(right, bindings)
+        one, other = evaluate(left, bindings, peak), evaluate(right, bindings, peak)
     except TooLargeError:
         return None if bindings else False
     if bindings and not (_is_real(one) and _is_real(other)) and not _has_i(left, right):
@@ -132,7 +144,22 @@ def _agree_at(left: Expression, right: Expression, bindings: Bindings) -> bool |
     if not bindings and _is_rational(left) and _is_rational(right):
         # Too large to be exact: that leading digits agree proves nothing.
         return left == right
-    return _is_close(one, other) or (_vanishes(left, bindings, one) and _vanishes(right, bindings, other))
+    agree = is_close(one, other) or (_vanishes(left, bindings, one) and _vanishes(right, bindings, other))
+    return agree and _is_confirmed(left, right, bindings, peak[0])
+
+
+def _is_confirmed(left: Expression, right: Expression, bindings: Bindings, peak_bits: int) -> bool:
+    """Whether two values that seem equal stay so with so many digits that no number on the way hides a difference."""
+    peak_digits = math.ceil(peak_bits * math.log10(2))
+    digits = DIGITS + 5 * peak_digits // 2
+    if digits > MAX_CONFIRMING_DIGITS:
+        return False
+    try:
+        with numbers.workdps(digits):
+            gap = abs(evaluate(left, bindings) - evaluate(right, bindings))
+            return bool(gap <= numbers.mpf(10) ** -(40 + 3 * peak_digits // 2))
+    except TooLargeError:
+        return False
 
 
 def _is_rational(expression: Expression) -> bool:
@@ -143,16 +170,12 @@ def _is_rational(expression: Expression) -> bool:
             value = exact_value(exponent)
             return value is not None and value.denominator == 1 and _is_rational(base)
         case Apply(operator, arguments):
-            return operator in _EXACT and all(map(_is_rational, arguments))
+            return operator in EXACT and all(map(_is_rational, arguments))
     return True
 
 
-def _is_close(one: Value, other: Value) -> bool:
-    return bool(abs(one - other) <= TOLERANCE * max(abs(one), abs(other)))
-
-
 def _is_real(value: Value) -> bool:
-    return bool(abs(_numbers.im(value)) <= TOLERANCE * abs(value))
+    return bool(abs(numbers.im(value)) <= TOLERANCE * abs(value))
 
 
 def _has_i(*expressions: Expression) -> bool:
@@ -165,199 +188,5 @@ def _vanishes(expression: Expression, bindings: Bindings, value: Value) -> bool:
         return True
     if abs(value) > TOLERANCE:
         return False
-    with _numbers.workdps(2 * DIGITS):
+    with numbers.workdps(2 * DIGITS):
         return bool(abs(evaluate(expression, bindings)) < abs(value) * TOLERANCE)
-
-
-# ---- exact arithmetic
-
-
-def _bits(value: Fraction) -> int:
-    return max(value.numerator.bit_length(), value.denominator.bit_length())
-
-
-def _exact_quotient(numerator: Fraction, denominator: Fraction) -> Fraction | None:
-    return numerator / denominator if denominator else None
-
-
-def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
-    if exponent.denominator != 1 or abs(exponent) * _bits(base) > MAX_BITS or (base == 0 and exponent <= 0):
-        return None
-    return Fraction(base ** int(exponent))
-
-
-def _exact_factorial(argument: Fraction) -> Fraction | None:
-    is_small = argument.denominator == 1 and 0 <= argument <= MAX_EXACT_FACTORIAL
-    return Fraction(math.factorial(int(argument))) if is_small else None
-
-
-def _exact_binomial(total: Fraction, chosen: Fraction) -> Fraction | None:
-    is_small = total.denominator == chosen.denominator == 1 and 0 <= chosen <= total <= MAX_EXACT_FACTORIAL
-    return Fraction(math.comb(int(total), int(chosen))) if is_small else None
-
-
-def _exact_sum(*terms: Fraction) -> Fraction | None:
-    total = Fraction(0)
-    for term in terms:
-        total += term
-        if _bits(total) > MAX_BITS:
-            return None
-    return total
-
-
-_EXACT: Mapping[str, Callable[..., Fraction | None]] = {
-    "+": _exact_sum,
-    "-": lambda argument: -argument,
-    "*": lambda one, other: one * other,
-    "/": _exact_quotient,
-    "^": _exact_power,
-    "!": _exact_factorial,
-    "binom": _exact_binomial,
-    "%": lambda argument: argument / 100,
-    "abs": abs,
-    "floor": lambda argument: Fraction(math.floor(argument)),
-    "ceil": lambda argument: Fraction(math.ceil(argument)),
-    "max": lambda *values: max(values),
-    "min": lambda *values: min(values),
-}
-
-
-# ---- many digits
-
-
-def _evaluate(expression: Expression, bindings: Bindings) -> Value:
-    match expression:
-        case Number(value):
-            return _rational(value)
-        case Symbol(name) if name in bindings:
-            return _rational(bindings[name])
-        case Symbol(name):
-            return _constant(name)
-        case Apply(operator, arguments):
-            values = [_evaluate(argument, bindings) for argument in arguments]
-            function = _FUNCTIONS.get(operator)
-            if function is None:
-                raise TooLargeError(f"no value for {operator}")
-            value = function(*values)
-            if _magnitude(value) > MAX_MAGNITUDE_BITS:
-                raise TooLargeError(f"{operator} gives a number of {_magnitude(value)} bits")
-            return value
-
-
-def _rational(value: Fraction) -> Value:
-    return _numbers.mpf(value.numerator) / value.denominator
-
-
-def _constant(name: str) -> Value:
-    match name:
-        case "pi":
-            return +_numbers.pi
-        case "e":
-            return +_numbers.e
-        case "i":
-            return _numbers.j
-    raise TooLargeError(f"no value for {name}")
-
-
-def _magnitude(value: Value) -> int:
-    """Bits before the point; hugely negative for tiny numbers, which are as hard to handle."""
-    return 0 if value == 0 else abs(int(_numbers.mag(value)))
-
-
-def _power(base: Value, exponent: Value) -> Value:
-    if base != 0 and abs(exponent) * max(_magnitude(base), 1) > MAX_MAGNITUDE_BITS:
-        raise TooLargeError("a power out of reach")
-    if _is_odd_root(exponent) and _numbers.im(base) == 0 and base < 0:
-        return -_numbers.power(-base, exponent)
-    return _numbers.power(base, exponent)
-
-
-def _is_odd_root(exponent: Value) -> bool:
-    """Whether an exponent is 1/3, 1/5 and so on: negative numbers have real roots of these."""
-    inverse = 1 / exponent if exponent != 0 else exponent
-    return bool(
-        _numbers.isint(_numbers.nint(inverse)) and _is_close(inverse, _numbers.nint(inverse)) and inverse % 2 == 1
-    )
-
-
-def _root(index: Value, radicand: Value) -> Value:
-    return _numbers.sqrt(radicand) if index == 2 else _power(radicand, 1 / index)
-
-
-def _factorial(argument: Value) -> Value:
-    if abs(argument) > MAX_FACTORIAL:
-        raise TooLargeError("a factorial out of reach")
-    return _numbers.factorial(argument)
-
-
-def _double_factorial(argument: Value) -> Value:
-    if not _numbers.isint(argument) or not 0 <= argument <= MAX_FACTORIAL:
-        raise TooLargeError("a double factorial out of reach")
-    return _numbers.fac2(argument)
-
-
-def _binomial(total: Value, chosen: Value) -> Value:
-    if max(abs(total), abs(chosen)) > MAX_FACTORIAL:
-        raise TooLargeError("a binomial coefficient out of reach")
-    return _numbers.binomial(total, chosen)
-
-
-def _of_angle(function: Callable[[Value], Value]) -> Callable[[Value], Value]:
-    def bounded(angle: Value) -> Value:
-        if _magnitude(angle) > MAX_ANGLE_BITS and angle != 0:
-            raise TooLargeError("an angle out of reach")
-        return function(angle)
-
-    return bounded
-
-
-def _log(base: Value, argument: Value) -> Value:
-    return _numbers.log(argument) / _numbers.log(base)
-
-
-def _whole(function: Callable[..., int]) -> Callable[..., Value]:
-    def of_integers(*values: Value) -> Value:
-        if not all(_numbers.isint(value) and _magnitude(value) <= MAX_BITS for value in values):
-            raise TooLargeError("defined for integers alone")
-        return _numbers.mpf(function(*(int(value) for value in values)))
-
-    return of_integers
-
-
-def _real(function: Callable[..., Value]) -> Callable[..., Value]:
-    def of_reals(*values: Value) -> Value:
-        if any(_numbers.im(value) != 0 for value in values):
-            raise TooLargeError("defined for real numbers alone")
-        return function(*(_numbers.re(value) for value in values))
-
-    return of_reals
-
-
-_FUNCTIONS: Mapping[str, Callable[..., Value]] = {
-    "+": lambda *terms: _numbers.fsum(terms),
-    "-": lambda argument: -argument,
-    "*": lambda one, other: one * other,
-    "/": lambda numerator, denominator: numerator / denominator,
-    "^": _power,
-    "root": _root,
-    "!": _factorial,
-    "!!": _double_factorial,
-    "binom": _binomial,
-    "%": lambda argument: argument / 100,
-    "°": lambda argument: argument * _numbers.pi / 180,
-    "abs": abs,
-    "floor": _real(_numbers.floor),
-    "ceil": _real(_numbers.ceil),
-    "max": _real(lambda *values: max(values)),
-    "min": _real(lambda *values: min(values)),
-    "gcd": _whole(math.gcd),
-    "lcm": _whole(math.lcm),
-    "ln": _numbers.log,
-    "log": _log,
-    "exp": _of_angle(_numbers.exp),
-    **{
-        name: _of_angle(getattr(_numbers, name))
-        for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
-    },
-    **{f"arc{name}": getattr(_numbers, f"a{name}") for name in ("sin", "cos", "tan")},
-}

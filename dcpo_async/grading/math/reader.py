@@ -24,15 +24,14 @@ from dcpo_async.grading.math.answers import (
 )
 from dcpo_async.grading.math.equality import are_equal
 from dcpo_async.grading.math.expressions import (
-    KNOWN_COMMANDS,
     Apply,
     Expression,
     Symbol,
     UnreadableError,
     difference,
     free_symbols,
-    parse_expression,
 )
+from dcpo_async.grading.math.parser import KNOWN_COMMANDS, parse_expression
 from dcpo_async.grading.math.quantities import read_quantity
 from dcpo_async.grading.math.tokens import Token, is_mark, tokenize
 

@@ -38,13 +38,16 @@ SHORT_WORDS = frozenset(
 
 _CHARACTERS = str.maketrans(
     {
-        "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "⁄": "/", "∕": "/",
+        "−": "-", "–": "-", "×": "×", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "⁄": "/", "∕": "/",
         "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": "≤", "≥": "≥", "≠": "≠", "≈": "≈", "°": "°", "∪": "∪",
         "∈": "∈", "±": "±", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}",
         "⅔": r"\frac{2}{3}", "ℝ": r"\mathbb{R}", "，": ", ", "、": ", ", "；": ";", "：": ":",
         "（": "(", "）": ")", "［": "[", "］": "]", "’": "'", "′": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
         "\u200b": "", "\ufeff": "", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ",
-        "μ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ", "ω": r"\omega ",
+        "μ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ", "ω": r"\omega ", "∅": r"\emptyset ", "∠": r"\angle ",
+        "△": r"\triangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∘": r"\circ ",
+        "∧": r"\land ", "∨": r"\lor ", "…": r"\ldots ", "⋯": r"\ldots ", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
+        "“": '"', "”": '"',
     }
 )  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
@@ -53,12 +56,22 @@ _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _MARK_COMMANDS = {
     "le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥", "geq": "≥", "geqslant": "≥", "ne": "≠", "neq": "≠", "lt": "<",
-    "gt": ">", "in": "∈", "cup": "∪", "times": "*", "cdot": "*", "ast": "*", "div": "/", "pm": "±", "mp": "∓",
+    "gt": ">", "in": "∈", "cup": "∪", "times": "×", "cdot": "*", "ast": "*", "div": "/", "pm": "±", "mp": "∓",
     "mid": "|", "vert": "|", "lvert": "|", "rvert": "|", "approx": "≈", "degree": "°", "lbrace": r"\{",
     "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "{": r"\{", "}": r"\}", "|": "‖", "%": "%", "#": "#", "$": "$",
-    "langle": "(", "rangle": ")", "colon": ":", "to": "→", "land": ",", "lor": ",", "prime": "'",
+    "langle": "(", "rangle": ")", "colon": ":", "to": "→", "prime": "'", "circ": "∘", "notin": "∉", "equiv": "≡",
+    "subset": "⊂", "subseteq": "⊆", "supset": "⊃", "supseteq": "⊇", "cap": "∩", "perp": "⊥", "parallel": "∥",
+    "sim": "∼", "cong": "≅", "nmid": "∤", "ldots": "…", "cdots": "…", "dots": "…", "leqq": "≤", "geqq": "≥",
 }  # fmt: skip
+_WORD_COMMANDS = {"land": "and", "wedge": "and", "lor": "or", "vee": "or"}
 _REWRITES = (
+    (re.compile(r"\\not\s*(?:\\in(?![A-Za-z])|∈)"), "∉"),
+    (re.compile(r"\\not\s*(?:\\equiv(?![A-Za-z])|≡)"), "≢"),
+    (re.compile(r"\\not\s*(?:=|\\eq(?![A-Za-z]))"), "≠"),
+    (re.compile(r"\\equiv(?![A-Za-z])"), "≡"),
+    (re.compile(r"\.{3,}"), r"\\ldots "),
+    (re.compile(r"\+\s*/\s*-"), "±"),
+    (re.compile(r"\\(?:boldsymbol|bm)\s*(?=\{[A-Za-z]\})"), r"\\mathbf"),
     (re.compile(r"(?<=[\w)}])\*\*(?=[\w({\\-])"), "^"),
     (re.compile(r"\\(?:left|right)\s*\.|\\(?:left|right|[bB]igg?[lr]?|middle)(?![A-Za-z])"), ""),
     (re.compile(r"\\(?:displaystyle|textstyle|limits|nolimits|hfill|boldsymbol|rm|bf)(?![A-Za-z])"), ""),
@@ -72,6 +85,7 @@ _REWRITES = (
     (re.compile(r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\[hv]space\{[^{}]*\}|\\\n"), " "),
     (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))"), "°"),
     (re.compile(r"\\mathbb\s*\{?\s*R\s*\}?|\\(?:Reals|reals)(?![A-Za-z])"), r"\\Real "),
+    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),
     (re.compile(r"<="), "≤"),
     (re.compile(r">="), "≥"),
     (re.compile(r"!="), "≠"),
@@ -140,6 +154,8 @@ def _tokens_of(match: re.Match[str], is_spaced: bool, has_thousands: bool) -> li
         return _unwrapped(match["wrapper"], match["wrapped"], is_spaced, has_thousands)
     if match["command"]:
         name = match["command"]
+        if name in _WORD_COMMANDS:
+            return [Token("word", _WORD_COMMANDS[name], True)]
         mark = _MARK_COMMANDS.get(name)
         return [Token("mark", mark, is_spaced) if mark else Token("command", name, is_spaced)]
     if match["letters"]:
@@ -154,7 +170,8 @@ def _unwrapped(wrapper: str, wrapped: str, is_spaced: bool, has_thousands: bool)
     if is_math and (
         inner in FUNCTIONS or (inner.isalpha() and len(inner) == 1 and (wrapper != "mathrm" or inner in "deiπ"))
     ):
-        return _of_letters(inner, is_spaced)
+        letters = _of_letters(inner, is_spaced)
+        return [Token("command", "mathbf", is_spaced), *letters] if wrapper == "mathbf" else letters
     if _COMPOUND_UNIT.fullmatch(inner):
         return [Token("word", inner, True)]
     if re.search(r"[^A-Za-z\s.'-]", inner):

@@ -2,8 +2,10 @@
 
 import pytest
 
-from dcpo_async.grading.math.equality import TooLargeError, are_equal, are_proportional, evaluate
-from dcpo_async.grading.math.expressions import Expression, parse_expression
+from dcpo_async.grading.math.arithmetic.digits import TooLargeError, evaluate
+from dcpo_async.grading.math.equality import are_equal, are_proportional
+from dcpo_async.grading.math.expressions import Expression
+from dcpo_async.grading.math.parser import parse_expression
 from dcpo_async.grading.math.tokens import clean, tokenize
 
 

@@ -1,0 +1,1 @@
+"""Values of expressions: exact fractions, or many digits."""
