@@ -9,8 +9,11 @@ from dcpo_async.grading.math.answers import (
     Answer,
     Based,
     Collection,
+    Conditioned,
+    Congruence,
     Interval,
     Matrix,
+    Piecewise,
     Quantity,
     Region,
     Relation,
@@ -20,7 +23,7 @@ from dcpo_async.grading.math.answers import (
     real_value,
 )
 from dcpo_async.grading.math.arithmetic.exact import exact_value
-from dcpo_async.grading.math.equality import are_equal, are_proportional
+from dcpo_async.grading.math.equality import are_equal, are_proportional, differs_by_less
 from dcpo_async.grading.math.expressions import (
     Apply,
     Expression,
@@ -30,19 +33,24 @@ from dcpo_async.grading.math.expressions import (
     difference,
     free_symbols,
 )
-from dcpo_async.grading.math.reader import plain_text, read_answer
-from dcpo_async.grading.math.tokens import clean
+from dcpo_async.grading.math.forms.choices import choice_of, same_choices
+from dcpo_async.grading.math.forms.conditions import same_conditioned
+from dcpo_async.grading.math.forms.congruences import same_congruence
+from dcpo_async.grading.math.forms.ordered import keeps_order
+from dcpo_async.grading.math.forms.words import WRAPPER, plain_text
+from dcpo_async.grading.math.reader import ALGEBRA, read_answer
+from dcpo_async.grading.math.tokens import clean, tokenize
 
-_INTEGER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.0*)?", re.ASCII)
+_INTEGER = re.compile(r"[+-]?(?:\d+|[1-9]\d{0,2}(?:,\d{3})+)(?:\.0*)?", re.ASCII)
 _SEPARATED = re.compile(r"\d,[1-9]\d{2}(?!\d)", re.ASCII)
-_ANOTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-E](?:[).,:]|\W*$)|\b(?:and|or)\b")
+_ALGEBRA = re.compile(rf"\\(?:{'|'.join(sorted(ALGEBRA))})(?![A-Za-z])")
+_COMMA = re.compile(r"-?(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))", re.ASCII)
+_POINT = re.compile(r"-?\d*\.\d+", re.ASCII)
+MIN_DECIMAL_DIGITS = 10
+"""Significant digits from which on a decimal stands for a value that has no finite one."""
+MAX_DECIMAL_PLACES = 50
+NO_PLACES = -1
 DIGITS = "0123456789ABCDEF"
-_WRAPPED = r"(?:\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{)*"
-_CHOICE = re.compile(
-    rf"{_WRAPPED}\s*(?:(?:option|choice|answer)\s*:?\s*)?{_WRAPPED}\s*"
-    r"(?:\(\s*(?P<inside>[A-Ea-e])\s*\)|(?P<alone>[A-E]))\}*(?P<rest>.*)",
-    re.DOTALL | re.IGNORECASE,
-)
 
 
 def compare(answer: str, reference: str) -> bool | None:
@@ -58,14 +66,35 @@ def compare(answer: str, reference: str) -> bool | None:
         return True
     if _INTEGER.fullmatch(left) and _INTEGER.fullmatch(right):
         return _as_integer(left) == _as_integer(right)
-    if (choice := _choice(right, is_reference=True)) is not None:
-        return _choice(left, is_reference=False) == choice
+    if (choice := choice_of(right, is_reference=True)) is not None:
+        return choice_of(left, is_reference=False) == choice
+    if (is_same := same_choices(left, right)) is not None:
+        return is_same
+    if _is_anagram(left, right):
+        return False
+    left, right = _with_points(left, right)
     verdict = _compare_readings(left, right, has_thousands=True)
     if verdict is not True and _SEPARATED.search(left + " " + right) and ",0" not in left + right:
         # "100,200" may be a list; a side that reads as one decides.
         as_list = _compare_readings(left, right, has_thousands=False)
         verdict = verdict if as_list is None else as_list
-    return verdict
+    # What no point tells and no command that algebra knows could explain is not equal.
+    return verdict if verdict is not None or _ALGEBRA.search(left + right) else False
+
+
+def _is_anagram(one: str, other: str) -> bool:
+    """Whether both are words of the same letters in another order; two letters alone are a product."""
+    one, other = (WRAPPER.sub(r"\1", text).strip().casefold() for text in (one, other))
+    return one.isalpha() and len(one) > 2 and one != other and sorted(one) == sorted(other)
+
+
+def _with_points(one: str, other: str) -> tuple[str, str]:
+    """A decimal with a comma, where the other side is one with a point and no separated thousands can be meant."""
+    if _COMMA.fullmatch(one) and _POINT.fullmatch(other):
+        return one.replace(",", "."), other
+    if _COMMA.fullmatch(other) and _POINT.fullmatch(one):
+        return one, other.replace(",", ".")
+    return one, other
 
 
 def _as_integer(text: str) -> str:
@@ -76,23 +105,10 @@ def _as_integer(text: str) -> str:
     return sign + digits if digits else "0"
 
 
-def _choice(text: str, is_reference: bool) -> str | None:
-    """The letter of a choice A to E, with or without its text behind it; a reference is the letter alone."""
-    match = _CHOICE.fullmatch(text)
-    if match is None:
-        return None
-    if _ANOTHER_CHOICE.search(match["rest"]):
-        return None
-    rest = match["rest"].strip(" .})")
-    if match["inside"]:
-        return None if is_reference and rest else match["inside"].upper()
-    has_mark = match["rest"].lstrip("} ")[:1] in (")", ".", ":")
-    is_letter = not rest or (not is_reference and has_mark)
-    return match["alone"] if is_letter and match["alone"].isupper() else None
-
-
 def _compare_readings(left: str, right: str, has_thousands: bool) -> bool | None:
     answer, reference = read_answer(left, has_thousands), read_answer(right, has_thousands)
+    if isinstance(answer, Text) and isinstance(reference, Text):
+        return answer == reference
     if isinstance(answer, Text) or isinstance(reference, Text):
         # What is read as a word on one side may pass for a product of variables on the other.
         return plain_text(left) == plain_text(right)
@@ -112,11 +128,39 @@ def same(answer: Answer, reference: Answer) -> bool | None:
             return _same_relation(answer, reference)
         case Text(one), Text(other):
             return one == other
-        case Unread(one), Unread(other) if "".join(one.split()) == "".join(other.split()):
+        case Unread(one), Unread(other) if _tokens_of(one) == _tokens_of(other):
             return True
         case (Unread(), _) | (_, Unread()):
             return _same_unread(answer, reference)
+    return _same_form(answer, reference)
+
+
+def _same_form(answer: Answer, reference: Answer) -> bool | None:
+    match answer, reference:
+        case Piecewise(), Piecewise():
+            return _same_piecewise(answer, reference)
+        case Congruence(), Congruence():
+            return same_congruence(answer, reference)
+        case (Conditioned(), _) | (_, Conditioned()):
+            return same_conditioned(answer, reference, same)
     return _same_across_kinds(answer, reference)
+
+
+def _tokens_of(text: str) -> list[tuple[str, str]]:
+    return [(token.kind, token.text) for token in tokenize(text)]
+
+
+def _same_piecewise(answer: Piecewise, reference: Piecewise) -> bool:
+    """Whether each case has its like, value and condition, in whatever order."""
+    if answer.name and reference.name and answer.name != reference.name:
+        return False
+    left = list(reference.branches)
+    for value, condition in answer.branches:
+        like = next((each for each in left if same(value, each[0]) is True and same(condition, each[1]) is True), None)
+        if like is None:
+            return False
+        left.remove(like)
+    return not left
 
 
 def _same_across_kinds(answer: Answer, reference: Answer) -> bool | None:
@@ -194,13 +238,34 @@ def _in_unit(quantity: Quantity) -> Expression:
 
 
 def _same_value(answer: Expression, reference: Expression) -> bool | None:
-    if is_numeral(reference) and not is_numeral(answer):
-        return False
     if answer == reference:
         return True
+    if _is_long_decimal_of(answer, reference) or _is_long_decimal_of(reference, answer):
+        return True
+    if is_numeral(reference) and not is_numeral(answer):
+        return False
     if isinstance(answer, Number) and isinstance(reference, Number):
         return False
-    return are_equal(answer, reference)
+    is_same = are_equal(answer, reference)
+    return is_same and keeps_order(answer, reference)
+
+
+def _is_long_decimal_of(decimal: Expression, exact: Expression) -> bool:
+    """Whether one is the other to all the digits that it has, at least ten, of a value that has no finite decimal."""
+    if not isinstance(decimal, Number) or free_symbols(exact) or (places := _decimal_places(decimal.value)) < 1:
+        return False
+    if len(str(abs(int(decimal.value * 10**places)))) < MIN_DECIMAL_DIGITS:
+        return False
+    fraction = exact_value(exact)
+    if fraction is not None and (_decimal_places(fraction) != NO_PLACES or not is_numeral(exact)):
+        return False
+    # Floating point gives no more than fifteen digits, whatever is printed.
+    return differs_by_less(decimal.value, exact, max(Fraction(1, 10**places), abs(decimal.value) / 10**15))
+
+
+def _decimal_places(value: Fraction) -> int:
+    """The digits behind the point of a number; NO_PLACES where they have no end that counts."""
+    return next((places for places in range(MAX_DECIMAL_PLACES) if 10**places % value.denominator == 0), NO_PLACES)
 
 
 def _same_in_base(answer: Answer, reference: Answer) -> bool:
@@ -225,6 +290,8 @@ def _same_collection(answer: Collection, reference: Collection) -> bool | None:
         # A bare list may leave the parentheses out, but not the order; a set is no tuple.
         is_bare = "list" in (answer.kind, reference.kind) and "()" in (answer.brackets, reference.brackets)
         return is_bare and _all_same(answer.members, reference.members)
+    if answer.kind == reference.kind == "list" and answer.brackets != reference.brackets:
+        return False
     if answer.kind == reference.kind == "set":
         return _same_set(answer.members, reference.members)
     return _same_in_any_order(answer.members, reference.members)

@@ -63,6 +63,15 @@ def are_equal(left: Expression, right: Expression) -> bool | None:
     return True if num_known >= MIN_POINTS else None
 
 
+def differs_by_less(value: Fraction, expression: Expression, bound: Fraction) -> bool:
+    """Whether an expression without variables is real and within a bound of a number."""
+    try:
+        gap = evaluate(expression, {}) - numbers.mpf(value.numerator) / value.denominator
+    except TooLargeError:
+        return False
+    return bool(numbers.im(gap) == 0 and abs(gap) * bound.denominator < bound.numerator)
+
+
 def _num_agreeing(left: Expression, right: Expression, points: Iterator[dict[str, Fraction]]) -> int | None:
     """The number of points that tell; None as soon as the two differ at one."""
     num_agreeing = 0

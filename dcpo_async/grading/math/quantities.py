@@ -11,7 +11,7 @@ from dcpo_async.grading.math.units import NUMBER_WORDS, OPERATION_WORDS, UNIT_LE
 
 MAX_UNIT_WORDS = 6
 MAX_UNIT_CHARS = 100
-_CURRENCIES = ("$", "€", "£")
+_CURRENCIES = ("$", "€", "£", "¥", "₹")
 _UNIT_MARKS = ("^", "/", "{", "}", "%", "°", "*", "-", "(", ")", "'", *_CURRENCIES)
 
 

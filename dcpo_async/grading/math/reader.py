@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence, Set
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise, product
 from typing import Literal
 
 from dcpo_async.grading.math.answers import (
     INFINITY,
+    MAX_MEMBERS,
     MINUS_INFINITY,
     Answer,
     Based,
@@ -31,21 +32,30 @@ from dcpo_async.grading.math.expressions import (
     difference,
     free_symbols,
 )
+from dcpo_async.grading.math.forms.cases import read_cases
+from dcpo_async.grading.math.forms.conditions import read_conditioned
+from dcpo_async.grading.math.forms.congruences import read_congruence
+from dcpo_async.grading.math.forms.words import is_wordy, named_answer, plain_text
 from dcpo_async.grading.math.parser import KNOWN_COMMANDS, parse_expression
 from dcpo_async.grading.math.quantities import read_quantity
 from dcpo_async.grading.math.tokens import Token, is_mark, tokenize
 
 _CALL = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?'*(?:\^\{?\(?-?\d\)?\}?)?\([A-Za-z](?:,[A-Za-z])*\)")
-MAX_MEMBERS = 64
 MAX_NESTING = 20
 MAX_CONDITIONS = 8
 _BASED = re.compile(
-    r"\(?(-?[\dA-F]+(?:\.\d+)?)\)?_(?:\{?(\d{1,2})\}?|\{?\\text\{(two|eight|ten|sixteen)\}\}?)", re.ASCII
+    r"\(?(-?[\dA-F]+(?:\.\d+)?)\)?(?:_\s*|(?=\s*\\text|\s*\(base))"
+    r"\{?\s*(?:\\text\s*\{)?\s*\(?\s*(?:base[ -]\s*\}?)?\s*(?:(\d{1,2})|(two|three|eight|ten|sixteen))\s*\)?\s*\}*",
+    re.ASCII,
 )
-_BASE_NAMES = {"two": 2, "eight": 8, "ten": 10, "sixteen": 16}
+_BASE_NAMES = {"two": 2, "three": 3, "eight": 8, "ten": 10, "sixteen": 16}
 _MATRIX = re.compile(r"[(\[]?\s*\\begin\{([pb]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]]?", re.DOTALL)
-_WRAPPER = re.compile(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}")
-_LEAD_IN = re.compile(r"(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*", re.IGNORECASE)
+_LEAD_IN = re.compile(
+    r"(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*|\\text\s*\{\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is)?\s*[:=]?\s*\}\s*",
+    re.IGNORECASE,
+)
+ALGEBRA = frozenset({"sum", "prod", "int", "iint", "oint", "lim"})
+"""Commands of which only algebra knows the meaning."""
 _OPENING, _CLOSING = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 _RELATIONS = ("=", "<", ">", "≤", "≥", "≠")
 _FLIPPED = {"<": ">", "≤": "≥", ">": "<", "≥": "≤", "≠": "≠"}
@@ -64,28 +74,19 @@ def read_answer(cleaned: str, has_thousands: bool = True) -> Answer:
         return Based(based[1], int(based[2]) if based[2] else _BASE_NAMES[based[3]])
     if (matrix := _MATRIX.fullmatch(text)) is not None:
         return _read_matrix(matrix[2], has_thousands)
+    read = partial(read_answer, has_thousands=has_thousands)
+    for form in (named_answer(text), read_congruence(text), read_cases(text, read), read_conditioned(text, read)):
+        if form is not None:
+            return form
     tokens = tokenize(text, has_thousands)
     try:
         if max(_depths(tokens), default=0) > MAX_NESTING:
             raise UnreadableError(f"brackets nested deeper than {MAX_NESTING}")
         return _Reader(tokens).read()
     except (UnreadableError, RecursionError):
-        has_unknown = any(token.kind == "command" and token.text not in KNOWN_COMMANDS for token in tokens)
+        unknown = {token.text for token in tokens if token.kind == "command"} - KNOWN_COMMANDS
+        has_unknown = bool(unknown) and unknown <= ALGEBRA
         return Text(plain_text(text)) if is_wordy(text) else Unread(text, has_unknown)
-
-
-def plain_text(text: str) -> str:
-    r"""Words in lower case without \text{}, spacing and punctuation at the ends.
-
-    Example: plain_text(r"\text{Monday.}") is "monday".
-    """
-    return " ".join(_WRAPPER.sub(r" \1 ", text).casefold().split()).strip(" .,;:!\"'")
-
-
-def is_wordy(text: str) -> bool:
-    r"""Whether a text is words, with no command but \text{} and no sign of arithmetic."""
-    unwrapped = _WRAPPER.sub(r"\1", text)
-    return re.search(r"[^\W\d_]", unwrapped) is not None and re.search(r"[\\^_{}=<>+*/|!]", unwrapped) is None
 
 
 class _Reader:
@@ -200,6 +201,9 @@ def _named_set(tokens: Sequence[Token]) -> Region:
 def _listed(answer: Answer, words: Set[str]) -> Answer:
     """A list; regions joined by "or" are their union, by "and" what they have in common."""
     members = answer.members if isinstance(answer, Collection) else ()
+    names = {member.name for member in members if isinstance(member, Quantity)}
+    if "or" in words and len(names) > 1 and isinstance(answer, Collection):
+        return Collection("list", members, "or")
     regions = [member for member in members if isinstance(member, Region)]
     if not members or len(regions) < len(members) or not words & {"and", "or"}:
         return answer

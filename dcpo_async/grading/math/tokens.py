@@ -31,7 +31,7 @@ FUNCTIONS = frozenset(
 SHORT_WORDS = frozenset(
     {
         "cm", "mm", "km", "nm", "ft", "in", "kg", "mg", "lb", "lbs", "oz", "mi", "yd", "ml", "hr", "hrs", "min", "sec",
-        "mph", "kph", "am", "pm", "usd", "deg", "sq", "and", "or", "yes", "no", "odd",
+        "mph", "kph", "pct", "am", "pm", "usd", "deg", "sq", "and", "or", "yes", "no", "odd",
     }
 )  # fmt: skip
 """Short words that would else be read as products of variables."""
@@ -93,7 +93,7 @@ _REWRITES = (
 _TOKEN = re.compile(
     r"(?P<space>\s+)"
     r"|(?P<repeating>[0-9]*\.[0-9]*\\(?:overline|bar|dot)\s*\{?[0-9]+\}?)"
-    r"|(?P<number>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)"
+    r"|(?P<number>[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)"
     r"|\\(?P<wrapper>text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf|cal|bb)|operatorname\*?|mbox|emph)\s*"
     r"\{(?P<wrapped>[^{}]*)\}"
     r"|\\(?P<command>[A-Za-z]+|.)"
