@@ -26,7 +26,7 @@ def prepare() -> None:
         mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = mapped_pages * resource.getpagesize() + WORKER_MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    symbolic_verdict("x + 1", "1 + x")  # loads sympy and math-verify's grammar
+    symbolic_verdict(r"\int_0^x 2t\,dt", "x^2")  # loads sympy, what it integrates with, and math-verify's grammar
 
 
 def grade_in_time(extracted: str, reference_answer: str, timeout_seconds: float) -> Verdict:

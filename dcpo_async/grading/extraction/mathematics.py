@@ -18,11 +18,12 @@ _UNIT = re.compile(r"\s*(?:\\?%|percent\b|pct\b|per cent\b|percentage\b)", re.IG
 _JOINT = re.compile(r"\s*(?:,|,?\s*(?:and|or)\b)\s*")
 _NAME_ALONE = re.compile(r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|[A-Z]{1,6})\s*")
 _RUN = re.compile(
-    r"(?<![A-Za-z])(?:\\[A-Za-z]+|[{}()\[\]\d+\-*/^_=<>|!%.,\u2264\u2265\u2260\u221a\u03c0\u221e&]|\\[{}\\,;! ]"
+    r"(?<![A-Za-z])(?:\\[A-Za-z]+|[{}()\[\]\d+\-*/^_=<>|!%.,²³\u2264\u2265\u2260\u221a\u03c0\u221e&]|\\[{}\\,;! ]"
     r"|(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[ \t](?=[^\s]))+"
 )
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$])|\n+")
-_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_UNIT_LETTER = re.compile(r"(?<=\d)[mgshlL][²³]?$")
 _ARTICLES = re.compile(r"^(?:a|A|I)\s+")
 
 
@@ -111,7 +112,7 @@ def _last_run(text: str) -> str | None:
     run = runs[-1]
     if _is_statement(run):
         run = run.rpartition("=")[2].strip()
-    return run
+    return _UNIT_LETTER.sub("", run)
 
 
 def _is_statement(run: str) -> bool:

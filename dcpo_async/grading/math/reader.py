@@ -102,7 +102,8 @@ class _Reader:
         if len(parts := _split(tokens, ("∪",))) > 1:
             return Region(tuple(interval for part in parts for interval in _region(_Reader(part).read()).intervals))
         if len(parts := _split(tokens, ("≈",))) > 1 and parts[0]:
-            return _Reader(parts[0]).read()
+            name = None if _top_relations(parts[0]) else _name_of(parts[0])
+            return _Reader(parts[0]).read() if name is None else _named(_Reader(parts[1]).read(), name)
         if len(parts := _split(tokens, (",", ";", "and", "or"))) > 1:
             words = {token.text.lower() for token in _top_level(tokens) if token.kind == "word"}
             return _listed(_collected("list", [part for part in parts if part]), words)
@@ -110,7 +111,7 @@ class _Reader:
             return _collected("list", [_with_sign(tokens, "+", "-"), _with_sign(tokens, "-", "+")])
         if _encloses(tokens):
             return self._bracketed(tokens)
-        if any(is_mark(token, *_RELATIONS, "∈") for token in _top_level(tokens)):
+        if _top_relations(tokens):
             return self._relation(tokens)
         if len(parts := _split(tokens, (":",))) > 1:
             return _collected("tuple", parts, "::")
@@ -140,7 +141,7 @@ class _Reader:
         return _collected("set", members) if members else Region(())
 
     def _relation(self, tokens: list[Token]) -> Answer:
-        operators = [token.text for token in _top_level(tokens) if is_mark(token, *_RELATIONS, "∈")]
+        operators = _top_relations(tokens)
         sides = _split(tokens, (*_RELATIONS, "∈"))
         if len(sides) != len(operators) + 1 or not all(sides):
             raise UnreadableError("a relation without one of its sides")
@@ -170,6 +171,8 @@ class _Reader:
         if len(operators) > 2:
             raise UnreadableError("a chain of more than two inequalities")
         (left, right), operator = sides, operators[0]
+        if is_mark(left[0], "-") and _name_of(left[1:]) is not None:
+            left, right, operator = left[1:], [Token("mark", "-"), *_bracketed(right)], _FLIPPED[operator]
         if _name_of(left) is None and _name_of(right) is not None:
             left, right, operator = right, left, _FLIPPED[operator]
         name, bound = _name_of(left), read_quantity(right).expression
@@ -248,6 +251,10 @@ def _depths(tokens: Sequence[Token]) -> list[int]:
 
 def _top_level(tokens: Sequence[Token]) -> list[Token]:
     return [token for token, depth in zip(tokens, _depths(tokens), strict=True) if depth == 0]
+
+
+def _top_relations(tokens: Sequence[Token]) -> list[str]:
+    return [token.text for token in _top_level(tokens) if is_mark(token, *_RELATIONS, "∈")]
 
 
 def _split(tokens: Sequence[Token], separators: Sequence[str]) -> list[list[Token]]:
@@ -345,6 +352,10 @@ def _between(operators: list[str], sides: list[list[Token]]) -> Region:
     if name is None or not set(operators) <= {"<", "≤"}:
         raise UnreadableError("an inequality that bounds no variable")
     return Region((Interval(low, high, operators[0] == "≤", operators[1] == "≤"),), name)
+
+
+def _bracketed(tokens: Sequence[Token]) -> list[Token]:
+    return [Token("mark", "("), *tokens, Token("mark", ")")]
 
 
 def _bounded(name: str, operator: str, bound: Expression) -> Region:
