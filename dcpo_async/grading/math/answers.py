@@ -30,7 +30,7 @@ class Based:
 class Collection:
     """Several answers: list and set in any order, tuple with its brackets (:: for a ratio) in order.
 
-    A list has no brackets, but "or" where it says so of values of different names.
+    A list has no brackets, but the word between its members, "and" or "or", where there is one.
     """
 
     kind: Literal["list", "set", "tuple"]

@@ -23,7 +23,7 @@ from dcpo_async.grading.math.answers import (
     real_value,
 )
 from dcpo_async.grading.math.arithmetic.exact import exact_value
-from dcpo_async.grading.math.equality import are_equal, are_proportional, differs_by_less
+from dcpo_async.grading.math.equality import are_equal, are_proportional
 from dcpo_async.grading.math.expressions import (
     Apply,
     Expression,
@@ -36,20 +36,14 @@ from dcpo_async.grading.math.expressions import (
 from dcpo_async.grading.math.forms.choices import choice_of, same_choices
 from dcpo_async.grading.math.forms.conditions import same_conditioned
 from dcpo_async.grading.math.forms.congruences import same_congruence
+from dcpo_async.grading.math.forms.numerals import INTEGER, as_integer, is_long_decimal_of, is_numeral, with_points
 from dcpo_async.grading.math.forms.ordered import keeps_order
 from dcpo_async.grading.math.forms.words import WRAPPER, plain_text
 from dcpo_async.grading.math.reader import ALGEBRA, read_answer
 from dcpo_async.grading.math.tokens import clean, tokenize
 
-_INTEGER = re.compile(r"[+-]?(?:\d+|[1-9]\d{0,2}(?:,\d{3})+)(?:\.0*)?", re.ASCII)
 _SEPARATED = re.compile(r"\d,[1-9]\d{2}(?!\d)", re.ASCII)
 _ALGEBRA = re.compile(rf"\\(?:{'|'.join(sorted(ALGEBRA))})(?![A-Za-z])")
-_COMMA = re.compile(r"-?(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))", re.ASCII)
-_POINT = re.compile(r"-?\d*\.\d+", re.ASCII)
-MIN_DECIMAL_DIGITS = 10
-"""Significant digits from which on a decimal stands for a value that has no finite one."""
-MAX_DECIMAL_PLACES = 50
-NO_PLACES = -1
 DIGITS = "0123456789ABCDEF"
 
 
@@ -64,15 +58,15 @@ def compare(answer: str, reference: str) -> bool | None:
         return False
     if left == right:
         return True
-    if _INTEGER.fullmatch(left) and _INTEGER.fullmatch(right):
-        return _as_integer(left) == _as_integer(right)
+    if INTEGER.fullmatch(left) and INTEGER.fullmatch(right):
+        return as_integer(left) == as_integer(right)
     if (choice := choice_of(right, is_reference=True)) is not None:
         return choice_of(left, is_reference=False) == choice
     if (is_same := same_choices(left, right)) is not None:
         return is_same
     if _is_anagram(left, right):
         return False
-    left, right = _with_points(left, right)
+    left, right = with_points(left, right)
     verdict = _compare_readings(left, right, has_thousands=True)
     if verdict is not True and _SEPARATED.search(left + " " + right) and ",0" not in left + right:
         # "100,200" may be a list; a side that reads as one decides.
@@ -86,23 +80,6 @@ def _is_anagram(one: str, other: str) -> bool:
     """Whether both are words of the same letters in another order; two letters alone are a product."""
     one, other = (WRAPPER.sub(r"\1", text).strip().casefold() for text in (one, other))
     return one.isalpha() and len(one) > 2 and one != other and sorted(one) == sorted(other)
-
-
-def _with_points(one: str, other: str) -> tuple[str, str]:
-    """A decimal with a comma, where the other side is one with a point and no separated thousands can be meant."""
-    if _COMMA.fullmatch(one) and _POINT.fullmatch(other):
-        return one.replace(",", "."), other
-    if _COMMA.fullmatch(other) and _POINT.fullmatch(one):
-        return one, other.replace(",", ".")
-    return one, other
-
-
-def _as_integer(text: str) -> str:
-    """Digits without sign of plus, separators and leading zeros: no conversion, so that any length is quick."""
-    digits = text.partition(".")[0].replace(",", "").lstrip("+")
-    sign = "-" if digits.startswith("-") else ""
-    digits = digits.lstrip("-").lstrip("0")
-    return sign + digits if digits else "0"
 
 
 def _compare_readings(left: str, right: str, has_thousands: bool) -> bool | None:
@@ -147,7 +124,8 @@ def _same_form(answer: Answer, reference: Answer) -> bool | None:
 
 
 def _tokens_of(text: str) -> list[tuple[str, str]]:
-    return [(token.kind, token.text) for token in tokenize(text)]
+    is_set = text.startswith(r"\{")
+    return [(token.kind, ":" if is_set and token.text == "|" else token.text) for token in tokenize(text)]
 
 
 def _same_piecewise(answer: Piecewise, reference: Piecewise) -> bool:
@@ -189,27 +167,13 @@ def _same_unread(answer: Answer, reference: Answer) -> bool | None:
     match reference:
         case Quantity(expression) if is_numeral(expression):
             return False
+    if all(isinstance(side, Unread) and r"\lim" in side.text for side in (answer, reference)):
+        return False  # algebra takes what it does not know for a constant, and every limit of it for the same
     is_open = any(isinstance(side, Unread) and side.has_unknown for side in (answer, reference))
     return None if is_open else False
 
 
 # ---- quantities
-
-
-def is_numeral(expression: Expression) -> bool:
-    """Whether an expression is a number as people write it: a decimal, a fraction, a power, a scientific notation."""
-    match expression:
-        case Number():
-            return True
-        case Apply("-" | "%", (inner,)):
-            return is_numeral(inner)
-        case Apply("/", (one, other)):
-            return is_numeral(one) and is_numeral(other)
-        case Apply("^", (base, Number(exponent))):
-            return is_numeral(base) and exponent.denominator == 1
-        case Apply("*", (Number(), Apply("^", (Number(base), exponent)))):
-            return base == 10 and is_numeral(exponent)
-    return False
 
 
 def _same_quantity(answer: Quantity, reference: Quantity) -> bool | None:
@@ -240,7 +204,7 @@ def _in_unit(quantity: Quantity) -> Expression:
 def _same_value(answer: Expression, reference: Expression) -> bool | None:
     if answer == reference:
         return True
-    if _is_long_decimal_of(answer, reference) or _is_long_decimal_of(reference, answer):
+    if is_long_decimal_of(answer, reference) or is_long_decimal_of(reference, answer):
         return True
     if is_numeral(reference) and not is_numeral(answer):
         return False
@@ -248,24 +212,6 @@ def _same_value(answer: Expression, reference: Expression) -> bool | None:
         return False
     is_same = are_equal(answer, reference)
     return is_same and keeps_order(answer, reference)
-
-
-def _is_long_decimal_of(decimal: Expression, exact: Expression) -> bool:
-    """Whether one is the other to all the digits that it has, at least ten, of a value that has no finite decimal."""
-    if not isinstance(decimal, Number) or free_symbols(exact) or (places := _decimal_places(decimal.value)) < 1:
-        return False
-    if len(str(abs(int(decimal.value * 10**places)))) < MIN_DECIMAL_DIGITS:
-        return False
-    fraction = exact_value(exact)
-    if fraction is not None and (_decimal_places(fraction) != NO_PLACES or not is_numeral(exact)):
-        return False
-    # Floating point gives no more than fifteen digits, whatever is printed.
-    return differs_by_less(decimal.value, exact, max(Fraction(1, 10**places), abs(decimal.value) / 10**15))
-
-
-def _decimal_places(value: Fraction) -> int:
-    """The digits behind the point of a number; NO_PLACES where they have no end that counts."""
-    return next((places for places in range(MAX_DECIMAL_PLACES) if 10**places % value.denominator == 0), NO_PLACES)
 
 
 def _same_in_base(answer: Answer, reference: Answer) -> bool:
@@ -290,11 +236,26 @@ def _same_collection(answer: Collection, reference: Collection) -> bool | None:
         # A bare list may leave the parentheses out, but not the order; a set is no tuple.
         is_bare = "list" in (answer.kind, reference.kind) and "()" in (answer.brackets, reference.brackets)
         return is_bare and _all_same(answer.members, reference.members)
-    if answer.kind == reference.kind == "list" and answer.brackets != reference.brackets:
+    if answer.kind == reference.kind == "list" and not _same_connective(answer, reference):
         return False
     if answer.kind == reference.kind == "set":
         return _same_set(answer.members, reference.members)
     return _same_in_any_order(answer.members, reference.members)
+
+
+def _same_connective(answer: Collection, reference: Collection) -> bool:
+    """Whether "and" and "or" mean the same in two lists, as in "x=1 or x=2" and "x=1 and x=2", solutions both.
+
+    Of values with different names, and of letters, they do not; nor is "8 or 9" an answer where 8 and 9 are asked for.
+    """
+    words = answer.brackets, reference.brackets
+    values = [member for member in reference.members if isinstance(member, Quantity)]
+    names = {value.name for value in values}
+    if len(names) > 1:
+        return (words[0] == "or") == (words[1] == "or")
+    if any(not value.name and free_symbols(value.expression) for value in values):
+        return set(words) != {"and", "or"}
+    return words != ("or", "and") or names not in ({""}, set())
 
 
 def _all_same(answers: Sequence[Answer] | None, references: Sequence[Answer] | None) -> bool | None:

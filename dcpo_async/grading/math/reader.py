@@ -135,7 +135,9 @@ class _Reader:
     def _set(self, inner: list[Token]) -> Answer:
         parts = _split(inner, ("|", ":"))
         is_condition = len(parts) == 2 and any(is_mark(token, *_RELATIONS, "∈") for token in parts[1])
-        if is_condition and parts[0] and parts[0][0].kind == "letter":
+        if is_condition and (len(parts[0]) != 1 or parts[0][0].kind != "letter"):
+            raise UnreadableError("a set of more than numbers")
+        if is_condition:
             return _as_set(_Reader(parts[1]).read())
         members = [part for part in _split(inner, (",", ";")) if part]
         return _collected("set", members) if members else Region(())
@@ -204,11 +206,10 @@ def _named_set(tokens: Sequence[Token]) -> Region:
 def _listed(answer: Answer, words: Set[str]) -> Answer:
     """A list; regions joined by "or" are their union, by "and" what they have in common."""
     members = answer.members if isinstance(answer, Collection) else ()
-    names = {member.name for member in members if isinstance(member, Quantity)}
-    if "or" in words and len(names) > 1 and isinstance(answer, Collection):
-        return Collection("list", members, "or")
     regions = [member for member in members if isinstance(member, Region)]
-    if not members or len(regions) < len(members) or not words & {"and", "or"}:
+    if isinstance(answer, Collection) and len(regions) < len(members):
+        return Collection("list", members, "or" if "or" in words else "and" if "and" in words else "")
+    if not members or not words & {"and", "or"}:
         return answer
     if "or" not in words and len(regions) <= MAX_CONDITIONS:
         common = reduce(_common, regions)

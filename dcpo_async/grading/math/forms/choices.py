@@ -37,13 +37,17 @@ def same_choices(answer: str, reference: str) -> bool | None:
     one, other = _letters(answer), _letters(reference)
     if one is None or other is None or answer == reference:
         return None
-    if answer.isalpha() and reference.isalpha():
-        return False
+    if _flat(answer).isalpha() and _flat(reference).isalpha():
+        return None
     return sorted(one) == sorted(other)
 
 
+def _flat(text: str) -> str:
+    return " ".join(WRAPPER.sub(r" \1 ", text).split())
+
+
 def _letters(text: str) -> str | None:
-    flat = " ".join(WRAPPER.sub(r" \1 ", text).split())
+    flat = _flat(text)
     if not _SEVERAL.fullmatch(flat):
         return None
     letters = "".join(character for character in flat if character in "ABCDE")
