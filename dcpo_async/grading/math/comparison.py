@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from operator import itemgetter
 
-from dcpo_async.grading.math.answers import (
+from dcpo_async.grading.math.arithmetic.equality import are_equal, are_proportional
+from dcpo_async.grading.math.arithmetic.exact import exact_value
+from dcpo_async.grading.math.arithmetic.ordered import keeps_order
+from dcpo_async.grading.math.forms.answers import (
     Answer,
     Based,
     Collection,
@@ -22,9 +25,13 @@ from dcpo_async.grading.math.answers import (
     as_region,
     real_value,
 )
-from dcpo_async.grading.math.arithmetic.exact import exact_value
-from dcpo_async.grading.math.equality import are_equal, are_proportional
-from dcpo_async.grading.math.expressions import (
+from dcpo_async.grading.math.forms.choices import choice_of, same_choices
+from dcpo_async.grading.math.forms.conditions import same_conditioned
+from dcpo_async.grading.math.forms.congruences import same_congruence
+from dcpo_async.grading.math.forms.numerals import INTEGER, as_integer, is_long_decimal_of, is_numeral, with_points
+from dcpo_async.grading.math.forms.words import WRAPPER, plain_text
+from dcpo_async.grading.math.reader import ALGEBRA, read_answer
+from dcpo_async.grading.math.syntax.expressions import (
     Apply,
     Expression,
     Number,
@@ -33,14 +40,7 @@ from dcpo_async.grading.math.expressions import (
     difference,
     free_symbols,
 )
-from dcpo_async.grading.math.forms.choices import choice_of, same_choices
-from dcpo_async.grading.math.forms.conditions import same_conditioned
-from dcpo_async.grading.math.forms.congruences import same_congruence
-from dcpo_async.grading.math.forms.numerals import INTEGER, as_integer, is_long_decimal_of, is_numeral, with_points
-from dcpo_async.grading.math.forms.ordered import keeps_order
-from dcpo_async.grading.math.forms.words import WRAPPER, plain_text
-from dcpo_async.grading.math.reader import ALGEBRA, read_answer
-from dcpo_async.grading.math.tokens import clean, tokenize
+from dcpo_async.grading.math.syntax.tokens import clean, tokenize
 
 _SEPARATED = re.compile(r"\d,[1-9]\d{2}(?!\d)", re.ASCII)
 _ALGEBRA = re.compile(rf"\\(?:{'|'.join(sorted(ALGEBRA))})(?![A-Za-z])")

@@ -6,7 +6,8 @@ from functools import partial, reduce
 from itertools import pairwise, product
 from typing import Literal
 
-from dcpo_async.grading.math.answers import (
+from dcpo_async.grading.math.arithmetic.equality import are_equal
+from dcpo_async.grading.math.forms.answers import (
     INFINITY,
     MAX_MEMBERS,
     MINUS_INFINITY,
@@ -23,8 +24,12 @@ from dcpo_async.grading.math.answers import (
     as_region,
     real_value,
 )
-from dcpo_async.grading.math.equality import are_equal
-from dcpo_async.grading.math.expressions import (
+from dcpo_async.grading.math.forms.cases import read_cases
+from dcpo_async.grading.math.forms.conditions import read_conditioned
+from dcpo_async.grading.math.forms.congruences import read_congruence
+from dcpo_async.grading.math.forms.quantities import read_quantity
+from dcpo_async.grading.math.forms.words import is_wordy, named_answer, plain_text
+from dcpo_async.grading.math.syntax.expressions import (
     Apply,
     Expression,
     Symbol,
@@ -32,13 +37,8 @@ from dcpo_async.grading.math.expressions import (
     difference,
     free_symbols,
 )
-from dcpo_async.grading.math.forms.cases import read_cases
-from dcpo_async.grading.math.forms.conditions import read_conditioned
-from dcpo_async.grading.math.forms.congruences import read_congruence
-from dcpo_async.grading.math.forms.words import is_wordy, named_answer, plain_text
-from dcpo_async.grading.math.parser import KNOWN_COMMANDS, parse_expression
-from dcpo_async.grading.math.quantities import read_quantity
-from dcpo_async.grading.math.tokens import Token, is_mark, tokenize
+from dcpo_async.grading.math.syntax.parser import KNOWN_COMMANDS, parse_expression
+from dcpo_async.grading.math.syntax.tokens import Token, is_mark, tokenize
 
 _CALL = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?'*(?:\^\{?\(?-?\d\)?\}?)?\([A-Za-z](?:,[A-Za-z])*\)")
 MAX_NESTING = 20

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcpo_async.grading.math.arithmetic.exact import exact_value
-from dcpo_async.grading.math.expressions import (
+from dcpo_async.grading.math.syntax.expressions import (
     Apply,
     Expression,
     Number,
@@ -15,8 +15,8 @@ from dcpo_async.grading.math.expressions import (
     UnreadableError,
     free_symbols,
 )
-from dcpo_async.grading.math.parser import MAX_DEPTH, parse_expression
-from dcpo_async.grading.math.tokens import clean, tokenize
+from dcpo_async.grading.math.syntax.parser import MAX_DEPTH, parse_expression
+from dcpo_async.grading.math.syntax.tokens import clean, tokenize
 
 X, TWO = Symbol("x"), Number(Fraction(2))
 

@@ -1,1 +1,1 @@
-"""Values of expressions: exact fractions, or many digits."""
+"""Whether two expressions are equal: by exact fractions, or by many digits."""

@@ -9,7 +9,7 @@ from typing import Any
 from mpmath import mp
 
 from dcpo_async.grading.math.arithmetic.exact import MAX_BITS, Bindings
-from dcpo_async.grading.math.expressions import CALLED, Apply, Expression, Number, Symbol
+from dcpo_async.grading.math.syntax.expressions import CALLED, Apply, Expression, Number, Symbol
 
 MAX_MAGNITUDE_BITS = 10_000_000
 """Numbers beyond 2 to this power are not computed."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import partial
 
-from dcpo_async.grading.math.expressions import CALLED, Apply, Expression, Number, Symbol
+from dcpo_async.grading.math.syntax.expressions import CALLED, Apply, Expression, Number, Symbol
 
 MAX_BITS = 20_000
 """Exact numbers with more are compared by their leading digits."""

@@ -1,1 +1,1 @@
-"""Forms of answers around the usual ones: cases, congruences, conditions, sets by name, letters of choices."""
+"""The kinds of answers, and how those around the usual ones are read and compared."""

@@ -3,7 +3,7 @@ r"""Systems of equations and functions defined by cases."""
 import re
 from collections.abc import Callable
 
-from dcpo_async.grading.math.answers import MAX_MEMBERS, Answer, Collection, Piecewise, Text, Unread
+from dcpo_async.grading.math.forms.answers import MAX_MEMBERS, Answer, Collection, Piecewise, Text, Unread
 from dcpo_async.grading.math.forms.words import WRAPPER
 
 _BLOCK = re.compile(

@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
-from dcpo_async.grading.math.answers import Answer, Collection, Conditioned, Quantity, Region, Relation
 from dcpo_async.grading.math.arithmetic.digits import TooLargeError, evaluate, is_close, numbers
-from dcpo_async.grading.math.expressions import Apply, Expression, Symbol, free_symbols
+from dcpo_async.grading.math.forms.answers import Answer, Collection, Conditioned, Quantity, Region, Relation
 from dcpo_async.grading.math.forms.words import WRAPPER
+from dcpo_async.grading.math.syntax.expressions import Apply, Expression, Symbol, free_symbols
 
 _LEAD = r"(?:(?:where|for|with|here|if|when|and)\s+)?(?:(?:any|all|every|some|each)\s+)?"
 _KIND = r"(?:an?\s+|any\s+)?((?:positive |natural |non-?negative )?(?:integers?|numbers?))"

@@ -3,13 +3,13 @@ r"""Congruences, however they write the modulus: \pmod{3}, \mod 3, \bmod 3, (mod
 import re
 from collections.abc import Sequence
 
-from dcpo_async.grading.math.answers import Congruence
+from dcpo_async.grading.math.arithmetic.equality import are_equal
 from dcpo_async.grading.math.arithmetic.exact import exact_value
-from dcpo_async.grading.math.equality import are_equal
-from dcpo_async.grading.math.expressions import Expression, UnreadableError
+from dcpo_async.grading.math.forms.answers import Congruence
 from dcpo_async.grading.math.forms.words import WRAPPER
-from dcpo_async.grading.math.parser import parse_expression
-from dcpo_async.grading.math.tokens import tokenize
+from dcpo_async.grading.math.syntax.expressions import Expression, UnreadableError
+from dcpo_async.grading.math.syntax.parser import parse_expression
+from dcpo_async.grading.math.syntax.tokens import tokenize
 
 _MODULUS = re.compile(r"\(?\s*(?:\\[pb]?mod(?![A-Za-z])|\bmod(?:ulo)?\b)\s*(?:\{([^{}]+)\}|([^{}()]+?))\s*\)?$")
 _SEPARATOR = re.compile(r",|;|\bor\b|\band\b|\\lor\b")

@@ -3,9 +3,9 @@
 import re
 from fractions import Fraction
 
+from dcpo_async.grading.math.arithmetic.equality import differs_by_less
 from dcpo_async.grading.math.arithmetic.exact import exact_value
-from dcpo_async.grading.math.equality import differs_by_less
-from dcpo_async.grading.math.expressions import Apply, Expression, Number, free_symbols
+from dcpo_async.grading.math.syntax.expressions import Apply, Expression, Number, free_symbols
 
 INTEGER = re.compile(r"[+-]?(?:\d+|[1-9]\d{0,2}(?:,\d{3})+)(?:\.0*)?", re.ASCII)
 _COMMA = re.compile(r"-?(?:0,\d+|\d+,(?:\d{1,2}|\d{4,}))", re.ASCII)

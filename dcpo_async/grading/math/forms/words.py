@@ -2,7 +2,7 @@ r"""Answers in words: how they are compared, and the sets that have names."""
 
 import re
 
-from dcpo_async.grading.math.answers import INFINITY, MINUS_INFINITY, Answer, Interval, Region, Text
+from dcpo_async.grading.math.forms.answers import INFINITY, MINUS_INFINITY, Answer, Interval, Region, Text
 
 WRAPPER = re.compile(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}")
 _NO_WORDS = re.compile(r"[\\^_{}=<>+*/|!≤≥≠≡≢∈∉⊂⊆⊃⊇∩∪⊥∥∼≅∤∞]")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from dcpo_async.grading.math.arithmetic.exact import exact_value
-from dcpo_async.grading.math.expressions import Apply, Expression, Number, Symbol, UnreadableError, nodes
+from dcpo_async.grading.math.syntax.expressions import Apply, Expression, Number, Symbol, UnreadableError, nodes
 
 Square = tuple[Fraction, Fraction, Fraction, Fraction]
 """A matrix of two rows and two columns, row by row."""

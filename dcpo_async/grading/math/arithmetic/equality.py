@@ -14,7 +14,7 @@ from dcpo_async.grading.math.arithmetic.digits import (
     numbers,
 )
 from dcpo_async.grading.math.arithmetic.exact import EXACT, Bindings, exact_value
-from dcpo_async.grading.math.expressions import (
+from dcpo_async.grading.math.syntax.expressions import (
     CONSTANT_NAMES,
     Apply,
     Expression,

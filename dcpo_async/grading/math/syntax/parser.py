@@ -3,7 +3,7 @@ r"""Reads an expression from tokens."""
 from collections.abc import Sequence
 from fractions import Fraction
 
-from dcpo_async.grading.math.expressions import (
+from dcpo_async.grading.math.syntax.expressions import (
     ARROW,
     BOLD,
     CALLED,
@@ -16,7 +16,7 @@ from dcpo_async.grading.math.expressions import (
     negative,
     signed_product,
 )
-from dcpo_async.grading.math.tokens import FUNCTIONS, Token, is_mark
+from dcpo_async.grading.math.syntax.tokens import FUNCTIONS, Token, is_mark
 
 MAX_DEPTH = 40
 MAX_DIGITS = 4000

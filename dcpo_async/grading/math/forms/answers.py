@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dcpo_async.grading.math.arithmetic.digits import TooLargeError, evaluate
-from dcpo_async.grading.math.expressions import Apply, Expression, Symbol, UnreadableError
+from dcpo_async.grading.math.syntax.expressions import Apply, Expression, Symbol, UnreadableError
 
 MAX_MEMBERS = 64
 
