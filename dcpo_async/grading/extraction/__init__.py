@@ -5,7 +5,7 @@ from typing import Literal
 
 from dcpo_async.grading.extraction.boxes import boxed_answers, last_boxed
 from dcpo_async.grading.extraction.markers import behind_marker, last_number
-from dcpo_async.grading.extraction.mathematics import last_mathematics
+from dcpo_async.grading.extraction.mathematics import last_mathematics, only_mathematics
 
 __all__ = ["MAX_RESPONSE_CHARS", "Extraction", "extract_answer", "reference_in"]
 
@@ -43,6 +43,8 @@ def extract_answer(response_text: str, extraction: Extraction = "boxed") -> str 
         return None
     if not answer:
         answer = behind_marker(text)
+        if extraction == "last_math":
+            answer = only_mathematics(answer) or answer
     if not answer and extraction == "last_number":
         answer = last_number(text)
     if not answer and extraction == "last_math":

@@ -24,6 +24,7 @@ _RUN = re.compile(
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$])|\n+")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _UNIT_LETTER = re.compile(r"(?<=\d)[mgshlL][²³]?$")
+_UNCLEAR = re.compile(r"\b(?:not|no|never|or|between|than|least|most|about|unless|if)\b|n't\b", re.IGNORECASE)
 _ARTICLES = re.compile(r"^(?:a|A|I)\s+")
 
 
@@ -44,13 +45,28 @@ def last_mathematics(text: str) -> str:
     if not text:
         return ""
     if _is_bare(text):
-        return text.rstrip(" .*").lstrip("* ")
+        return text.rstrip(" .*").lstrip("*= ")
     formulas = _formulas(text)
     for start, end in reversed(_spans(text, formulas)):
         within = [formula for formula in formulas if start <= formula.start < end]
         if (answer := _of_sentence(text[start:end], within, start)) is not None:
             return answer
     return last_number(text)
+
+
+def only_mathematics(line: str) -> str:
+    """The one formula or number in a line of words, as in "she left 3 hours ago"; empty where that is not clear."""
+    if _is_bare(line) or _UNCLEAR.search(line):
+        return ""
+    formulas = _formulas(line)
+    outside = line
+    for formula in reversed(formulas):
+        outside = outside[: formula.start] + " " + outside[formula.end :]
+    real = [formula.content for formula in formulas if not _NAME_ALONE.fullmatch(formula.content)]
+    runs = [match[0] for match in _RUN.finditer(outside) if re.search(r"\d", match[0])]
+    if len(real) + len(runs) != 1:
+        return ""
+    return real[0] if real else _last_run(outside) or ""
 
 
 def _is_bare(text: str) -> bool:
@@ -105,7 +121,7 @@ def _of_sentence(sentence: str, formulas: list[_Found], offset: int) -> str | No
 
 def _last_run(text: str) -> str | None:
     """The last stretch of mathematics without delimiters that holds a number; else None."""
-    runs = [match[0].strip(" .,;:&=") for match in _RUN.finditer(text)]
+    runs = [match[0].strip(" .,;:&=*") for match in _RUN.finditer(text)]
     runs = [_ARTICLES.sub("", run) for run in runs if re.search(r"\d", run) or re.search(r"\\(?:infty|pi|sqrt)", run)]
     if not runs:
         return None

@@ -135,7 +135,8 @@ class _Reader:
     def _set(self, inner: list[Token]) -> Answer:
         parts = _split(inner, ("|", ":"))
         is_condition = len(parts) == 2 and any(is_mark(token, *_RELATIONS, "∈") for token in parts[1])
-        if is_condition and (len(parts[0]) != 1 or parts[0][0].kind != "letter"):
+        in_reals = [token.text for token in parts[0][1:]] in ([], ["∈", "Real"])
+        if is_condition and not (in_reals and parts[0] and parts[0][0].kind == "letter"):
             raise UnreadableError("a set of more than numbers")
         if is_condition:
             return _as_set(_Reader(parts[1]).read())

@@ -74,11 +74,15 @@ _REWRITES = (
     (re.compile(r"\\(?:boldsymbol|bm)\s*(?=\{[A-Za-z]\})"), r"\\mathbf"),
     (re.compile(r"(?<=[\w)}])\*\*(?=[\w({\\-])"), "^"),
     (re.compile(r"\\(?:left|right)\s*\.|\\(?:left|right|[bB]igg?[lr]?|middle)(?![A-Za-z])"), ""),
-    (re.compile(r"\\(?:displaystyle|textstyle|limits|nolimits|hfill|boldsymbol|rm|bf)(?![A-Za-z])"), ""),
+    (re.compile(r"\\(?:displaystyle|textstyle|limits|nolimits|hfill|boldsymbol|rm|bf|underline)(?![A-Za-z])"), ""),
+    (re.compile(r"\\(?:scriptstyle|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])"), ""),
+    (re.compile(r"\\(?:text)?color\s*\{[A-Za-z]+\}"), ""),
     (re.compile(r"\\[dtc](?=(?:frac|binom)(?![A-Za-z]))"), r"\\"),
     # Separators of thousands.
     (re.compile(r"(?<=\d),\s*\\!\s*(?=\d{3})"), ","),
     (re.compile(r"(?<=\d)\{,\}(?=\d{3})"), ","),
+    (re.compile(r"(?<=\d)\{,\}(?=\d{1,2}(?!\d))"), "."),
+    (re.compile(r"\{([:;])\}"), r"\1"),
     (re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))"), ""),
     (re.compile(r"(?<![\d.])(\d{1,3})((?: \d{3})+)(?![\d/.])"), lambda match: match[0].replace(" ", "")),
     (re.compile(r"(?<!\\)(?:\\[!()\[\]]|\$)|&nbsp;|[*_]{2,}"), ""),
@@ -115,7 +119,7 @@ def clean(answer: str) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    return " ".join(text.split()).rstrip(" .。,;:").removesuffix("\\").strip()
+    return " ".join(text.split()).rstrip(" .。,;:\\")
 
 
 def tokenize(cleaned: str, has_thousands: bool = True) -> list[Token]:
