@@ -25,6 +25,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$])|\n+")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _UNIT_LETTER = re.compile(r"(?<=\d)[mgshlL][²³]?$")
 _UNCLEAR = re.compile(r"\b(?:not|no|never|or|between|than|least|most|about|unless|if)\b|n't\b", re.IGNORECASE)
+_CONCLUSION = re.compile(r"[^.]{0,200}[,;]\s+(?:hence|thus|so|therefore|that is)\b[^.$]{0,40}\$?\d")
 _ARTICLES = re.compile(r"^(?:a|A|I)\s+")
 
 
@@ -110,7 +111,7 @@ def _spans(text: str, formulas: list[_Found]) -> list[tuple[int, int]]:
 def _of_sentence(sentence: str, formulas: list[_Found], offset: int) -> str | None:
     real = [formula for formula in formulas if not _NAME_ALONE.fullmatch(formula.content)]
     behind = sentence[formulas[-1].end - offset :] if formulas else sentence
-    if real and real[-1] == formulas[-1]:
+    if real and real[-1] == formulas[-1] and not _CONCLUSION.match(behind):
         return real[-1].content
     if (run := _last_run(behind)) is not None:
         return run

@@ -250,7 +250,7 @@ def _same_connective(answer: Collection, reference: Collection) -> bool:
     """
     words = answer.brackets, reference.brackets
     values = [member for member in reference.members if isinstance(member, Quantity)]
-    names = {value.name for value in values}
+    names = {member.name for member in reference.members if isinstance(member, Quantity | Region)}
     if len(names) > 1:
         return (words[0] == "or") == (words[1] == "or")
     if any(not value.name and free_symbols(value.expression) for value in values):

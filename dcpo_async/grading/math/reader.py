@@ -208,7 +208,8 @@ def _listed(answer: Answer, words: Set[str]) -> Answer:
     """A list; regions joined by "or" are their union, by "and" what they have in common."""
     members = answer.members if isinstance(answer, Collection) else ()
     regions = [member for member in members if isinstance(member, Region)]
-    if isinstance(answer, Collection) and len(regions) < len(members):
+    are_of_one = len({region.name for region in regions if region.name}) <= 1
+    if isinstance(answer, Collection) and (len(regions) < len(members) or not are_of_one):
         return Collection("list", members, "or" if "or" in words else "and" if "and" in words else "")
     if not members or not words & {"and", "or"}:
         return answer

@@ -3,7 +3,7 @@ r"""Systems of equations and functions defined by cases."""
 import re
 from collections.abc import Callable
 
-from dcpo_async.grading.math.forms.answers import MAX_MEMBERS, Answer, Collection, Piecewise, Text, Unread
+from dcpo_async.grading.math.forms.answers import MAX_MEMBERS, Answer, Collection, Piecewise, Region, Text, Unread
 from dcpo_async.grading.math.forms.words import WRAPPER
 
 _BLOCK = re.compile(
@@ -37,6 +37,8 @@ def read_cases(text: str, read: Callable[[str], Answer]) -> Answer | None:
         branches = tuple((read(value), _condition(condition, read)) for value, condition in parts)
         return Piecewise(branches, (block["name"] or "").replace(" ", ""))
     members = tuple(read(value) for value, _ in parts)
+    if len(members) > 1 and all(isinstance(member, Region) for member in members):
+        return read(r" \land ".join(value for value, _ in parts))
     return members[0] if len(members) == 1 else Collection("list", members)
 
 
