@@ -62,6 +62,7 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.system
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("role", ROLES)
 async def test_each_hostile_input_gets_a_verdict_in_time(pool: GradingPool, role: str) -> None:
     await pool.grade(*NEEDS_ALGEBRA)
@@ -107,6 +108,7 @@ def seconds_of_grade(response: str, reference: str) -> float:
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(900)
 def test_ten_thousand_random_inputs_get_verdicts_of_grade_in_time() -> None:
     made_by_hand = [role(text) for text in [*SHORT.values(), *LONG.values()] for role in ROLES.values()]
     drawn = drawn_by_hypothesis(2_000)
