@@ -196,7 +196,7 @@ async def test_a_cancelled_call_leaves_nothing_in_flight(engine: VllmEngine, fol
 
 async def test_each_response_tells_that_it_has_ended_and_the_engine_what_it_holds(engine: VllmEngine) -> None:
     loads: list[EngineLoad] = []
-    group = await engine.generate(lease(), sampling(max_response_tokens=200), lambda: loads.append(engine.load))
+    group = await engine.generate(lease(), sampling(max_response_tokens=200), lambda _: loads.append(engine.load))
     assert len(loads) == len(group) == 16
     assert max(load.num_running for load in loads) >= 12
     assert all(0 < load.kv_cache_share < 0.2 for load in loads[:8])

@@ -61,15 +61,15 @@ def test_a_lost_session_gives_back_all_its_leases_and_nobody_elses() -> None:
 
 def test_a_lease_lives_as_long_as_heartbeats_list_it() -> None:
     table = table_with(2)
-    table.heartbeat(b"a", [name(0)], now=10.0)
+    table.heartbeat(b"a", [name(0)], [0], now=10.0)
     assert table.release_unlisted(now=15.5, silence_seconds=15.0) == 1
     assert [slot.state for slot in table.open_slots] == [SlotState.LEASED, SlotState.WAITING]
 
 
 def test_a_heartbeat_that_names_the_lease_of_another_or_an_old_token_keeps_nothing_alive() -> None:
     table = table_with(1)
-    table.heartbeat(b"b", [name(0)], now=10.0)
-    table.heartbeat(b"a", [name(0, attempt=2), name(7)], now=10.0)
+    table.heartbeat(b"b", [name(0)], [0], now=10.0)
+    table.heartbeat(b"a", [name(0, attempt=2), name(7)], [0, 0], now=10.0)
     assert table.release_unlisted(now=15.5, silence_seconds=15.0) == 1
 
 
@@ -100,7 +100,7 @@ def test_a_session_that_joins_again_takes_back_what_nobody_else_has_got() -> Non
 def test_a_lease_of_before_a_restart_is_taken_back_by_its_holder() -> None:
     table = LeaseTable([Slot(4, 0, 1, attempt=2, state=SlotState.LEASED)], next_position=5)
     table.reclaim(b"a", [name(4, attempt=2)], now=1.0)
-    table.heartbeat(b"a", [name(4, attempt=2)], now=20.0)
+    table.heartbeat(b"a", [name(4, attempt=2)], [0], now=20.0)
     assert table.release_unlisted(now=30.0, silence_seconds=15.0) == 0
 
 
