@@ -241,11 +241,11 @@ class ActorDesk:
         self, peer: bytes, actor: ConnectedActor, group: GroupMessage, envelope: Envelope, now: float
     ) -> None:
         slot = self._intake.table.get(group.position)
-        tokens_before = slot.tokens if slot is not None else 0
+        tokens, leased_at = (slot.tokens, slot.leased_at) if slot is not None else (0, now)
         ack = self._intake.accept(peer, envelope)
         if ack.outcome == "accepted":
             actor.groups_accepted += 1
-            self.stragglers.finished(peer, group, tokens_before, now)
+            self.stragglers.finished(peer, group, tokens, leased_at, now)
             self._span_group(peer, group)
             self._regrader.sample(group, self._intake.answer_at(group.position))
         if ack.outcome == "invalid":

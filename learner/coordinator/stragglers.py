@@ -72,15 +72,17 @@ class Stragglers:
     def heard(self, session: bytes, heartbeat: Heartbeat, now: float) -> None:
         """A heartbeat; who still works on a lease that another has got is told."""
         grown = self._intake.heartbeat(session, heartbeat.held, heartbeat.tokens, now)
-        self.progress.heard(session, heartbeat.activity, heartbeat.responses_in_flight, grown, now)
+        in_flight, num_held = heartbeat.responses_in_flight, self._num_held(session)
+        self.progress.heard(session, heartbeat.activity, in_flight, num_held, grown, now)
         for name in heartbeat.held:
             slot = self._intake.table.get(name.position)
             if slot is not None and slot.attempt > name.attempt:
                 self._revoke(session, name, "another session has the lease")
 
-    def finished(self, session: bytes, group: GroupMessage, tokens_before: int, now: float) -> None:
-        """A group was accepted; its lease was last heard of with `tokens_before`."""
-        self.progress.finished(session, group.lengths, max(0, sum(group.lengths) - tokens_before), now)
+    def finished(self, session: bytes, group: GroupMessage, tokens: int, leased_at: float, now: float) -> None:
+        """A group was accepted; its lease went out at `leased_at` and was last heard of with so many tokens."""
+        grown = max(0, sum(group.lengths) - tokens)
+        self.progress.finished(session, group.lengths, grown, now - leased_at, now)
 
     def left(self, session: bytes) -> None:
         """A session is gone."""
@@ -93,7 +95,7 @@ class Stragglers:
         self.progress.look()
         if self._intake.num_batches > self._num_batches:
             self.progress.batches_filled(self._intake.num_batches - self._num_batches, now)
-            self._num_batches = self._intake.num_batches
+            self._num_batches, self._waiting_since = self._intake.num_batches, None
         for session, held in list(self._intake.table.held.items()):
             if session is not None:
                 for late in self.progress.stalled(session, list(held.values()), now):
@@ -187,10 +189,10 @@ class Stragglers:
 
     def _tell_of_waiting(self, now: float) -> None:
         if self._intake.awaited is None:
-            self._waiting_since, self._told_after = None, TOLD_SECONDS
+            self._waiting_since = None
             return
         if self._waiting_since is None:
-            self._waiting_since = now
+            self._waiting_since, self._told_after = now, TOLD_SECONDS
         if now - self._waiting_since < self._told_after:
             return
         self._told_after *= 2

@@ -24,6 +24,8 @@ SLOW_RATIO = 2.0
 """An actor is slow when the fleet's median is so many times as fast; below it nothing is handed over either."""
 PATIENCE = 5.0
 """Times `stall_seconds` for what is not generation: weights that come in, a start, grading."""
+WORKING = ("generating", "idle", "draining")
+"""What an actor that holds leases may say of itself without any reason why they stand still."""
 AGE_RATIO = 3.0
 """Times the seconds that the longest response takes at its holder's speed: what waiting for a place explains."""
 MAX_HANDED_OVER = 2
@@ -41,6 +43,8 @@ class Pace:
         in_flight: responses, as it says.
         tokens, response_seconds: sums that fade; their quotient is the speed of one response among the others.
         seconds_at_work: since it joined.
+        group_speed: of the groups that it has finished: tokens of the longest response by the age of the lease; None
+            before the first.
         finished_at: when a group of it was last accepted.
         strikes: times that all it held stood still; each group that it finishes takes one off.
         allowance: leases that it may hold after a strike; each group that it finishes adds two.
@@ -54,6 +58,7 @@ class Pace:
     tokens: float = 0.0
     response_seconds: float = 0.0
     seconds_at_work: float = 0.0
+    group_speed: float | None = None
     finished_at: float = -math.inf
     strikes: int = 0
     allowance: int | None = None
@@ -63,8 +68,8 @@ class Pace:
     @property
     def speed(self) -> float | None:
         """Tokens a second of one response; None while too little was seen."""
-        if self.seconds_at_work < MEASURED_SECONDS:
-            return None
+        if self.seconds_at_work < MEASURED_SECONDS or (self.tokens and self.response_seconds < 1.0):
+            return self.group_speed
         return self.tokens / max(self.response_seconds, 1e-3)
 
 
@@ -110,27 +115,37 @@ class Progress:
 
     # ---- what is seen
 
-    def heard(self, session: bytes, activity: Activity, in_flight: int, grown: int, now: float) -> None:
-        """A heartbeat: by how many tokens the session's leases have grown, and how many responses are in flight."""
+    def heard(self, session: bytes, activity: Activity, in_flight: int, num_held: int, grown: int, now: float) -> None:
+        """A heartbeat: by how many tokens the session's leases have grown, and how many responses are in flight.
+
+        It is at work when it holds leases and names nothing that keeps it from them, whatever else it says.
+        """
         pace = self.pace(session)
         if pace.heard_at is not None:
             seconds = now - pace.heard_at
             fade = 0.5 ** (seconds / HALF_LIFE_SECONDS)
             pace.tokens, pace.response_seconds = pace.tokens * fade + grown, pace.response_seconds * fade
-            if "generating" in (activity, pace.activity) or grown:
+            if grown or (num_held and activity in WORKING and pace.activity in WORKING):
                 pace.seconds_at_work += seconds
                 pace.response_seconds += seconds * (in_flight + pace.in_flight) / 2
         pace.heard_at, pace.activity, pace.in_flight = now, activity, in_flight
 
-    def finished(self, session: bytes, lengths: Collection[int], grown: int, now: float) -> None:
-        """A group was accepted: the lengths of its responses, and by how many tokens it grew since it was last seen."""
-        pace = self.pace(session)
+    def finished(self, session: bytes, lengths: Collection[int], grown: int, age: float, now: float) -> None:
+        """A group was accepted.
+
+        Args:
+            lengths: of its responses, in tokens.
+            grown: by how many tokens in all it grew since it was last heard of.
+            age: seconds since the lease went out.
+        """
+        pace, longest = self.pace(session), max(lengths, default=0)
+        speed = longest / max(age, 1e-3)
+        pace.group_speed = speed if pace.group_speed is None else 0.8 * pace.group_speed + 0.2 * speed
         pace.tokens += grown
         pace.finished_at, pace.strikes, pace.pause = now, max(0, pace.strikes - 1), PROBE_SECONDS
         if pace.allowance is not None:
             pace.allowance += 2
         self._num_groups += 1
-        longest = max(lengths, default=0)
         self.typical_tokens += (longest - self.typical_tokens) / min(self._num_groups, 100)
 
     def batches_filled(self, count: int, now: float) -> None:
@@ -194,8 +209,7 @@ class Progress:
         as the longest response takes at the holder's speed.
         """
         pace = self.pace(session)
-        is_generating = pace.activity in ("generating", "idle", "draining")
-        patience = self._stall_seconds * (1.0 if is_generating else PATIENCE)
+        patience = self._stall_seconds * (1.0 if pace.activity in WORKING else PATIENCE)
         last_sign = max(pace.finished_at, max((slot.changed_at for slot in held), default=now))
         if held and now - last_sign >= patience:
             pace.strikes += 1

@@ -67,7 +67,12 @@ def values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
 
 def models(model: type[BaseModel]) -> st.SearchStrategy[Any]:
     fields = {name: values(f.annotation, f.metadata) for name, f in model.model_fields.items()}
-    return st.fixed_dictionaries(fields).map(lambda body: model(**body))
+    return st.fixed_dictionaries(fields).map(lambda body: model(**_aligned(body)))
+
+
+def _aligned(body: dict[str, Any]) -> dict[str, Any]:
+    """Heartbeats have as many tokens as leases."""
+    return body | ({"tokens": (7,) * len(body["held"])} if "tokens" in body else {})
 
 
 @st.composite

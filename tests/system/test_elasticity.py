@@ -13,7 +13,10 @@ from tests.system.services import Service, Services, alive, assert_counted_once
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
-WORDS = ("--lag.max_lag", "2", "--network.silence_seconds", "3", "--network.heartbeat_seconds", "1")
+WORDS = (
+    *("--lag.max_lag", "2", "--network.silence_seconds", "3", "--network.heartbeat_seconds", "1"),
+    *("--actor.engine_stall_seconds", "4"),
+)
 SLOW = ("--tokens-per-second", "50")
 
 
@@ -97,3 +100,14 @@ def engine_pid(actor: Service) -> int:
     """The engine process of a launcher; 0 while there is none."""
     engine = actor.child("actor.engine_process")
     return engine.pid if engine is not None else 0
+
+
+def test_an_engine_that_hangs_is_ended_and_started_anew_and_its_leases_are_answered(run: Run) -> None:
+    newcomer = run.services.start_actor(*SLOW, "--hang-after-groups", "3")
+    log_file = newcomer.log_file.with_name("engine-0.log")
+    run.services.until("its end", lambda: log_file.exists() and "scripted hangs: no step for" in log_file.read_text())
+    run.services.until("a new start", lambda: newcomer.log.count("started as process") >= 2, seconds=30)
+    newcomer.signal(signal.SIGTERM)
+    run.services.ends_well(newcomer, seconds=60)
+    steps = len(run.services.metrics())
+    run.services.until_step(steps + 3)

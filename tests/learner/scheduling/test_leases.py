@@ -146,3 +146,36 @@ def test_thousands_of_open_visits_are_leased_in_linear_time() -> None:
         assert not table.is_prompt_open(20_000 + number)
         table.lease(table.open_new(20_000 + number, 1), b"a", weights_step=0, now=0.0)
     assert sum(slot.holder == b"a" for slot in table.open_slots) == 20_000
+
+
+def test_heartbeats_tell_by_how_many_tokens_the_leases_of_a_session_have_grown() -> None:
+    table = table_with(2)
+    assert table.heartbeat(b"a", [name(0), name(1)], [5, 0], now=1.0) == 5
+    assert table.heartbeat(b"a", [name(0), name(1)], [5, 7], now=2.0) == 7
+    assert table.heartbeat(b"b", [name(0)], [100], now=3.0) == 0
+    # Begun anew, as after a start of the engine: that is a sign of work too.
+    assert table.heartbeat(b"a", [name(0)], [2], now=4.0) == 0
+    assert [(slot.tokens, slot.changed_at) for slot in table.open_slots] == [(2, 4.0), (7, 2.0)]
+
+
+def test_a_lease_that_was_taken_back_goes_to_others_first_and_its_holder_cannot_claim_it() -> None:
+    table = table_with(2)
+    slot = slot_of(table, 1)
+    table.take_back(slot, now=10.0, shun_seconds=30.0)
+    assert table.next_to_lease() == (1, slot)
+    assert slot.is_shunning(b"a", now=39.0)
+    assert not slot.is_shunning(b"b", now=11.0)
+    assert not slot.is_shunning(b"a", now=40.0)
+    table.reclaim(b"a", [name(1)], now=11.0)
+    assert slot.state is SlotState.WAITING
+
+
+def test_leases_are_found_by_their_holder() -> None:
+    table = table_with(3)
+    table.fail(b"a", 1, attempt=1, is_prompts_fault=False)
+    table.lease(slot_of(table, 1), b"b", weights_step=0, now=1.0)
+    table.accept(0, weights_step=0)
+    assert {session: list(slots) for session, slots in table.held.items()} == {b"a": [2], b"b": [1]}
+    table.release_session(b"a")
+    table.remove([1])
+    assert not table.held
