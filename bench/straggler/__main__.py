@@ -1,7 +1,7 @@
 """Groups a second of nine actors, of the same beside one that is 60 times slower, and beside a hoarder.
 
-`python -m bench.straggler`. A real coordinator with a ledger on disk, real sessions and scripted engines in one process,
-channels in memory, and a rank that trains in no time, so that a batch that waits is all that holds the fleet up.
+`python -m bench.straggler`. A real coordinator with a ledger on disk, real sessions and scripted engines in one
+process, channels in memory, and a rank that trains in no time: a batch that waits is all that holds the fleet up.
 """
 
 import argparse

@@ -82,6 +82,17 @@ def test_the_leases_of_a_killed_engine_go_out_again_and_its_launcher_starts_it_a
     run.services.until("its leases", lambda: run.is_at_work(again))
 
 
+def test_an_engine_that_hangs_is_ended_and_started_anew_and_its_leases_are_answered(run: Run) -> None:
+    newcomer = run.services.start_actor(*SLOW, "--hang-after-groups", "3")
+    log_file = newcomer.log_file.with_name("engine-0.log")
+    run.services.until("its end", lambda: log_file.exists() and "scripted hangs: no step for" in log_file.read_text())
+    run.services.until("a new start", lambda: newcomer.log.count("started as process") >= 2, seconds=30)
+    newcomer.signal(signal.SIGTERM)
+    run.services.ends_well(newcomer, seconds=60)
+    steps = len(run.services.metrics())
+    run.services.until_step(steps + 3)
+
+
 def test_every_visit_is_counted_once_whoever_came_and_went(run: Run) -> None:
     run.services.until_step(len(run.services.metrics()) + 3)
     run.learner.signal(signal.SIGTERM)
@@ -100,14 +111,3 @@ def engine_pid(actor: Service) -> int:
     """The engine process of a launcher; 0 while there is none."""
     engine = actor.child("actor.engine_process")
     return engine.pid if engine is not None else 0
-
-
-def test_an_engine_that_hangs_is_ended_and_started_anew_and_its_leases_are_answered(run: Run) -> None:
-    newcomer = run.services.start_actor(*SLOW, "--hang-after-groups", "3")
-    log_file = newcomer.log_file.with_name("engine-0.log")
-    run.services.until("its end", lambda: log_file.exists() and "scripted hangs: no step for" in log_file.read_text())
-    run.services.until("a new start", lambda: newcomer.log.count("started as process") >= 2, seconds=30)
-    newcomer.signal(signal.SIGTERM)
-    run.services.ends_well(newcomer, seconds=60)
-    steps = len(run.services.metrics())
-    run.services.until_step(steps + 3)

@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import psutil
@@ -16,8 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from actor.engine.interface import EngineLoad
 from actor.engine.vllm import VllmEngine
+from actor.progress import watch
+from actor.weights_follower import WeightsFollower
 from dcpo_async.errors import EngineError, PromptError, WeightsError
-from dcpo_async.records import Lease, Response, Sampling
+from dcpo_async.records import Lease, LeaseName, Response, Sampling
+from tests.protocol.made_session import joining
 from tests.tiny_model import make_tiny_model
 
 pytestmark = [
@@ -106,6 +111,29 @@ async def test_logprobs_are_those_of_the_tempered_distribution(engine: VllmEngin
     group = await engine.generate(lease(), sampling(temperature=0.7))
     assert largest_difference(folders[0], group, 0.7) < 1e-4
     assert largest_difference(folders[0], group, 1.0) > 1e-2
+
+
+async def test_an_engine_core_that_stands_still_is_noticed_by_its_steps_and_the_tokens_of_each_lease_are_known(
+    engine: VllmEngine,
+) -> None:
+    asked = lease("hung")
+    name = LeaseName(asked.position, asked.attempt)
+    work = asyncio.create_task(engine.generate(asked, sampling(max_response_tokens=200)))
+    async with asyncio.timeout(60):
+        while not engine.running_tokens.get(name):  # noqa: ASYNC110 - the engine has no event for a test
+            await asyncio.sleep(0.01)
+        assert engine.load.steps > 0
+        core = engine_core()
+        core.suspend()
+        try:
+            session, updates_nothing = joining(), cast(WeightsFollower, SimpleNamespace(is_updating=False))
+            with pytest.raises(EngineError, match=r"vllm .* hangs: no step for .* with 0 responses to 1 leases in it"):
+                await watch(engine, session, updates_nothing, stall_seconds=3.0)
+        finally:
+            core.resume()
+        assert (session.activity, session.running_tokens[name] > 0) == ("generating", True)
+        await work
+    assert engine.running_tokens == {}
 
 
 async def test_temperature_0_takes_the_likeliest_token_whatever_else_is_in_the_batch(
@@ -289,6 +317,8 @@ HOST = """
 import asyncio, sys
 from pathlib import Path
 from actor.engine.vllm import VllmEngine
+from actor.progress import watch
+from actor.weights_follower import WeightsFollower
 
 async def main():
     engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=64, max_responses=4, kv_cache_gib=0.1)
