@@ -155,6 +155,7 @@ async def test_leases_on_their_way_count_as_granted(tmp_path: Path, open_intake:
         for _ in range(3):
             # As when responses end while the leases of the Want before are on their way.
             await actor.say(Want(num_leases=2))
+            await until(lambda: learner.intake.counts["leases"] >= 2)
         assert [(await actor.lease()).position for _ in range(2)] == [0, 1]
         assert await actor.hears_nothing()
         await actor.say(Want(num_leases=2))
