@@ -82,7 +82,7 @@ def test_the_line_about_the_algorithm_names_the_correction_and_its_thresholds() 
     words = ["--algorithm.updates_per_batch", "2", "--lag.publish_interval", "2", "--algorithm.old", "proximal"]
     truncated, _, _ = parsed([*words, "--algorithm.half_life_visits", "8"])
     assert described(truncated) == (
-        "smooth advantages, half-life 8 visits; dynamic clip of token ratios, ε 0.16 and 0.2, r_max 10; clipped loss, response mean; "
+        "smooth advantages, half-life 8 visits; dynamic clip of token ratios, ε 0.16 and 0.2, r_max 10; response mean; "
         "U 2, max_lag 4; old = proximal with truncated correction min(π_old/π_behavior, 2)"
     )
     masked, _, _ = parsed([*words, "--algorithm.correction", "masked"])
