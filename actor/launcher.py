@@ -14,7 +14,8 @@ from actor.engine.choice import add_engine_arguments, engine_words
 from actor.weights_options import add_relay_arguments, add_weights_arguments, checked_relay, weights_words
 from dcpo_async.devices import checked_gpus, cuda_environment, require_choice
 from dcpo_async.errors import ConfigError, DcpoError, EngineError, WeightsError
-from dcpo_async.processes import Child, keep_running, last_lines, module_argv
+from dcpo_async.processes import last_lines, module_argv
+from dcpo_async.supervision import Child, keep_running
 from dcpo_async.transport.security import check_address, load_client_keys
 
 log = logging.getLogger("actor")

@@ -27,7 +27,7 @@ OWNERS = {
 FLOORS = (
     "errors records columns durable run_folder",
     "config algorithm weights grading/math devices model_folder processes metrics",
-    "grading protocol",
+    "grading protocol supervision",
     "transport prompts evaluation",
     "comparison demo weight_serving",
     "commands",
@@ -49,16 +49,18 @@ SERVICES = {
     "learner/ledger": "",
     "learner/weights": "",
     "learner/problems": "",
+    "learner/ranks": "",
     "learner/coordinator": "ledger scheduling",
     "learner/reports": "ledger",
     "learner/checkpoints": "weights",
     "learner/policy": "",
     "learner/timing": "",
-    "learner/trainer": "checkpoints policy timing weights",
+    "learner/trainer": "checkpoints policy ranks timing weights",
     "learner/publisher": "trainer weights",
     "learner/sizing": "policy",
     "learner/run_setup": "coordinator ledger sizing",
-    "learner/launcher": "coordinator problems run_setup sizing",
+    "learner/parts": "coordinator ranks",
+    "learner/launcher": "coordinator parts problems run_setup sizing",
 }
 # Decisions: they know the nouns and nothing else.
 PURE = {"learner/scheduling": {"dcpo_async/records"}}

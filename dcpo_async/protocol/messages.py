@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dcpo_async.config import ActorSettings, GradingSettings, SamplingSettings
 from dcpo_async.records import Count, FinishReason, GroupOutcome, LeaseName, Relay
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 Text = Annotated[str, Field(max_length=1 << 20)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]

@@ -7,7 +7,8 @@ import pytest
 from dcpo_async.devices import Devices, cuda_environment
 from dcpo_async.errors import ConfigError
 from dcpo_async.run_folder import RunFolder
-from learner.launcher import gpus_elsewhere, parsed, trainer_error
+from learner.launcher import gpus_elsewhere, parsed
+from learner.parts import trainer_error
 from learner.run_setup import described
 from learner.trainer.rank import leave_error
 
