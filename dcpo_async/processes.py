@@ -109,13 +109,14 @@ def be_private() -> None:
 
 
 @contextlib.contextmanager
-def private_folder(kind: str) -> Iterator[Path]:
+def private_folder(kind: str, *, is_kept: bool = False) -> Iterator[Path]:
     """A temporary folder of this process alone, mode 700; those of processes that were killed are removed first.
 
     A folder is locked (flock) by its process, and the kernel drops the lock with it, however it ends.
 
     Args:
         kind: of the service, for people who look into the folder of temporary files.
+        is_kept: it stays for people when this process ends well or badly, and goes at a later start.
     """
     home = Path(tempfile.gettempdir()) / f"dcpo-{os.getuid()}.running"
     home.mkdir(mode=0o700, exist_ok=True)
@@ -131,7 +132,8 @@ def private_folder(kind: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not is_kept:
+            shutil.rmtree(folder, ignore_errors=True)
         os.close(owner)
 
 

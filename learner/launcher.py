@@ -177,11 +177,12 @@ class Launcher:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
+        weight_server, publisher, trainer = self._parts.weight_server(), self._parts.publisher(), self._parts.trainer()
         parts = [
             asyncio.create_task(self._coordinator.run(), name="coordinator"),
-            asyncio.create_task(keep_running(self._parts.weight_server()), name="weight server"),
-            asyncio.create_task(keep_running(self._parts.publisher()), name="publisher"),
-            asyncio.create_task(keep_running(self._parts.trainer(), self._stopping), name="trainer"),
+            asyncio.create_task(keep_running(weight_server), name="weight server"),
+            asyncio.create_task(keep_running(publisher), name="publisher"),
+            asyncio.create_task(keep_running(trainer, self._stopping), name="trainer"),
             asyncio.create_task(self._out_of_time(), name="stop"),
         ]
         try:

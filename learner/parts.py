@@ -60,8 +60,8 @@ class Parts:
         self._buffers = [f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in descriptors]
 
     def _signs(self, part: str) -> Path:
-        folder = self._scratch / part
-        folder.mkdir()
+        folder = self._scratch / "signs" / part
+        folder.mkdir(parents=True)
         return folder
 
     # ---- weight server

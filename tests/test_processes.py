@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-from dcpo_async.processes import last_lines, module_argv, spawn, stop
+import pytest
+
+from dcpo_async.processes import bound_log, last_lines, module_argv, private_folder, spawn, stop
 
 SLEEP = ("timeit", "-n", "1", "-r", "1", "-s", "import time", "print('awake', flush=True); time.sleep(60)")
 
@@ -82,3 +85,53 @@ def test_the_last_lines_of_a_long_log_are_read_without_the_rest(tmp_path: Path) 
     log_file.write_text("x" * 200_000 + "\n" + "".join(f"line {number}\n" for number in range(10)))
     assert last_lines(log_file, 2) == "line 8\nline 9"
     assert last_lines(tmp_path / "missing.log") == ""
+
+
+# ---- what is left behind
+
+
+def test_a_private_folder_is_the_users_alone_and_goes_with_its_process(temporary: Path) -> None:
+    with private_folder("learner") as folder:
+        assert folder.is_relative_to(temporary)
+        assert [path.stat().st_mode & 0o777 for path in (folder, folder.parent)] == [0o700, 0o700]
+        with private_folder("learner") as other:
+            assert folder.exists()
+            assert other != folder
+    assert not folder.exists()
+
+
+def test_the_folder_of_a_killed_process_is_removed_at_the_next_start(temporary: Path) -> None:
+    program = (
+        "import time; from dcpo_async.processes import private_folder\n"
+        "with private_folder('learner') as folder: print(folder, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        left = Path(owner.stdout.readline().strip())
+        owner.kill()
+    assert left.is_relative_to(temporary)
+    assert left.exists()
+    with private_folder("actor", is_kept=True) as kept:
+        assert not left.exists()
+    assert kept.exists()
+    with private_folder("actor"):
+        assert not kept.exists()
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return tmp_path
+
+
+def test_a_log_that_is_too_large_becomes_the_one_before(tmp_path: Path) -> None:
+    log_file = tmp_path / "part.log"
+    with log_file.open("ab", buffering=0) as log:
+        log.write(b"old\n" * 100)
+        bound_log(log_file, max_bytes=1000)
+        assert log_file.stat().st_size == 400
+        bound_log(log_file, max_bytes=300)
+        log.write(b"new\n")
+    assert log_file.read_text() == "new\n"
+    assert (tmp_path / "part.log.1").read_text() == "old\n" * 100

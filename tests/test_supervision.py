@@ -102,3 +102,37 @@ async def test_a_cancelled_supervision_leaves_no_child(tmp_path: Path) -> None:
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
     assert await asyncio.to_thread(wait_until_dead, int(last_lines(child.log_file, 1).split()[1]))
+
+
+# ---- groups, and those that are late
+
+
+async def test_when_one_of_a_group_fails_the_others_end_with_it(tmp_path: Path) -> None:
+    program = "import os; print('pid', os.getpid(), flush=True); time.sleep(0 if os.environ['N'] == '1' else 60); "
+    child = replace(counting(tmp_path, program + "sys.exit(int(os.environ['N']))"), max_failures=0)
+    with pytest.raises(EngineError, match="failed 1 times in a row"):
+        await keep_running(replace(child, members=lambda: ({"N": "0"}, {"N": "1"})))
+    pids = [int(line.split()[1]) for line in child.log_file.read_text().splitlines()]
+    assert len(pids) == 2
+    assert all([await asyncio.to_thread(wait_until_dead, pid) for pid in pids])
+
+
+async def test_of_a_group_the_member_that_came_less_far_is_named_and_all_are_killed(tmp_path: Path) -> None:
+    program = (
+        "import os; from dcpo_async.supervision import sign_of_progress as sign; n = os.environ['N']; "
+        "sign(f'rank {n} in step 1', 60); "
+        "n == '1' and time.sleep(60); sign(f'rank {n} in step 2', 0.2); time.sleep(60)"
+    )
+    child = replace(counting(tmp_path, program), signs=tmp_path, max_failures=0)
+    with pytest.raises(EngineError, match=r"rank 1 in step 1: no progress for \d+ s;") as caught:
+        await keep_running(replace(child, members=lambda: ({"N": "0"}, {"N": "1"})))
+    assert "rank 0" not in str(caught.value)
+
+
+async def test_a_child_that_gives_signs_in_time_is_left_alone(tmp_path: Path) -> None:
+    program = (
+        "from dcpo_async.supervision import sign_of_progress as sign\n"
+        "for number in range(30): sign('counting', 20); time.sleep(0.1)"
+    )
+    await keep_running(replace(counting(tmp_path, "\n" + program), signs=tmp_path))
+    assert num_starts(tmp_path) == 1
