@@ -12,7 +12,7 @@ import pytest
 
 from tests.system.services import Service, Services, alive
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 SETTINGS = (
     *("--lag.max_lag", "4", "--training.max_steps", "100000", "--training.step_timeout_seconds", "15"),
@@ -35,7 +35,7 @@ class Running:
 def running(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Running]:
     with Services(tmp_path_factory.mktemp("supervised"), model) as services:
         learner, actor = services.start_learner(*SETTINGS), services.start_actor("--tokens-per-second", "50")
-        services.until_step(3)
+        services.until("step 3", lambda: len(services.metrics()) >= 3, 300)
         yield Running(services, learner, actor)
 
 
@@ -56,7 +56,7 @@ def test_a_stopped_rank_is_named_and_the_trainer_starts_again(running: Running) 
     rank = next(each for each in ranks(learner) if each.environ()["RANK"] == "1")
     before = services.status()["trainer_restarts"]
     rank.suspend()
-    services.until("a restart", lambda: services.status()["trainer_restarts"] == before + 1)
+    services.until("a restart", lambda: services.status()["trainer_restarts"] == before + 1, 300)
     (line,) = [line for line in learner.log.splitlines() if "the trainer ended with" in line]
     assert re.search(r"rank 1 of 2 in .*: no progress for \d+ s and the process is stopped", line)
     assert "rank 0" not in line
@@ -85,13 +85,13 @@ def test_a_learner_that_is_stopped_writes_a_checkpoint_and_goes_on_without_repea
     services.until("a step more", lambda: services.status()["step"] > reached)
     trained = len(services.metrics())
     running.learner.signal(signal.SIGTERM)
-    services.ends_well(running.learner)
+    services.ends_well(running.learner, 300)
     stopped_at = services.status()["step"]
     assert [path.name for path in (services.run / "checkpoints").glob("step-*")] == [f"step-{stopped_at:08d}"]
     assert "stopping: the trainer ends its batch and writes a checkpoint" in running.learner.log
     again = services.start_learner(*SETTINGS, "--training.max_steps", str(stopped_at + 3))
     services.start_actor()
-    services.ends_well(again)
+    services.ends_well(again, 300)
     after = [line["step"] for line in services.metrics()[trained:]]
     assert len(after) == len(set(after))
     assert after[-3:] == [stopped_at + 1, stopped_at + 2, stopped_at + 3]
