@@ -26,7 +26,10 @@ OWNERS = {
 # From the ground up: a part imports from the floors below its own, never from beside or above.
 FLOORS = (
     "errors records columns durable run_folder",
-    "config algorithm weights grading/math devices model_folder processes metrics",
+    "config algorithm weights grading/extraction grading/math/syntax devices model_folder processes metrics",
+    "grading/math/arithmetic",
+    "grading/math/forms",
+    "grading/math",
     "grading protocol supervision",
     "transport prompts evaluation",
     "comparison demo weight_serving",

@@ -73,8 +73,8 @@ class SamplingSettings(Section):
 class GradingSettings(Section):
     """How responses become rewards: 1 for a correct answer, else 0."""
 
-    extraction: Literal["boxed", "answer", "last_number"] = "answer"
-    """What counts as the answer: the last \\boxed{}; also what follows '####' or 'answer is'; also the last number."""
+    extraction: Literal["boxed", "answer", "last_number", "last_math"] = "answer"
+    """The answer: the last \\boxed{}; also what a marker announces; also the last number, or mathematics."""
     format_penalty: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Subtracted from the reward of a response in which no answer was found."""
     timeout_seconds: PositiveSeconds = 5.0

@@ -3,23 +3,19 @@
 import asyncio
 import logging
 import multiprocessing
-import os
-import resource
 import signal
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 
 from dcpo_async.errors import GradingError
 from dcpo_async.grading.extraction import Extraction
-from dcpo_async.grading.grader import quick_verdict, symbolic_verdict
+from dcpo_async.grading.grader import quick_verdict
 from dcpo_async.grading.verdict import Verdict
+from dcpo_async.grading.worker import grade_in_time, prepare
 
 log = logging.getLogger(__name__)
 
-WORKER_MEMORY_BYTES = 2 * 2**30
 # sympy's caches grow slowly; a fresh worker now and then keeps a run of weeks flat.
 TASKS_PER_WORKER = 5000
 STARTUP_SECONDS = 60.0
@@ -99,7 +95,7 @@ class GradingPool:
         deadline_seconds = STARTUP_SECONDS + limit_seconds
         try:
             scheduled = pool.schedule(
-                _grade_in_worker,
+                grade_in_time,
                 args=(extracted, reference_answer, self.timeout_seconds),
                 timeout=limit_seconds,
             )
@@ -131,7 +127,7 @@ class GradingPool:
         pool = ProcessPool(
             max_workers=self.num_workers,
             max_tasks=TASKS_PER_WORKER,
-            initializer=_prepare_worker,
+            initializer=prepare,
             # fork would copy the locks of vLLM's and torch's threads in whatever state they are.
             context=multiprocessing.get_context("spawn"),
         )
@@ -149,28 +145,3 @@ def _is_timeout(outcome: object) -> bool:
     if isinstance(outcome, ProcessExpired):
         return bool(outcome.exitcode == -signal.SIGPROF)
     return isinstance(outcome, TimeoutError)
-
-
-def _prepare_worker() -> None:
-    """Runs once in each worker, before the clock of its first answer starts."""
-    # pebble's handler runs in Python, which a long integer operation never returns to.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
-    os.close(nowhere)
-    if sys.platform == "linux":
-        # On top of what is mapped already: the libraries of a CUDA build alone can be more than the limit.
-        mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = mapped_pages * resource.getpagesize() + WORKER_MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    symbolic_verdict("x + 1", "1 + x")  # loads sympy and math-verify's grammar
-
-
-def _grade_in_worker(extracted: str, reference_answer: str, timeout_seconds: float) -> Verdict:
-    # The kernel kills by this timer, whatever the interpreter is busy with and whether the parent lives.
-    signal.setitimer(signal.ITIMER_PROF, timeout_seconds)
-    try:
-        return symbolic_verdict(extracted, reference_answer)
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0.0)

@@ -21,7 +21,7 @@ from dcpo_async.grading import extract_answer
         (r"complete \boxed{8}, then cut off at \boxed{9", None),
         (r"\boxed{8} as asked in \boxed{}", "8"),
         (r"\boxed{x = \boxed{8}}", "8"),
-        (r"\fbox{8} or \boxed 9.", "9"),
+        (r"\fbox{8}, and then \boxed 9.", "9"),
         (r"cut off \boxed{\frac{1}{2}", None),
         (r"\boxed{}", None),
         ("no box: the answer is 4", None),

@@ -5,12 +5,18 @@ from collections.abc import Sequence
 from fractions import Fraction
 from operator import itemgetter
 
-from dcpo_async.grading.math.answers import (
+from dcpo_async.grading.math.arithmetic.equality import are_equal, are_proportional
+from dcpo_async.grading.math.arithmetic.exact import exact_value
+from dcpo_async.grading.math.arithmetic.ordered import keeps_order
+from dcpo_async.grading.math.forms.answers import (
     Answer,
     Based,
     Collection,
+    Conditioned,
+    Congruence,
     Interval,
     Matrix,
+    Piecewise,
     Quantity,
     Region,
     Relation,
@@ -19,8 +25,13 @@ from dcpo_async.grading.math.answers import (
     as_region,
     real_value,
 )
-from dcpo_async.grading.math.equality import are_equal, are_proportional, exact_value
-from dcpo_async.grading.math.expressions import (
+from dcpo_async.grading.math.forms.choices import choice_of, same_choices
+from dcpo_async.grading.math.forms.conditions import same_conditioned
+from dcpo_async.grading.math.forms.congruences import same_congruence
+from dcpo_async.grading.math.forms.numerals import INTEGER, as_integer, is_long_decimal_of, is_numeral, with_points
+from dcpo_async.grading.math.forms.words import WRAPPER, plain_text
+from dcpo_async.grading.math.reader import ALGEBRA, read_answer
+from dcpo_async.grading.math.syntax.expressions import (
     Apply,
     Expression,
     Number,
@@ -29,19 +40,11 @@ from dcpo_async.grading.math.expressions import (
     difference,
     free_symbols,
 )
-from dcpo_async.grading.math.reader import plain_text, read_answer
-from dcpo_async.grading.math.tokens import clean
+from dcpo_async.grading.math.syntax.tokens import clean, tokenize
 
-_INTEGER = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:,\d{3})+)(?:\.0*)?", re.ASCII)
 _SEPARATED = re.compile(r"\d,[1-9]\d{2}(?!\d)", re.ASCII)
-_ANOTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-E](?:[).,:]|\W*$)|\b(?:and|or)\b")
+_ALGEBRA = re.compile(rf"\\(?:{'|'.join(sorted(ALGEBRA))})(?![A-Za-z])")
 DIGITS = "0123456789ABCDEF"
-_WRAPPED = r"(?:\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{)*"
-_CHOICE = re.compile(
-    rf"{_WRAPPED}\s*(?:(?:option|choice|answer)\s*:?\s*)?{_WRAPPED}\s*"
-    r"(?:\(\s*(?P<inside>[A-Ea-e])\s*\)|(?P<alone>[A-E]))\}*(?P<rest>.*)",
-    re.DOTALL | re.IGNORECASE,
-)
 
 
 def compare(answer: str, reference: str) -> bool | None:
@@ -55,43 +58,34 @@ def compare(answer: str, reference: str) -> bool | None:
         return False
     if left == right:
         return True
-    if _INTEGER.fullmatch(left) and _INTEGER.fullmatch(right):
-        return _as_integer(left) == _as_integer(right)
-    if (choice := _choice(right, is_reference=True)) is not None:
-        return _choice(left, is_reference=False) == choice
+    if INTEGER.fullmatch(left) and INTEGER.fullmatch(right):
+        return as_integer(left) == as_integer(right)
+    if (choice := choice_of(right, is_reference=True)) is not None:
+        return choice_of(left, is_reference=False) == choice
+    if (is_same := same_choices(left, right)) is not None:
+        return is_same
+    if _is_anagram(left, right):
+        return False
+    left, right = with_points(left, right)
     verdict = _compare_readings(left, right, has_thousands=True)
     if verdict is not True and _SEPARATED.search(left + " " + right) and ",0" not in left + right:
         # "100,200" may be a list; a side that reads as one decides.
         as_list = _compare_readings(left, right, has_thousands=False)
         verdict = verdict if as_list is None else as_list
-    return verdict
+    # What no point tells and no command that algebra knows could explain is not equal.
+    return verdict if verdict is not None or _ALGEBRA.search(left + right) else False
 
 
-def _as_integer(text: str) -> str:
-    """Digits without sign of plus, separators and leading zeros: no conversion, so that any length is quick."""
-    digits = text.partition(".")[0].replace(",", "").lstrip("+")
-    sign = "-" if digits.startswith("-") else ""
-    digits = digits.lstrip("-").lstrip("0")
-    return sign + digits if digits else "0"
-
-
-def _choice(text: str, is_reference: bool) -> str | None:
-    """The letter of a choice A to E, with or without its text behind it; a reference is the letter alone."""
-    match = _CHOICE.fullmatch(text)
-    if match is None:
-        return None
-    if _ANOTHER_CHOICE.search(match["rest"]):
-        return None
-    rest = match["rest"].strip(" .})")
-    if match["inside"]:
-        return None if is_reference and rest else match["inside"].upper()
-    has_mark = match["rest"].lstrip("} ")[:1] in (")", ".", ":")
-    is_letter = not rest or (not is_reference and has_mark)
-    return match["alone"] if is_letter and match["alone"].isupper() else None
+def _is_anagram(one: str, other: str) -> bool:
+    """Whether both are words of the same letters in another order; two letters alone are a product."""
+    one, other = (WRAPPER.sub(r"\1", text).strip().casefold() for text in (one, other))
+    return one.isalpha() and len(one) > 2 and one != other and sorted(one) == sorted(other)
 
 
 def _compare_readings(left: str, right: str, has_thousands: bool) -> bool | None:
     answer, reference = read_answer(left, has_thousands), read_answer(right, has_thousands)
+    if isinstance(answer, Text) and isinstance(reference, Text):
+        return answer == reference
     if isinstance(answer, Text) or isinstance(reference, Text):
         # What is read as a word on one side may pass for a product of variables on the other.
         return plain_text(left) == plain_text(right)
@@ -111,11 +105,40 @@ def same(answer: Answer, reference: Answer) -> bool | None:
             return _same_relation(answer, reference)
         case Text(one), Text(other):
             return one == other
-        case Unread(one), Unread(other) if "".join(one.split()) == "".join(other.split()):
+        case Unread(one), Unread(other) if _tokens_of(one) == _tokens_of(other):
             return True
         case (Unread(), _) | (_, Unread()):
             return _same_unread(answer, reference)
+    return _same_form(answer, reference)
+
+
+def _same_form(answer: Answer, reference: Answer) -> bool | None:
+    match answer, reference:
+        case Piecewise(), Piecewise():
+            return _same_piecewise(answer, reference)
+        case Congruence(), Congruence():
+            return same_congruence(answer, reference)
+        case (Conditioned(), _) | (_, Conditioned()):
+            return same_conditioned(answer, reference, same)
     return _same_across_kinds(answer, reference)
+
+
+def _tokens_of(text: str) -> list[tuple[str, str]]:
+    is_set = text.startswith(r"\{")
+    return [(token.kind, ":" if is_set and token.text == "|" else token.text) for token in tokenize(text)]
+
+
+def _same_piecewise(answer: Piecewise, reference: Piecewise) -> bool:
+    """Whether each case has its like, value and condition, in whatever order."""
+    if answer.name and reference.name and answer.name != reference.name:
+        return False
+    left = list(reference.branches)
+    for value, condition in answer.branches:
+        like = next((each for each in left if same(value, each[0]) is True and same(condition, each[1]) is True), None)
+        if like is None:
+            return False
+        left.remove(like)
+    return not left
 
 
 def _same_across_kinds(answer: Answer, reference: Answer) -> bool | None:
@@ -144,27 +167,13 @@ def _same_unread(answer: Answer, reference: Answer) -> bool | None:
     match reference:
         case Quantity(expression) if is_numeral(expression):
             return False
+    if all(isinstance(side, Unread) and r"\lim" in side.text for side in (answer, reference)):
+        return False  # algebra takes what it does not know for a constant, and every limit of it for the same
     is_open = any(isinstance(side, Unread) and side.has_unknown for side in (answer, reference))
     return None if is_open else False
 
 
 # ---- quantities
-
-
-def is_numeral(expression: Expression) -> bool:
-    """Whether an expression is a number as people write it: a decimal, a fraction, a power, a scientific notation."""
-    match expression:
-        case Number():
-            return True
-        case Apply("-" | "%", (inner,)):
-            return is_numeral(inner)
-        case Apply("/", (one, other)):
-            return is_numeral(one) and is_numeral(other)
-        case Apply("^", (base, Number(exponent))):
-            return is_numeral(base) and exponent.denominator == 1
-        case Apply("*", (Number(), Apply("^", (Number(base), exponent)))):
-            return base == 10 and is_numeral(exponent)
-    return False
 
 
 def _same_quantity(answer: Quantity, reference: Quantity) -> bool | None:
@@ -193,13 +202,16 @@ def _in_unit(quantity: Quantity) -> Expression:
 
 
 def _same_value(answer: Expression, reference: Expression) -> bool | None:
-    if is_numeral(reference) and not is_numeral(answer):
-        return False
     if answer == reference:
         return True
+    if is_long_decimal_of(answer, reference) or is_long_decimal_of(reference, answer):
+        return True
+    if is_numeral(reference) and not is_numeral(answer):
+        return False
     if isinstance(answer, Number) and isinstance(reference, Number):
         return False
-    return are_equal(answer, reference)
+    is_same = are_equal(answer, reference)
+    return is_same and keeps_order(answer, reference)
 
 
 def _same_in_base(answer: Answer, reference: Answer) -> bool:
@@ -224,9 +236,26 @@ def _same_collection(answer: Collection, reference: Collection) -> bool | None:
         # A bare list may leave the parentheses out, but not the order; a set is no tuple.
         is_bare = "list" in (answer.kind, reference.kind) and "()" in (answer.brackets, reference.brackets)
         return is_bare and _all_same(answer.members, reference.members)
+    if answer.kind == reference.kind == "list" and not _same_connective(answer, reference):
+        return False
     if answer.kind == reference.kind == "set":
         return _same_set(answer.members, reference.members)
     return _same_in_any_order(answer.members, reference.members)
+
+
+def _same_connective(answer: Collection, reference: Collection) -> bool:
+    """Whether "and" and "or" mean the same in two lists, as in "x=1 or x=2" and "x=1 and x=2", solutions both.
+
+    Of values with different names, and of letters, they do not; nor is "8 or 9" an answer where 8 and 9 are asked for.
+    """
+    words = answer.brackets, reference.brackets
+    values = [member for member in reference.members if isinstance(member, Quantity)]
+    names = {member.name for member in reference.members if isinstance(member, Quantity | Region)}
+    if len(names) > 1:
+        return (words[0] == "or") == (words[1] == "or")
+    if any(not value.name and free_symbols(value.expression) for value in values):
+        return set(words) != {"and", "or"}
+    return words != ("or", "and") or names not in ({""}, set())
 
 
 def _all_same(answers: Sequence[Answer] | None, references: Sequence[Answer] | None) -> bool | None:

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Sequence, Set
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise, product
 from typing import Literal
 
-from dcpo_async.grading.math.answers import (
+from dcpo_async.grading.math.arithmetic.equality import are_equal
+from dcpo_async.grading.math.forms.answers import (
     INFINITY,
+    MAX_MEMBERS,
     MINUS_INFINITY,
     Answer,
     Based,
@@ -22,31 +24,38 @@ from dcpo_async.grading.math.answers import (
     as_region,
     real_value,
 )
-from dcpo_async.grading.math.equality import are_equal
-from dcpo_async.grading.math.expressions import (
-    KNOWN_COMMANDS,
+from dcpo_async.grading.math.forms.cases import read_cases
+from dcpo_async.grading.math.forms.conditions import read_conditioned
+from dcpo_async.grading.math.forms.congruences import read_congruence
+from dcpo_async.grading.math.forms.quantities import read_quantity
+from dcpo_async.grading.math.forms.words import is_wordy, named_answer, plain_text
+from dcpo_async.grading.math.syntax.expressions import (
     Apply,
     Expression,
     Symbol,
     UnreadableError,
     difference,
     free_symbols,
-    parse_expression,
 )
-from dcpo_async.grading.math.quantities import read_quantity
-from dcpo_async.grading.math.tokens import Token, is_mark, tokenize
+from dcpo_async.grading.math.syntax.parser import KNOWN_COMMANDS, parse_expression
+from dcpo_async.grading.math.syntax.tokens import Token, is_mark, tokenize
 
 _CALL = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?'*(?:\^\{?\(?-?\d\)?\}?)?\([A-Za-z](?:,[A-Za-z])*\)")
-MAX_MEMBERS = 64
 MAX_NESTING = 20
 MAX_CONDITIONS = 8
 _BASED = re.compile(
-    r"\(?(-?[\dA-F]+(?:\.\d+)?)\)?_(?:\{?(\d{1,2})\}?|\{?\\text\{(two|eight|ten|sixteen)\}\}?)", re.ASCII
+    r"\(?(-?[\dA-F]+(?:\.\d+)?)\)?(?:_\s*|(?=\s*\\text|\s*\(base))"
+    r"\{?\s*(?:\\text\s*\{)?\s*\(?\s*(?:base[ -]\s*\}?)?\s*(?:(\d{1,2})|(two|three|eight|ten|sixteen))\s*\)?\s*\}*",
+    re.ASCII,
 )
-_BASE_NAMES = {"two": 2, "eight": 8, "ten": 10, "sixteen": 16}
+_BASE_NAMES = {"two": 2, "three": 3, "eight": 8, "ten": 10, "sixteen": 16}
 _MATRIX = re.compile(r"[(\[]?\s*\\begin\{([pb]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*[)\]]?", re.DOTALL)
-_WRAPPER = re.compile(r"\\(?:text|math|mbox|operatorname)[a-z]*\s*\{([^{}]*)\}")
-_LEAD_IN = re.compile(r"(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*", re.IGNORECASE)
+_LEAD_IN = re.compile(
+    r"(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)\s*|\\text\s*\{\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is)?\s*[:=]?\s*\}\s*",
+    re.IGNORECASE,
+)
+ALGEBRA = frozenset({"sum", "prod", "int", "iint", "oint", "lim"})
+"""Commands of which only algebra knows the meaning."""
 _OPENING, _CLOSING = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 _RELATIONS = ("=", "<", ">", "≤", "≥", "≠")
 _FLIPPED = {"<": ">", "≤": "≥", ">": "<", "≥": "≤", "≠": "≠"}
@@ -65,28 +74,19 @@ def read_answer(cleaned: str, has_thousands: bool = True) -> Answer:
         return Based(based[1], int(based[2]) if based[2] else _BASE_NAMES[based[3]])
     if (matrix := _MATRIX.fullmatch(text)) is not None:
         return _read_matrix(matrix[2], has_thousands)
+    read = partial(read_answer, has_thousands=has_thousands)
+    for form in (named_answer(text), read_congruence(text), read_cases(text, read), read_conditioned(text, read)):
+        if form is not None:
+            return form
     tokens = tokenize(text, has_thousands)
     try:
         if max(_depths(tokens), default=0) > MAX_NESTING:
             raise UnreadableError(f"brackets nested deeper than {MAX_NESTING}")
         return _Reader(tokens).read()
     except (UnreadableError, RecursionError):
-        has_unknown = any(token.kind == "command" and token.text not in KNOWN_COMMANDS for token in tokens)
+        unknown = {token.text for token in tokens if token.kind == "command"} - KNOWN_COMMANDS
+        has_unknown = bool(unknown) and unknown <= ALGEBRA
         return Text(plain_text(text)) if is_wordy(text) else Unread(text, has_unknown)
-
-
-def plain_text(text: str) -> str:
-    r"""Words in lower case without \text{}, spacing and punctuation at the ends.
-
-    Example: plain_text(r"\text{Monday.}") is "monday".
-    """
-    return " ".join(_WRAPPER.sub(r" \1 ", text).casefold().split()).strip(" .,;:!\"'")
-
-
-def is_wordy(text: str) -> bool:
-    r"""Whether a text is words, with no command but \text{} and no sign of arithmetic."""
-    unwrapped = _WRAPPER.sub(r"\1", text)
-    return re.search(r"[^\W\d_]", unwrapped) is not None and re.search(r"[\\^_{}=<>+*/|!]", unwrapped) is None
 
 
 class _Reader:
@@ -102,7 +102,8 @@ class _Reader:
         if len(parts := _split(tokens, ("∪",))) > 1:
             return Region(tuple(interval for part in parts for interval in _region(_Reader(part).read()).intervals))
         if len(parts := _split(tokens, ("≈",))) > 1 and parts[0]:
-            return _Reader(parts[0]).read()
+            name = None if _top_relations(parts[0]) else _name_of(parts[0])
+            return _Reader(parts[0]).read() if name is None else _named(_Reader(parts[1]).read(), name)
         if len(parts := _split(tokens, (",", ";", "and", "or"))) > 1:
             words = {token.text.lower() for token in _top_level(tokens) if token.kind == "word"}
             return _listed(_collected("list", [part for part in parts if part]), words)
@@ -110,7 +111,7 @@ class _Reader:
             return _collected("list", [_with_sign(tokens, "+", "-"), _with_sign(tokens, "-", "+")])
         if _encloses(tokens):
             return self._bracketed(tokens)
-        if any(is_mark(token, *_RELATIONS, "∈") for token in _top_level(tokens)):
+        if _top_relations(tokens):
             return self._relation(tokens)
         if len(parts := _split(tokens, (":",))) > 1:
             return _collected("tuple", parts, "::")
@@ -134,13 +135,16 @@ class _Reader:
     def _set(self, inner: list[Token]) -> Answer:
         parts = _split(inner, ("|", ":"))
         is_condition = len(parts) == 2 and any(is_mark(token, *_RELATIONS, "∈") for token in parts[1])
-        if is_condition and parts[0] and parts[0][0].kind == "letter":
+        in_reals = [token.text for token in parts[0][1:]] in ([], ["∈", "Real"])
+        if is_condition and not (in_reals and parts[0] and parts[0][0].kind == "letter"):
+            raise UnreadableError("a set of more than numbers")
+        if is_condition:
             return _as_set(_Reader(parts[1]).read())
         members = [part for part in _split(inner, (",", ";")) if part]
         return _collected("set", members) if members else Region(())
 
     def _relation(self, tokens: list[Token]) -> Answer:
-        operators = [token.text for token in _top_level(tokens) if is_mark(token, *_RELATIONS, "∈")]
+        operators = _top_relations(tokens)
         sides = _split(tokens, (*_RELATIONS, "∈"))
         if len(sides) != len(operators) + 1 or not all(sides):
             raise UnreadableError("a relation without one of its sides")
@@ -170,6 +174,8 @@ class _Reader:
         if len(operators) > 2:
             raise UnreadableError("a chain of more than two inequalities")
         (left, right), operator = sides, operators[0]
+        if is_mark(left[0], "-") and _name_of(left[1:]) is not None:
+            left, right, operator = left[1:], [Token("mark", "-"), *_bracketed(right)], _FLIPPED[operator]
         if _name_of(left) is None and _name_of(right) is not None:
             left, right, operator = right, left, _FLIPPED[operator]
         name, bound = _name_of(left), read_quantity(right).expression
@@ -202,7 +208,10 @@ def _listed(answer: Answer, words: Set[str]) -> Answer:
     """A list; regions joined by "or" are their union, by "and" what they have in common."""
     members = answer.members if isinstance(answer, Collection) else ()
     regions = [member for member in members if isinstance(member, Region)]
-    if not members or len(regions) < len(members) or not words & {"and", "or"}:
+    are_of_one = len({region.name for region in regions if region.name}) <= 1
+    if isinstance(answer, Collection) and (len(regions) < len(members) or not are_of_one):
+        return Collection("list", members, "or" if "or" in words else "and" if "and" in words else "")
+    if not members or not words & {"and", "or"}:
         return answer
     if "or" not in words and len(regions) <= MAX_CONDITIONS:
         common = reduce(_common, regions)
@@ -245,6 +254,10 @@ def _depths(tokens: Sequence[Token]) -> list[int]:
 
 def _top_level(tokens: Sequence[Token]) -> list[Token]:
     return [token for token, depth in zip(tokens, _depths(tokens), strict=True) if depth == 0]
+
+
+def _top_relations(tokens: Sequence[Token]) -> list[str]:
+    return [token.text for token in _top_level(tokens) if is_mark(token, *_RELATIONS, "∈")]
 
 
 def _split(tokens: Sequence[Token], separators: Sequence[str]) -> list[list[Token]]:
@@ -342,6 +355,10 @@ def _between(operators: list[str], sides: list[list[Token]]) -> Region:
     if name is None or not set(operators) <= {"<", "≤"}:
         raise UnreadableError("an inequality that bounds no variable")
     return Region((Interval(low, high, operators[0] == "≤", operators[1] == "≤"),), name)
+
+
+def _bracketed(tokens: Sequence[Token]) -> list[Token]:
+    return [Token("mark", "("), *tokens, Token("mark", ")")]
 
 
 def _bounded(name: str, operator: str, bound: Expression) -> Region:

@@ -2,9 +2,11 @@
 
 import pytest
 
-from dcpo_async.grading.math.equality import TooLargeError, are_equal, are_proportional, evaluate
-from dcpo_async.grading.math.expressions import Expression, parse_expression
-from dcpo_async.grading.math.tokens import clean, tokenize
+from dcpo_async.grading.math.arithmetic.digits import TooLargeError, evaluate
+from dcpo_async.grading.math.arithmetic.equality import are_equal, are_proportional
+from dcpo_async.grading.math.syntax.expressions import Expression
+from dcpo_async.grading.math.syntax.parser import parse_expression
+from dcpo_async.grading.math.syntax.tokens import clean, tokenize
 
 
 def parsed(text: str) -> Expression:

@@ -6,18 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcpo_async.grading.math.equality import exact_value
-from dcpo_async.grading.math.expressions import (
-    MAX_DEPTH,
+from dcpo_async.grading.math.arithmetic.exact import exact_value
+from dcpo_async.grading.math.syntax.expressions import (
     Apply,
     Expression,
     Number,
     Symbol,
     UnreadableError,
     free_symbols,
-    parse_expression,
 )
-from dcpo_async.grading.math.tokens import clean, tokenize
+from dcpo_async.grading.math.syntax.parser import MAX_DEPTH, parse_expression
+from dcpo_async.grading.math.syntax.tokens import clean, tokenize
 
 X, TWO = Symbol("x"), Number(Fraction(2))
 

@@ -31,20 +31,23 @@ FUNCTIONS = frozenset(
 SHORT_WORDS = frozenset(
     {
         "cm", "mm", "km", "nm", "ft", "in", "kg", "mg", "lb", "lbs", "oz", "mi", "yd", "ml", "hr", "hrs", "min", "sec",
-        "mph", "kph", "am", "pm", "usd", "deg", "sq", "and", "or", "yes", "no", "odd",
+        "mph", "kph", "pct", "am", "pm", "usd", "deg", "sq", "and", "or", "yes", "no", "odd",
     }
 )  # fmt: skip
 """Short words that would else be read as products of variables."""
 
 _CHARACTERS = str.maketrans(
     {
-        "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "⁄": "/", "∕": "/",
+        "−": "-", "–": "-", "×": "×", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "⁄": "/", "∕": "/",
         "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "≤": "≤", "≥": "≥", "≠": "≠", "≈": "≈", "°": "°", "∪": "∪",
         "∈": "∈", "±": "±", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}",
         "⅔": r"\frac{2}{3}", "ℝ": r"\mathbb{R}", "，": ", ", "、": ", ", "；": ";", "：": ":",
         "（": "(", "）": ")", "［": "[", "］": "]", "’": "'", "′": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
         "\u200b": "", "\ufeff": "", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "θ": r"\theta ", "λ": r"\lambda ",
-        "μ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ", "ω": r"\omega ",
+        "μ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ", "ω": r"\omega ", "∅": r"\emptyset ", "∠": r"\angle ",
+        "△": r"\triangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∘": r"\circ ",
+        "∧": r"\land ", "∨": r"\lor ", "…": r"\ldots ", "⋯": r"\ldots ", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
+        "“": '"', "”": '"',
     }
 )  # fmt: skip
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
@@ -53,25 +56,40 @@ _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _MARK_COMMANDS = {
     "le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥", "geq": "≥", "geqslant": "≥", "ne": "≠", "neq": "≠", "lt": "<",
-    "gt": ">", "in": "∈", "cup": "∪", "times": "*", "cdot": "*", "ast": "*", "div": "/", "pm": "±", "mp": "∓",
+    "gt": ">", "in": "∈", "cup": "∪", "times": "×", "cdot": "*", "ast": "*", "div": "/", "pm": "±", "mp": "∓",
     "mid": "|", "vert": "|", "lvert": "|", "rvert": "|", "approx": "≈", "degree": "°", "lbrace": r"\{",
     "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "{": r"\{", "}": r"\}", "|": "‖", "%": "%", "#": "#", "$": "$",
-    "langle": "(", "rangle": ")", "colon": ":", "to": "→", "land": ",", "lor": ",", "prime": "'",
+    "langle": "(", "rangle": ")", "colon": ":", "to": "→", "prime": "'", "circ": "∘", "notin": "∉", "equiv": "≡",
+    "subset": "⊂", "subseteq": "⊆", "supset": "⊃", "supseteq": "⊇", "cap": "∩", "perp": "⊥", "parallel": "∥",
+    "sim": "∼", "cong": "≅", "nmid": "∤", "ldots": "…", "cdots": "…", "dots": "…", "leqq": "≤", "geqq": "≥",
 }  # fmt: skip
+_WORD_COMMANDS = {"land": "and", "wedge": "and", "lor": "or", "vee": "or"}
 _REWRITES = (
+    (re.compile(r"\\not\s*(?:\\in(?![A-Za-z])|∈)"), "∉"),
+    (re.compile(r"\\not\s*(?:\\equiv(?![A-Za-z])|≡)"), "≢"),
+    (re.compile(r"\\not\s*(?:=|\\eq(?![A-Za-z]))"), "≠"),
+    (re.compile(r"\\equiv(?![A-Za-z])"), "≡"),
+    (re.compile(r"\.{3,}"), r"\\ldots "),
+    (re.compile(r"\+\s*/\s*-"), "±"),
+    (re.compile(r"\\(?:boldsymbol|bm)\s*(?=\{[A-Za-z]\})"), r"\\mathbf"),
     (re.compile(r"(?<=[\w)}])\*\*(?=[\w({\\-])"), "^"),
     (re.compile(r"\\(?:left|right)\s*\.|\\(?:left|right|[bB]igg?[lr]?|middle)(?![A-Za-z])"), ""),
-    (re.compile(r"\\(?:displaystyle|textstyle|limits|nolimits|hfill|boldsymbol|rm|bf)(?![A-Za-z])"), ""),
+    (re.compile(r"\\(?:displaystyle|textstyle|limits|nolimits|hfill|boldsymbol|rm|bf|underline)(?![A-Za-z])"), ""),
+    (re.compile(r"\\(?:scriptstyle|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])"), ""),
+    (re.compile(r"\\(?:text)?color\s*\{[A-Za-z]+\}"), ""),
     (re.compile(r"\\[dtc](?=(?:frac|binom)(?![A-Za-z]))"), r"\\"),
     # Separators of thousands.
     (re.compile(r"(?<=\d),\s*\\!\s*(?=\d{3})"), ","),
     (re.compile(r"(?<=\d)\{,\}(?=\d{3})"), ","),
+    (re.compile(r"(?<=\d)\{,\}(?=\d{1,2}(?!\d))"), "."),
+    (re.compile(r"\{([:;])\}"), r"\1"),
     (re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))"), ""),
     (re.compile(r"(?<![\d.])(\d{1,3})((?: \d{3})+)(?![\d/.])"), lambda match: match[0].replace(" ", "")),
     (re.compile(r"(?<!\\)(?:\\[!()\[\]]|\$)|&nbsp;|[*_]{2,}"), ""),
     (re.compile(r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])|\\[hv]space\{[^{}]*\}|\\\n"), " "),
     (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))"), "°"),
     (re.compile(r"\\mathbb\s*\{?\s*R\s*\}?|\\(?:Reals|reals)(?![A-Za-z])"), r"\\Real "),
+    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset "),
     (re.compile(r"<="), "≤"),
     (re.compile(r">="), "≥"),
     (re.compile(r"!="), "≠"),
@@ -79,7 +97,7 @@ _REWRITES = (
 _TOKEN = re.compile(
     r"(?P<space>\s+)"
     r"|(?P<repeating>[0-9]*\.[0-9]*\\(?:overline|bar|dot)\s*\{?[0-9]+\}?)"
-    r"|(?P<number>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)"
+    r"|(?P<number>[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)"
     r"|\\(?P<wrapper>text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf|cal|bb)|operatorname\*?|mbox|emph)\s*"
     r"\{(?P<wrapped>[^{}]*)\}"
     r"|\\(?P<command>[A-Za-z]+|.)"
@@ -101,7 +119,7 @@ def clean(answer: str) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    return " ".join(text.split()).rstrip(" .。,;:").removesuffix("\\").strip()
+    return " ".join(text.split()).rstrip(" .。,;:\\")
 
 
 def tokenize(cleaned: str, has_thousands: bool = True) -> list[Token]:
@@ -140,6 +158,8 @@ def _tokens_of(match: re.Match[str], is_spaced: bool, has_thousands: bool) -> li
         return _unwrapped(match["wrapper"], match["wrapped"], is_spaced, has_thousands)
     if match["command"]:
         name = match["command"]
+        if name in _WORD_COMMANDS:
+            return [Token("word", _WORD_COMMANDS[name], True)]
         mark = _MARK_COMMANDS.get(name)
         return [Token("mark", mark, is_spaced) if mark else Token("command", name, is_spaced)]
     if match["letters"]:
@@ -154,7 +174,8 @@ def _unwrapped(wrapper: str, wrapped: str, is_spaced: bool, has_thousands: bool)
     if is_math and (
         inner in FUNCTIONS or (inner.isalpha() and len(inner) == 1 and (wrapper != "mathrm" or inner in "deiπ"))
     ):
-        return _of_letters(inner, is_spaced)
+        letters = _of_letters(inner, is_spaced)
+        return [Token("command", "mathbf", is_spaced), *letters] if wrapper == "mathbf" else letters
     if _COMPOUND_UNIT.fullmatch(inner):
         return [Token("word", inner, True)]
     if re.search(r"[^A-Za-z\s.'-]", inner):

@@ -3,8 +3,9 @@
 import re
 
 UNITS = {
-    "%": "%", "percent": "%", "°": "°", "degree": "°", "deg": "°", "$": "dollar", "usd": "dollar", "buck": "dollar",
-    "€": "euro", "£": "pound sterling",
+    "%": "%", "percent": "%", "percentage": "%", "pct": "%",
+    "°": "°", "degree": "°", "deg": "°", "$": "dollar", "usd": "dollar", "buck": "dollar",
+    "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee",
     "cm": "centimeter", "mm": "millimeter", "km": "kilometer", "m": "meter", "metre": "meter", "ft": "foot",
     "feet": "foot", "in": "inch", "inche": "inch", "mi": "mile", "yd": "yard", "kg": "kilogram", "g": "gram",
     "lb": "pound", "oz": "ounce", "h": "hour", "hr": "hour", "min": "minute", "s": "second", "sec": "second",
@@ -37,7 +38,7 @@ def normal_unit(unit: str) -> str:
 
     Example: normal_unit("sq cm") and normal_unit("cm^2") are "square centimeter".
     """
-    text = unit.casefold().replace("{", " ").replace("}", " ").replace("/", " per ")
+    text = unit.casefold().replace("{", " ").replace("}", " ").replace("/", " per ").replace("per cent", "percent")
     text = re.sub(r"([^\s^]+)\s*\^\s*2", r"square \1", text)
     text = re.sub(r"([^\s^]+)\s*\^\s*3", r"cubic \1", text)
     words = [_normal_unit_word(word) for word in text.replace("(", " ").replace(")", " ").split()]

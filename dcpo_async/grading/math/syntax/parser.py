@@ -1,10 +1,22 @@
-r"""Expressions: a small tree, and the parser that reads one from tokens."""
+r"""Reads an expression from tokens."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
 
-from dcpo_async.grading.math.tokens import FUNCTIONS, Token
+from dcpo_async.grading.math.syntax.expressions import (
+    ARROW,
+    BOLD,
+    CALLED,
+    Apply,
+    Expression,
+    Number,
+    Symbol,
+    UnreadableError,
+    composite,
+    negative,
+    signed_product,
+)
+from dcpo_async.grading.math.syntax.tokens import FUNCTIONS, Token, is_mark
 
 MAX_DEPTH = 40
 MAX_DIGITS = 4000
@@ -19,41 +31,18 @@ GREEK = frozenset(
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
 _ROUNDED = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
 _END = Token("mark", "")
-_NAMED = frozenset({"frac", "binom", "sqrt", "pi", "infty", "vec", "hat", "mathbf", "overline", "bar"})
-KNOWN_COMMANDS = FUNCTIONS | GREEK | _NAMED | {
-    "lfloor", "rfloor", "lceil", "rceil", "Real", "emptyset", "varnothing", "ldots", "cdots", "dots",
+_MARKS_OVER = {
+    "vec": ARROW, "overrightarrow": ARROW, "mathbf": BOLD, "hat": "\u0302", "widehat": "\u0302",
+    "overline": "\u0305", "bar": "\u0305", "tilde": "\u0303", "dot": "\u0307",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """An exact rational number."""
-
-    value: Fraction
-
-
-@dataclass(frozen=True, slots=True)
-class Symbol:
-    r"""A variable (`x`, `a_1`, `theta`) or a constant: pi, infty, e and i."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """An operator or function with its arguments: + * / ^ and unary -, root(n, x), !, abs, sin, log(base, x), …"""
-
-    operator: str
-    arguments: "tuple[Expression, ...]"
-
-
-Expression = Number | Symbol | Apply
-
-CONSTANT_NAMES = frozenset({"pi", "infty", "e", "i"})
-
-
-class UnreadableError(Exception):
-    """The tokens are no expression that this parser knows; never leaves this folder."""
+"""Marks over a name, as the name has them behind it: an arrow, heavy print, a hat, a line, a tilde, a dot."""
+_SHAPES = {"angle": "∠", "triangle": "△", "measuredangle": "∠"}
+_NO_FACTORS = frozenset({"rfloor", "rceil", "over", "choose"})
+_STACKED = {"over": "/", "choose": "binom"}
+_MAX_SIGNS = 3
+KNOWN_COMMANDS = FUNCTIONS | GREEK | _MARKS_OVER.keys() | _SHAPES.keys() | _STACKED.keys() | {
+    "frac", "binom", "sqrt", "pi", "infty", "lfloor", "rfloor", "lceil", "rceil", "Real", "emptyset",
+}  # fmt: skip
 
 
 def parse_expression(tokens: Sequence[Token]) -> Expression:
@@ -69,26 +58,6 @@ def parse_expression(tokens: Sequence[Token]) -> Expression:
     expression = parser.sum()
     parser.expect_end()
     return expression
-
-
-def difference(left: Expression, right: Expression) -> Expression:
-    """left - right, as it stands."""
-    return Apply("+", (left, Apply("-", (right,))))
-
-
-def free_symbols(expression: Expression) -> frozenset[str]:
-    """Names of the variables in an expression."""
-    return frozenset(
-        node.name for node in nodes(expression) if isinstance(node, Symbol) and node.name not in CONSTANT_NAMES
-    )
-
-
-def nodes(expression: Expression) -> Iterator[Expression]:
-    """The expression and everything in it."""
-    yield expression
-    if isinstance(expression, Apply):
-        for argument in expression.arguments:
-            yield from nodes(argument)
 
 
 class _Parser:
@@ -138,21 +107,37 @@ class _Parser:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise UnreadableError(f"nested deeper than {MAX_DEPTH}")
-        terms = [self._signed_product(self._takes("+", "-"))]
-        while sign := self._takes("+", "-"):
+        terms = [self._signed_product(self._sign())]
+        while sign := self._sign():
             terms.append(self._signed_product(sign))
+        result = terms[0] if len(terms) == 1 else Apply("+", tuple(terms))
+        if self._next().kind == "command" and (operator := _STACKED.get(self._next().text)):
+            self._take()
+            result = Apply(operator, (result, self.sum()))
         self._depth -= 1
-        return terms[0] if len(terms) == 1 else Apply("+", tuple(terms))
+        return result
+
+    def _sign(self) -> str | None:
+        """The sign that comes next; of several in a row, as in 3 + -2, what they amount to."""
+        sign = self._takes("+", "-")
+        for _ in range(_MAX_SIGNS):
+            following = self._takes("+", "-") if sign else None
+            if following is None:
+                return sign
+            sign = "+" if sign == following else "-"
+        raise UnreadableError(f"more than {_MAX_SIGNS} signs in a row")
 
     def _signed_product(self, sign: str | None) -> Expression:
         product = self._product()
-        return _negative(product) if sign == "-" else product
+        return negative(product) if sign == "-" else product
 
     def _product(self) -> Expression:
         result = self._factor()
         while True:
-            if self._takes("*"):
-                result = Apply("*", (result, self._signed_factor()))
+            if mark := self._takes("*", "×"):
+                result = signed_product(mark, result, self._signed_factor())
+            elif self._takes("∘"):
+                result = composite(result, self._factor())
             elif self._takes("/"):
                 result = Apply("/", (result, self._signed_factor()))
             elif self._starts_factor():
@@ -161,9 +146,9 @@ class _Parser:
                 return result
 
     def _signed_factor(self) -> Expression:
-        sign = self._takes("+", "-")
+        sign = self._sign()
         factor = self._factor()
-        return _negative(factor) if sign == "-" else factor
+        return negative(factor) if sign == "-" else factor
 
     def _starts_factor(self) -> bool:
         """Whether a factor follows without a sign; two numbers side by side are no product."""
@@ -173,7 +158,7 @@ class _Parser:
             return not is_odd_order and previous.text not in ("!", "%", "°")
         if token.kind == "mark":
             return token.text in ("(", "{", "[") or (token.text == "|" and not self._open_bars)
-        return token.kind == "letter" or (token.kind == "command" and token.text not in ("rfloor", "rceil"))
+        return token.kind == "letter" or (token.kind == "command" and token.text not in _NO_FACTORS)
 
     def _factor(self) -> Expression:
         base = self._postfixed(self._primary())
@@ -196,7 +181,7 @@ class _Parser:
             return self._group_rest("{")
         sign = self._takes("+", "-")
         exponent = self._primary()
-        return _negative(exponent) if sign == "-" else exponent
+        return negative(exponent) if sign == "-" else exponent
 
     def _group_rest(self, opening: str) -> Expression:
         inner = self.sum()
@@ -229,6 +214,8 @@ class _Parser:
             name += "_" + self._subscript()
         while self._takes("'"):
             name += "'"
+        if name in CALLED and is_mark(self._next(), "(") and not self._next().is_spaced:
+            return Apply(f"{name}()", self._function_arguments())
         return Symbol(name)
 
     def _subscript(self) -> str:
@@ -299,9 +286,38 @@ class _Parser:
                 return Apply("binom", (self._argument(), self._argument()))
             case "sqrt":
                 return self._root()
-            case "vec" | "hat" | "mathbf" | "overline" | "bar":
-                return Apply(name, (self._argument(),))
+        if name in _MARKS_OVER:
+            return self._marked(name)
+        if name in _SHAPES:
+            return self._shape(_SHAPES[name])
         raise UnreadableError(f"unknown command {name}")
+
+    def _marked(self, command: str) -> Expression:
+        r"""A name with a mark over it, as \vec{a} or \overline{AB}; of other expressions the mark is an operator."""
+        start = self._place
+        if not self._takes("{"):
+            return Symbol(self._take().text + _MARKS_OVER[command])
+        letters = []
+        while self._next().kind in ("letter", "number"):
+            letters.append(self._take().text)
+        if not letters or not self._takes("}"):
+            self._place = start
+            return Apply(command, (self._argument(),))
+        if command == "overline" and len(letters) == 2 and "".join(letters).isupper():
+            letters.sort()  # a segment has no direction
+        return Symbol("".join(letters) + _MARKS_OVER[command])
+
+    def _shape(self, sign: str) -> Expression:
+        """An angle or a triangle by the names of its points, in their order; an angle may be read from either end."""
+        points = ""
+        is_braced = self._takes("{") is not None
+        while self._next().kind in ("letter", "word", "number"):
+            points += self._take().text
+        if is_braced:
+            self._expect("}")
+        if not points:
+            raise UnreadableError("an angle without its points")
+        return Symbol(sign + (min(points, points[::-1]) if sign == "∠" and len(points) == 3 else points))
 
     def _argument(self) -> Expression:
         """An argument of a command: a group, or one token, of a number its first digit."""
@@ -333,7 +349,7 @@ class _Parser:
                 base = self._argument()
             else:
                 power = self._exponent()
-        if power == _negative(Number(Fraction(1))) and f"arc{name}" in FUNCTIONS:
+        if power == negative(Number(Fraction(1))) and f"arc{name}" in FUNCTIONS:
             name, power = f"arc{name}", None
         arguments = self._function_arguments()
         if name in ("log", "lg"):
@@ -360,10 +376,6 @@ class _Parser:
 
     def _is_function(self, token: Token) -> bool:
         return token.kind == "command" and token.text in FUNCTIONS
-
-
-def _negative(expression: Expression) -> Expression:
-    return Number(-expression.value) if isinstance(expression, Number) else Apply("-", (expression,))
 
 
 def _value_of(text: str) -> Fraction:

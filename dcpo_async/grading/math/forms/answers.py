@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dcpo_async.grading.math.equality import TooLargeError, evaluate
-from dcpo_async.grading.math.expressions import Apply, Expression, Symbol, UnreadableError
+from dcpo_async.grading.math.arithmetic.digits import TooLargeError, evaluate
+from dcpo_async.grading.math.syntax.expressions import Apply, Expression, Symbol, UnreadableError
+
+MAX_MEMBERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,10 @@ class Based:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """Several answers: list (no brackets) and set in any order, tuple with its brackets (:: for a ratio) in order."""
+    """Several answers: list and set in any order, tuple with its brackets (:: for a ratio) in order.
+
+    A list has no brackets, but the word between its members, "and" or "or", where there is one.
+    """
 
     kind: Literal["list", "set", "tuple"]
     members: "tuple[Answer, ...]"
@@ -74,6 +79,33 @@ class Relation:
 
 
 @dataclass(frozen=True, slots=True)
+class Piecewise:
+    """A function by its cases: each value with its condition, in any order; the name where it has one."""
+
+    branches: "tuple[tuple[Answer, Answer], ...]"
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Congruence:
+    """What a left side, where there is one, leaves when it is divided by the modulus."""
+
+    left: Expression | None
+    residues: tuple[Expression, ...]
+    modulus: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioned:
+    """An answer that holds for what a letter stands for (its domain), or under a condition."""
+
+    answer: "Answer"
+    parameter: str = ""
+    domain: str = ""
+    condition: "Answer | None" = None
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """Words without mathematics in them."""
 
@@ -82,13 +114,15 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """What could not be read: by an unknown command, which others may know, or because it is malformed."""
+    """What could not be read: for a command that algebra knows, or because it is malformed or of another kind."""
 
     text: str
     has_unknown: bool
 
 
-Answer = Quantity | Based | Collection | Region | Matrix | Relation | Text | Unread
+Answer = (
+    Quantity | Based | Collection | Region | Matrix | Relation | Piecewise | Congruence | Conditioned | Text | Unread
+)
 
 INFINITY = Symbol("infty")
 MINUS_INFINITY = Apply("-", (INFINITY,))

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from dcpo_async.grading.math.answers import Quantity
-from dcpo_async.grading.math.expressions import Number, UnreadableError, parse_expression
-from dcpo_async.grading.math.tokens import Token, is_mark
-from dcpo_async.grading.math.units import NUMBER_WORDS, OPERATION_WORDS, UNIT_LETTERS, normal_unit
+from dcpo_async.grading.math.forms.answers import Quantity
+from dcpo_async.grading.math.syntax.expressions import Number, UnreadableError
+from dcpo_async.grading.math.syntax.parser import parse_expression
+from dcpo_async.grading.math.syntax.tokens import Token, is_mark
+from dcpo_async.grading.math.syntax.units import NUMBER_WORDS, OPERATION_WORDS, UNIT_LETTERS, normal_unit
 
 MAX_UNIT_WORDS = 6
 MAX_UNIT_CHARS = 100
-_CURRENCIES = ("$", "€", "£")
+_CURRENCIES = ("$", "€", "£", "¥", "₹")
 _UNIT_MARKS = ("^", "/", "{", "}", "%", "°", "*", "-", "(", ")", "'", *_CURRENCIES)
 
 

@@ -1,0 +1,1 @@
+"""Whether two expressions are equal: by exact fractions, or by many digits."""

@@ -1,0 +1,1 @@
+"""How answers are written: tokens, expressions, their parser, units."""
