@@ -97,9 +97,9 @@ class Places:
         """The engine runs: leases may be asked for."""
         self._session.capacity = self._capacity.target
 
-    def ended(self, lease: Lease) -> None:
+    def ended(self, lease: Lease, num_tokens: int) -> None:
         """A response to a lease has ended, whatever the others of its group still do."""
         load, session = self.engine.load, self._session
-        session.response_ended(lease)
+        session.response_ended(lease, num_tokens)
         session.preemptions = load.preemptions
         session.capacity = self._capacity.response_ended(load, session.num_responses)

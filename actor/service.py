@@ -3,18 +3,20 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from actor.capacity import Places
 from actor.engine.interface import Engine
 from actor.learner_link import LearnerLink
+from actor.progress import watch
+from actor.tasks import Tasks
 from actor.weights_follower import WeightsFollower
-from dcpo_async.errors import DcpoError, EngineError, PromptError, RefusedError
+from dcpo_async.errors import DcpoError, PromptError, RefusedError
 from dcpo_async.grading import Grading, graded
+from dcpo_async.protocol import events
 from dcpo_async.protocol.conversion import sampling_of
-from dcpo_async.protocol.events import Dismissed, Event, GroupAcknowledged, Joined, LeaseGranted, NewVersion, Refused
+from dcpo_async.protocol.in_work import name_of
 from dcpo_async.protocol.messages import Welcome
 from dcpo_async.records import Lease
 
@@ -44,7 +46,7 @@ class ActorService:
         self._grading: Grading | None = None
         self._places: Places | None = None
         self._is_working = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._fail)
         self._failure: DcpoError | None = None
 
     async def run(self) -> None:
@@ -68,20 +70,23 @@ class ActorService:
         log.info("draining: %d leases are finished first", self.session.num_working)
         self.session.drain(time.monotonic(), DRAIN_SECONDS, "asked to end")
 
-    def _on_event(self, event: Event) -> None:
+    def _on_event(self, event: events.Event) -> None:
         match event:
-            case Joined() if not self._is_working:
+            case events.Joined() if not self._is_working:
                 self._is_working = True
-                self._start(self._work(event.welcome))
-            case NewVersion():
+                self._tasks.start(self._work(event.welcome))
+            case events.NewVersion():
                 self._weights.hear()
-            case LeaseGranted():
-                self._start(self._answer(event.lease))
-            case GroupAcknowledged() if event.ack.outcome != "accepted":
+            case events.LeaseGranted():
+                self._tasks.start(self._answer(event.lease), name_of(event.lease))
+            case events.LeaseRevoked():
+                log.info("lease %d is given up: %s", event.name.position, event.detail)
+                self._tasks.give_up(event.name)
+            case events.GroupAcknowledged() if event.ack.outcome != "accepted":
                 log.warning("group %d: %s %s", event.ack.position, event.ack.outcome, event.ack.detail)
-            case Refused():
+            case events.Refused():
                 self._failure = RefusedError(event.reject.detail)
-            case Dismissed():
+            case events.Dismissed():
                 log.info("the learner takes no more groups: %s", event.detail)
 
     async def _work(self, welcome: Welcome) -> None:
@@ -89,6 +94,7 @@ class ActorService:
         # In a thread: importing vLLM takes so long that the learner would take the silence for the end.
         engine = await asyncio.to_thread(self._make_engine, welcome)
         self._places = Places(engine, self.session, welcome)
+        self._tasks.start(watch(engine, self.session, self._weights, welcome.actor.engine_stall_seconds))
         await self._weights.follow(engine, self._places.open)
 
     async def _answer(self, lease: Lease) -> None:
@@ -100,7 +106,7 @@ class ActorService:
         await self._weights.reach(places.engine, lease.min_version)
         reached = time.monotonic()
         try:
-            responses = await places.engine.generate(lease, sampling_of(welcome), lambda: places.ended(lease))
+            responses = await places.engine.generate(lease, sampling_of(welcome), lambda n: places.ended(lease, n))
         except PromptError as error:
             self.session.fail(lease, str(error), is_prompts_fault=True)
             return
@@ -110,28 +116,16 @@ class ActorService:
         seconds = reached - began, generated - reached, now - generated
         self.session.finish(replace(group, seconds=seconds), now)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: "asyncio.Task[None]") -> None:
+    def _fail(self, error: DcpoError) -> None:
         """A part that failed ends the process: its leases go back at once, and the launcher starts it anew."""
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is None or self.session.ended:
+        if self.session.ended:
             return
-        if not isinstance(error, DcpoError):
-            log.error("unexpected failure", exc_info=error)
-            error = EngineError(f"{type(error).__name__}: {error}")
         self._failure = self._failure or error
         log.error("%s; %d leases are given back", error, self.session.num_working)
         self.session.drain(time.monotonic(), 0.0, str(error))
 
     async def _close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         if self._places is not None:
             await self._places.engine.close()
         if self._grading is not None:

@@ -47,10 +47,14 @@ class WeightsFollower:
         link: its session is told what the engine has adopted, and has no room for leases before the first version.
         on_ready: called once the engine holds its first version.
         plan: where versions come from.
+
+    Attributes:
+        is_updating: the engine starts, or its weights are being exchanged: it generates nothing meanwhile.
     """
 
     def __init__(self, link: LearnerLink, on_ready: Callable[[], None], plan: WeightsPlan) -> None:
         self._link, self._on_ready, self._plan = link, on_ready, plan
+        self.is_updating = False
         self._heard = asyncio.Event()
         self._adopted = asyncio.Condition()
 
@@ -105,6 +109,7 @@ class WeightsFollower:
         Returns the seconds for which it stood still; None where it had the version.
         """
         version, session, difference, pause = manifest.weights_version, self._link.session, None, 0.0
+        self.is_updating = True
         try:
             if engine.weights_version == 0:
                 difference = await engine.start(folder, version, manifest.canary)
@@ -120,6 +125,8 @@ class WeightsFollower:
         except CanaryError:
             session.canary_refusals += 1
             raise
+        finally:
+            self.is_updating = False
         session.adopted(version, difference)
         async with self._adopted:
             self._adopted.notify_all()

@@ -1,10 +1,12 @@
 """Arrays of different lengths as one column, and back: how the tokens of many responses travel and are stored."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 def joined(arrays: Sequence[NDArray[Any]], dtype: str) -> NDArray[Any]:
@@ -17,3 +19,15 @@ def parted(column: NDArray[Any], lengths: Sequence[int]) -> list[NDArray[Any]]:
     ends = np.cumsum(lengths, dtype=np.int64)
     assert len(column) == (ends[-1] if len(ends) else 0), f"{len(column)} elements for lengths {list(lengths)}"
     return np.split(column, ends[:-1]) if len(ends) else []
+
+
+def aligned(first: str, second: str) -> Callable[[T], T]:
+    """A check that two attributes have an entry for each other's: it returns what it is given, or raises ValueError."""
+
+    def check(record: T) -> T:
+        lengths = len(getattr(record, first)), len(getattr(record, second))
+        if lengths[0] != lengths[1]:
+            raise ValueError(f"{lengths[1]} {second} for {lengths[0]} {first}")
+        return record
+
+    return check

@@ -13,6 +13,8 @@ STRETCH_BYTES = 4 << 20
 """Files of weights are digested, asked for and checked in stretches of this length, the last one apart."""
 FinishReason = Literal["stop", "length"]
 GroupOutcome = Literal["accepted", "duplicate", "superseded", "invalid"]
+Activity = Literal["starting", "updating", "waiting for weights", "generating", "grading", "idle", "draining"]
+"""What an actor does at the moment; "updating" exchanges weights in the engine."""
 Relay = Annotated[str, Field(max_length=300)]
 """Address at which a machine hands on the weights that it has; empty for none."""
 

@@ -20,6 +20,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cpu-threads", type=int, default=1, help="compute threads of a CPU engine (default 1)")
     parser.add_argument("--tokens-per-second", type=float, help="speed of a response of the scripted engine")
+    parser.add_argument(
+        "--hang-after-groups", type=int, help="the scripted engine stands still when it is asked for one group more"
+    )
 
 
 def engine_words(options: argparse.Namespace) -> list[str]:
@@ -27,8 +30,10 @@ def engine_words(options: argparse.Namespace) -> list[str]:
     words = ["--engine", options.engine, "--device", options.device, "--tensor-parallel", str(options.tensor_parallel)]
     words += ["--kv-cache-gib", str(options.kv_cache_gib), "--memory-share", str(options.memory_share)]
     words += ["--cpu-threads", str(options.cpu_threads)]
-    speed = options.tokens_per_second
-    return words if speed is None else [*words, "--tokens-per-second", str(speed)]
+    for name in ("tokens_per_second", "hang_after_groups"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
 
 
 def make_engine(options: argparse.Namespace, **of_the_run: Any) -> Engine:
@@ -39,7 +44,7 @@ def make_engine(options: argparse.Namespace, **of_the_run: Any) -> Engine:
         of_the_run: dtype, max_model_tokens, max_responses, kv_after_update, as the learner says, and start_folder.
     """
     if options.engine == "scripted":
-        return ScriptedEngine(tokens_per_second=options.tokens_per_second)
+        return ScriptedEngine(tokens_per_second=options.tokens_per_second, hang_after_groups=options.hang_after_groups)
     # vLLM takes seconds to import, and grading workers, which import this module again, must not pay for it.
     from actor.engine.vllm import VllmEngine
 

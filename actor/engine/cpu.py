@@ -1,9 +1,12 @@
-"""What vLLM is told on a CPU."""
+"""What vLLM is told on a CPU, and what its processes use of one."""
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 GIB = 1 << 30
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_arguments(kv_cache_gib: float) -> dict[str, Any]:
@@ -25,3 +28,16 @@ def set_cpu_environment(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # vLLM compiles one tiny function even when it runs eagerly, which needs a C++ compiler and many seconds.
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+
+
+def processor_seconds(process_ids: Iterable[int]) -> float:
+    """Processor time that processes have used; those that have ended count nothing."""
+    ticks = 0
+    for process_id in process_ids:
+        try:
+            # The name, in brackets, may have spaces in it.
+            _, _, fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")
+        except OSError:
+            continue
+        ticks += sum(map(int, fields.split()[11:13]))
+    return ticks / TICKS_PER_SECOND

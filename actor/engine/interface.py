@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from dcpo_async.records import Lease, Response, Sampling
+from dcpo_async.records import Lease, LeaseName, Response, Sampling
 
 if TYPE_CHECKING:
     # Its package imports torch, which the launcher need not wait for.
@@ -40,11 +40,13 @@ class EngineLoad:
             others in flight wait for one.
         kv_cache_share: share of the KV cache that they take, in [0, 1].
         preemptions: how often a response has lost its place to others and had to be computed again, since the start.
+        steps: that it has taken since the start.
     """
 
     num_running: int = 0
     kv_cache_share: float = 0.0
     preemptions: int = 0
+    steps: int = 0
 
 
 class Engine(Protocol):
@@ -62,6 +64,14 @@ class Engine(Protocol):
     def load(self) -> EngineLoad:
         """What it holds at the moment."""
 
+    @property
+    def running_tokens(self) -> Mapping[LeaseName, int]:
+        """Tokens so far of the responses in it that have not ended, by lease; empty where there is no work in it."""
+
+    @property
+    def signs_of_work(self) -> tuple[int, ...]:
+        """Numbers of which one changes every few seconds while it works, and none where it hangs."""
+
     async def start(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> float | None:
         """Load the model from a complete Hugging Face folder.
 
@@ -77,12 +87,12 @@ class Engine(Protocol):
         """
 
     async def generate(
-        self, lease: Lease, sampling: Sampling, response_ended: Callable[[], None] | None = None
+        self, lease: Lease, sampling: Sampling, response_ended: Callable[[int], None] | None = None
     ) -> tuple[Response, ...]:
         """Sample G responses to the lease's prompt; many calls run at once.
 
         Args:
-            response_ended: called for each response as it ends, G times before the call returns.
+            response_ended: called with the tokens of each response as it ends, G times before the call returns.
 
         Raises:
             EngineError: the engine failed, or the prompt cannot be answered.

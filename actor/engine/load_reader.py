@@ -1,4 +1,4 @@
-"""What vLLM's scheduler tells of itself after each step, as far as capacity needs it."""
+"""What vLLM tells of its work: its scheduler after each step, and its requests when they are looked at."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from actor.engine.interface import EngineLoad
+from dcpo_async.records import LeaseName
 
 
 class LoadReader(PrometheusStatLogger):  # type: ignore[misc]
@@ -39,6 +40,7 @@ class LoadReader(PrometheusStatLogger):  # type: ignore[misc]
     ) -> None:
         """Take what a step of the engine tells."""
         load = self.load
+        steps = load.steps + 1
         if scheduler_stats is None:
             scheduler_stats = SchedulerStats(num_running_reqs=load.num_running, kv_cache_usage=load.kv_cache_share)
         ended, preempted = 0, 0
@@ -46,7 +48,20 @@ class LoadReader(PrometheusStatLogger):  # type: ignore[misc]
             ended, preempted = len(iteration_stats.finished_requests), iteration_stats.num_preempted_reqs
         # Those that ended in this step had a place in it; where all end at once, nobody else has one.
         num_running = scheduler_stats.num_running_reqs + ended
-        self.load = EngineLoad(num_running, scheduler_stats.kv_cache_usage, load.preemptions + preempted)
+        self.load = EngineLoad(num_running, scheduler_stats.kv_cache_usage, load.preemptions + preempted, steps)
+
+    @staticmethod
+    def running_tokens(engine: AsyncLLM) -> dict[LeaseName, int]:
+        """Tokens so far of the responses that have not ended, by the lease that each request is named after.
+
+        Looked up where vLLM collects them: to have them told would take a message for each token.
+        """
+        found: dict[LeaseName, int] = {}
+        for request in engine.output_processor.request_states.values():
+            position, attempt, _ = request.external_req_id.split(".")
+            name = LeaseName(int(position), int(attempt))
+            found[name] = found.get(name, 0) + request.detokenizer.num_output_tokens()
+        return found
 
     def log_engine_initialized(self) -> None:
         """Nothing to tell."""

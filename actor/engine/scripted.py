@@ -13,7 +13,7 @@ import numpy as np
 from actor.engine.interface import EngineLoad, UpdateTiming
 from actor.engine.seeds import group_seed
 from dcpo_async.errors import CanaryError, EngineError, PromptError
-from dcpo_async.records import Lease, Response, Sampling, VersionSegment
+from dcpo_async.records import Lease, LeaseName, Response, Sampling, VersionSegment
 
 if TYPE_CHECKING:
     # Its package imports torch, which the launcher need not wait for.
@@ -34,6 +34,7 @@ class ScriptedEngine:
         tokens_per_second: speed of each response, however many there are; None answers at once.
         fail_prompts: ids of prompts whose generation always fails.
         crash_after_groups: the engine dies when it is asked for one group more than this.
+        hang_after_groups: all that it works on stands still from when it is asked for one group more than this.
         canary_offsets: by weights version, nats by which its log-probs of a canary are off at first, and once it was
             started anew; a version that is not listed has none.
     """
@@ -45,12 +46,16 @@ class ScriptedEngine:
         tokens_per_second: float | None = None,
         fail_prompts: Set[str] = frozenset(),
         crash_after_groups: int | None = None,
+        hang_after_groups: int | None = None,
         canary_offsets: Mapping[int, tuple[float, float]] = MappingProxyType({}),
     ) -> None:
         self._correct_share = correct_share
         self._tokens_per_second = tokens_per_second
         self._fail_prompts = fail_prompts
         self._groups_left = math.inf if crash_after_groups is None else crash_after_groups
+        self._groups_to_hang = math.inf if hang_after_groups is None else hang_after_groups
+        self._stands_still_since = math.inf
+        self._in_work: dict[LeaseName, tuple[float, list[int]]] = {}
         self._canary_offsets = canary_offsets
         self._weights_version = 0
         self._vocab_size = 0
@@ -69,8 +74,22 @@ class ScriptedEngine:
 
     @property
     def load(self) -> EngineLoad:
-        """All that is in flight; there is no cache that could be full."""
-        return EngineLoad(num_running=self._responses_in_flight)
+        """All that is in flight; there is no cache that could be full. A step takes a millisecond."""
+        return EngineLoad(num_running=self._responses_in_flight, steps=int(1000 * self._now()))
+
+    @property
+    def running_tokens(self) -> Mapping[LeaseName, int]:
+        """By its speed and the time."""
+        now, speed = self._now(), self._tokens_per_second or math.inf
+        return {
+            name: sum(int(min(length, speed * max(0.0, now - began))) for length in lengths)
+            for name, (began, lengths) in self._in_work.items()
+        }
+
+    @property
+    def signs_of_work(self) -> tuple[int, ...]:
+        """Steps."""
+        return (self.load.steps,)
 
     async def start(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> float | None:
         """Read vocabulary size and stop token from the folder's config.json; raises CanaryError, EngineError."""
@@ -87,7 +106,7 @@ class ScriptedEngine:
         return difference
 
     async def generate(
-        self, lease: Lease, sampling: Sampling, response_ended: Callable[[], None] | None = None
+        self, lease: Lease, sampling: Sampling, response_ended: Callable[[int], None] | None = None
     ) -> tuple[Response, ...]:
         """The group that belongs to the lease's prompt and visit.
 
@@ -100,12 +119,15 @@ class ScriptedEngine:
         if lease.prompt_id in self._fail_prompts:
             raise PromptError(f"prompt {lease.prompt_id} fails, as fail_prompts says")
         self._groups_left -= 1
+        self._groups_to_hang -= 1
+        if self._groups_to_hang < 0:
+            self._stands_still_since = min(self._stands_still_since, asyncio.get_running_loop().time())
         seed = group_seed(sampling.seed, lease.prompt_id, lease.visit)
         responses = tuple(
             self._response(np.random.default_rng(seed + index), lease.answer, sampling.max_response_tokens)
             for index in range(sampling.group_size)
         )
-        await self._take_time(responses, response_ended)
+        await self._take_time(LeaseName(lease.position, lease.attempt), responses, response_ended)
         return responses
 
     async def adopt(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> UpdateTiming:
@@ -144,19 +166,29 @@ class ScriptedEngine:
             text=f"The answer is \\boxed{{{answer if is_correct else answer + '+1'}}}",
         )
 
-    async def _take_time(self, responses: tuple[Response, ...], ended: Callable[[], None] | None) -> None:
-        num_left, began = len(responses), asyncio.get_running_loop().time()
-        self._responses_in_flight += num_left
+    async def _take_time(
+        self, name: LeaseName, responses: tuple[Response, ...], ended: Callable[[int], None] | None
+    ) -> None:
+        began, left = asyncio.get_running_loop().time(), sorted(len(response.token_ids) for response in responses)
+        self._responses_in_flight += len(left)
+        self._in_work[name] = (began, left)
         try:
-            for tokens in sorted(len(response.token_ids) for response in responses):
-                await self._until(began, tokens)
-                num_left -= 1
+            while left:
+                await self._until(began, left[0])
                 self._responses_in_flight -= 1
+                tokens = left.pop(0)
                 if ended is not None:
-                    ended()
+                    ended(tokens)
         finally:
-            self._responses_in_flight -= num_left
+            self._responses_in_flight -= len(left)
+            del self._in_work[name]
 
     async def _until(self, began: float, tokens: int) -> None:
         due_at = began + tokens / self._tokens_per_second if self._tokens_per_second else 0.0
         await asyncio.sleep(max(0.0, due_at - asyncio.get_running_loop().time()))
+        if max(due_at, began) >= self._stands_still_since:
+            await asyncio.Event().wait()
+
+    def _now(self) -> float:
+        """Seconds of its clock, which stops when it hangs."""
+        return min(asyncio.get_running_loop().time(), self._stands_still_since)

@@ -6,13 +6,13 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from actor.engine.cpu import cpu_arguments, set_cpu_environment
+from actor.engine.cpu import cpu_arguments, processor_seconds, set_cpu_environment
 from actor.engine.interface import EngineLoad, UpdateTiming
 from actor.engine.load_reader import LoadReader
 from actor.engine.loading import Loading
@@ -20,7 +20,7 @@ from actor.engine.model_files import Shapes, check_shapes, has_latent_attention,
 from actor.engine.seeds import group_seed
 from actor.engine.start_path import StartPath
 from dcpo_async.errors import CanaryError, EngineError, PromptError
-from dcpo_async.records import FinishReason, Lease, Response, Sampling, VersionSegment
+from dcpo_async.records import FinishReason, Lease, LeaseName, Response, Sampling, VersionSegment
 from dcpo_async.weights.canary import Canary
 
 # vLLM sets up its loggers while it is imported. Its warnings would tell on every update of rotary tables that were
@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 CALL_SECONDS = 600.0
 WATCH_SECONDS = 0.25
+BUSY_SECONDS = 5.0
+"""Of processor time, after which an engine on a CPU counts as at work: a single step may take minutes there."""
 FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -111,6 +113,7 @@ class VllmEngine:
         self._arguments |= cpu_arguments(kv_cache_gib) if device == "cpu" else {"gpu_memory_utilization": memory_share}
         self._engine: AsyncLLM | None = None
         self._load: LoadReader | None = None
+        self._workers: list[int] = []
         self._weights_version = 0
         self._start_path = StartPath(start_folder) if start_folder is not None else None
         self._loading: Loading | None = None
@@ -136,6 +139,17 @@ class VllmEngine:
     def load(self) -> EngineLoad:
         """As of vLLM's last step; of an engine that was started anew from its start."""
         return self._load.load if self._load is not None else EngineLoad()
+
+    @property
+    def running_tokens(self) -> Mapping[LeaseName, int]:
+        """As of vLLM's last step."""
+        return LoadReader.running_tokens(self._engine) if self._engine is not None else {}
+
+    @property
+    def signs_of_work(self) -> tuple[int, ...]:
+        """Steps; on a CPU the processor time of its processes too."""
+        used = processor_seconds(self._workers) if self._device == "cpu" else 0.0
+        return self.load.steps, int(used // BUSY_SECONDS)
 
     async def start(self, weights_folder: Path, weights_version: int, canary: Canary | None) -> float | None:
         """Start vLLM with the model, tokenizer and weights of a Hugging Face folder; the event loop runs on meanwhile.
@@ -170,7 +184,7 @@ class VllmEngine:
             raise
 
     async def generate(
-        self, lease: Lease, sampling: Sampling, response_ended: Callable[[], None] | None = None
+        self, lease: Lease, sampling: Sampling, response_ended: Callable[[int], None] | None = None
     ) -> tuple[Response, ...]:
         """Sample G responses to the lease's prompt, each a request of its own.
 
@@ -184,7 +198,7 @@ class VllmEngine:
         async def one(number: int) -> Response:
             response = await self._response(lease, sampling, number)
             if response_ended is not None:
-                response_ended()
+                response_ended(len(response.token_ids))
             return response
 
         work = [asyncio.create_task(one(number)) for number in range(sampling.group_size)]
@@ -251,7 +265,7 @@ class VllmEngine:
         self._engine, self._failure = engine, asyncio.get_running_loop().create_future()
         self._load = LoadReader.of(engine)
         self._watcher = asyncio.create_task(self._watch(engine))
-        await self._answer(engine.collective_rpc("exit_with", args=(os.getpid(),)))
+        self._workers = await self._answer(engine.collective_rpc("exit_with", args=(os.getpid(),)))
         difference = await self._compare(engine, weights_version, canary)
         await self._answer(engine.update_weight_version(str(weights_version)))
         await self._answer(engine.get_supported_tasks())

@@ -118,11 +118,11 @@ class Turn:
         prompt = np.random.default_rng(name.position).integers(3, VOCAB_SIZE, 24, dtype=np.int32)
         lease = Lease(name.position, 1, f"p{name.position}", 1, 1, prompt, "")
         sampling = Sampling(GROUP_SIZE, 1.0, MAX_TOKENS, seed=0)
-        await self._engine.generate(lease, sampling, lambda: self._ended(name))
+        await self._engine.generate(lease, sampling, lambda tokens: self._ended(name, tokens))
         self._in_work.end(name)
 
-    def _ended(self, name: LeaseName) -> None:
-        self._in_work.response_ended(name)
+    def _ended(self, name: LeaseName, tokens: int) -> None:
+        self._in_work.response_ended(name, tokens)
         self._seen.responses += 1
         target = self._capacity.response_ended(self._engine.load, self._in_work.num_responses)
         if self._way == "capacity":

@@ -227,6 +227,12 @@ class ActorSettings(Section):
     times as many groups may be open."""
     kv_after_update: Literal["keep", "recompute"] = "keep"
     """After new weights: keep the KV cache of responses in flight, or recompute it."""
+    engine_stall_seconds: PositiveSeconds = 30.0
+    """An engine that takes no step for so long, with work in it and no new weights on the way in, is ended and started
+    anew; on a CPU processor time counts as a step."""
+    stall_seconds: PositiveSeconds = 120.0
+    """A lease goes back when no token of any of its holder's leases has come for so long; five times as long where that
+    one says that it starts, waits for weights or grades. It gets no lease for as long, twice as long each time."""
     max_failures: Positive = 3
     """A prompt whose generation fails this often is quarantined, counted and reported."""
     regrade_share: Annotated[float, Field(ge=0, le=1)] = 0.01

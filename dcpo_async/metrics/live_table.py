@@ -14,6 +14,8 @@ from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.run_folder import RunFolder
 
 SPARKS = "▁▂▃▄▅▆▇█"
+LATE_SECONDS = 10.0
+"""After which a batch that waits is told of."""
 ROWS = (
     ("reward", "reward", "mean reward of the step's responses", "{:.3f}"),
     ("rur", "RUR", "responses with a non-zero advantage", "{:.1%}"),
@@ -65,5 +67,10 @@ def _foot(status: Mapping[str, Any]) -> str:
     names = ", ".join(f"{actor['session']} at version {actor['weights_version']}" for actor in actors)
     waiting = "" if actors else " [dim](vLLM takes half a minute to start)"
     counts = f"groups counted: {status['groups_counted']}; newest weights version: {status['weights_version']}"
-    lines = [f"actors connected: {len(actors)} {names}{waiting}", counts, status.get("advice", "")]
+    waits = status.get("waiting_for") or {"seconds": 0.0}
+    for_whom = "the next batch waits since {seconds:.0f} s"
+    if waits.get("holder"):
+        for_whom += ": lease {position} of {holder}, {lease_seconds:.0f} s old, {tokens} tokens so far"
+    late = for_whom.format(**waits) if waits["seconds"] >= LATE_SECONDS else ""
+    lines = [f"actors connected: {len(actors)} {names}{waiting}", counts, late, status.get("advice", "")]
     return "\n".join(filter(None, lines))

@@ -119,7 +119,7 @@ def lease_to_message(lease: Lease) -> tuple[LeaseMessage, dict[str, Array]]:
 
 def lease_from_message(message: LeaseMessage, arrays: Mapping[str, Array]) -> Lease:
     """The lease of a message; its array is a view."""
-    return Lease(prompt_token_ids=arrays["prompt_token_ids"], **message.model_dump())
+    return Lease(prompt_token_ids=arrays["prompt_token_ids"], **message.model_dump(exclude={"number"}))
 
 
 def _wrong_columns(message: GroupMessage, group_size: int) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dcpo_async.protocol.messages import Ack, Reject, Welcome
-from dcpo_async.records import Lease
+from dcpo_async.records import Lease, LeaseName
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,14 @@ class LeaseGranted:
     """A lease to work on."""
 
     lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRevoked:
+    """Another session has got a lease that is being worked on: what comes of it would change nothing."""
+
+    name: LeaseName
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,4 +56,4 @@ class Dismissed:
     detail: str
 
 
-Event = Joined | LeaseGranted | GroupAcknowledged | NewVersion | Refused | Dismissed
+Event = Joined | LeaseGranted | LeaseRevoked | GroupAcknowledged | NewVersion | Refused | Dismissed

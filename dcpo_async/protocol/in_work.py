@@ -19,6 +19,7 @@ class InWork:
 
     def __init__(self) -> None:
         self._left: dict[LeaseName, int] = {}
+        self._tokens: dict[LeaseName, int] = {}
         self.num_responses = 0
 
     def __len__(self) -> int:
@@ -32,18 +33,24 @@ class InWork:
 
     def begin(self, name: LeaseName, group_size: int) -> None:
         """A lease is worked on: all its responses are in flight."""
-        self._left[name] = group_size
+        self._left[name], self._tokens[name] = group_size, 0
         self.num_responses += group_size
 
-    def response_ended(self, name: LeaseName) -> None:
-        """One of its responses has ended."""
+    def response_ended(self, name: LeaseName, num_tokens: int) -> None:
+        """One of its responses has ended, of so many tokens."""
         assert self._left[name] > 0
         self._left[name] -= 1
+        self._tokens[name] += num_tokens
         self.num_responses -= 1
 
     def end(self, name: LeaseName) -> None:
         """A lease is answered or given back, whatever of it was still in flight."""
         self.num_responses -= self._left.pop(name)
+        del self._tokens[name]
+
+    def tokens(self, name: LeaseName) -> int:
+        """Of the responses to a lease that have ended; 0 where it is not worked on."""
+        return self._tokens.get(name, 0)
 
     def room(self, capacity: int, group_size: int, max_groups: int) -> int:
         """Leases that may be asked for.

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dcpo_async.columns import aligned
 from dcpo_async.config import ActorSettings, GradingSettings, SamplingSettings
-from dcpo_async.records import Count, FinishReason, GroupOutcome, LeaseName, Relay
+from dcpo_async.records import Activity, Count, FinishReason, GroupOutcome, LeaseName, Relay
 
 PROTOCOL_VERSION = 7
 
@@ -62,10 +63,11 @@ class Hello(Message):
 
 
 class Want(Message):
-    """Credit: the actor has room for this many further leases."""
+    """Credit: the actor has room for this many leases beyond that of `number` num_received, the last that came."""
 
     kind = "want"
     num_leases: Annotated[int, Field(ge=0, le=1 << 16)]
+    num_received: Count = 0
 
 
 class GroupMessage(Message):
@@ -97,10 +99,14 @@ class LeaseFailed(Message):
 
 
 class Heartbeat(Message):
-    """The actor is alive and holds exactly these leases; `lost_relay` was silent, or sent wrong bytes."""
+    """The actor holds exactly these leases and gets on with them; `lost_relay` was silent, or sent wrong bytes."""
 
     kind = "heartbeat"
     held: tuple[LeaseName, ...]
+    tokens: tuple[Count, ...] = ()
+    """Response tokens so far of each lease in `held`."""
+    engine_steps: Count = 0
+    activity: Activity = "idle"
     weights_version: Count
     tokens_generated: Count
     """Response tokens since the session began."""
@@ -116,6 +122,7 @@ class Heartbeat(Message):
     """Versions since the session began that the engine, once it had applied them, was found not to hold."""
     relay: Relay = ""
     lost_relay: Relay = ""
+    _is_whole = model_validator(mode="after")(aligned("held", "tokens"))
 
 
 class Bye(Message):
@@ -149,7 +156,7 @@ class Welcome(Message):
 
 
 class LeaseMessage(Message):
-    """One visit of one prompt to answer."""
+    """One visit of one prompt to answer: the session's lease number `number` since its hello."""
 
     kind = "lease"
     array_dtypes = {"prompt_token_ids": "<i4"}
@@ -159,6 +166,7 @@ class LeaseMessage(Message):
     visit: Annotated[int, Field(ge=1)]
     min_version: Count
     answer: Text
+    number: Count = 0
 
 
 class Ack(Message):

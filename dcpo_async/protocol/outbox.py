@@ -42,6 +42,11 @@ class Outbox:
         """Forget a group; False when it was not waiting."""
         return self._waiting.pop(name, None) is not None
 
+    def tokens(self, name: LeaseName) -> int:
+        """Of a group's responses; 0 where it does not wait."""
+        waiting = self._waiting.get(name)
+        return sum(waiting.message.lengths) if waiting is not None else 0
+
     def hurry(self, name: LeaseName, now: float) -> None:
         """The coordinator asks for this group again."""
         self._waiting[name].due_at = now

@@ -5,7 +5,16 @@ from collections.abc import Iterable, Mapping
 
 from dcpo_async.errors import ProtocolError, UnreachableError
 from dcpo_async.protocol.conversion import group_to_message, lease_from_message
-from dcpo_async.protocol.events import Dismissed, Event, GroupAcknowledged, Joined, LeaseGranted, NewVersion, Refused
+from dcpo_async.protocol.events import (
+    Dismissed,
+    Event,
+    GroupAcknowledged,
+    Joined,
+    LeaseGranted,
+    LeaseRevoked,
+    NewVersion,
+    Refused,
+)
 from dcpo_async.protocol.in_work import InWork, name_of
 from dcpo_async.protocol.messages import (
     Ack,
@@ -24,7 +33,7 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.protocol.outbox import Outbox
 from dcpo_async.protocol.transitions import ActorInput, ActorState, next_state
-from dcpo_async.records import Group, Lease, LeaseName
+from dcpo_async.records import Activity, Group, Lease, LeaseName
 
 OPEN_SHARE = 4
 """Open groups, as a multiple of groups_in_flight: a group is open as long as its longest response runs, which for the
@@ -43,7 +52,8 @@ class ActorSession:
         capacity: responses that the engine is given at once; 0 until it runs.
         weights_version, canary_difference: as the last call of `adopted` says.
         tokens_generated: of the groups that were finished.
-        preemptions, canary_refusals: what heartbeats report; the service keeps them up to date.
+        preemptions, canary_refusals, engine_steps, activity: what heartbeats report; the service keeps them up to date.
+        running_tokens: of the responses in the engine, by lease; the service keeps them up to date.
         update: fetch and pause of the last change of weights, in seconds, and when it ended; the service sets it.
         relay: where this machine hands on the weights that it has; empty for nowhere.
         ask: the relay to ask for weights, as the coordinator last said; empty for the weight server.
@@ -76,7 +86,9 @@ class ActorSession:
         self._resend_seconds = resend_seconds
         self.state = ActorState.JOINING
         self.capacity = self.weights_version = 0
-        self.tokens_generated = self.preemptions = self.canary_refusals = 0
+        self.tokens_generated = self.preemptions = self.canary_refusals = self.engine_steps = 0
+        self.activity: Activity = "starting"
+        self.running_tokens: Mapping[LeaseName, int] = {}
         self.canary_difference: float | None = None
         self.update: tuple[float, float, float] | None = None
         self.welcome: Welcome | None = None
@@ -86,7 +98,7 @@ class ActorSession:
         self._in_work = InWork()
         self._outbox = Outbox(resend_seconds)
         self._failures: list[LeaseFailed] = []
-        self._credit = 0
+        self._credit = self._num_received = 0
         self._bye_reason = ""
         self._waiting_since = self._heard_at = now
         self._hello_due_at = self._want_due_at = self._heartbeat_due_at = now
@@ -125,9 +137,9 @@ class ActorSession:
         """The relay that was to be asked is silent or sends wrong bytes: heartbeats say so until another is named."""
         self._lost_relay = relay
 
-    def response_ended(self, lease: Lease) -> None:
+    def response_ended(self, lease: Lease, num_tokens: int) -> None:
         """One response to a lease being worked on has ended: its place is free, whatever the others still do."""
-        self._in_work.response_ended(name_of(lease))
+        self._in_work.response_ended(name_of(lease), num_tokens)
 
     def finish(self, group: Group, now: float) -> None:
         """A lease is answered: its group goes out until it is acknowledged."""
@@ -196,10 +208,10 @@ class ActorSession:
                 self._run_id, self._incarnation = envelope.run_id, envelope.incarnation
                 return self._on_welcome(message, now)
             case LeaseMessage():
+                self._num_received = message.number
                 return self._on_lease(lease_from_message(message, envelope.arrays), now)
             case Ack():
-                is_news = self._outbox.acknowledge(LeaseName(message.position, message.attempt))
-                return [GroupAcknowledged(message)] if is_news else []
+                return self._on_ack(message)
             case VersionMessage():
                 return self._on_version(message)
             case Reject():
@@ -240,6 +252,15 @@ class ActorSession:
         self._in_work.begin(name, self.welcome.sampling.group_size)
         return [LeaseGranted(lease)]
 
+    def _on_ack(self, ack: Ack) -> list[Event]:
+        name = LeaseName(ack.position, ack.attempt)
+        if self._outbox.acknowledge(name):
+            return [GroupAcknowledged(ack)]
+        if name in self._in_work and ack.outcome == "superseded":
+            self._in_work.end(name)
+            return [LeaseRevoked(name, ack.detail)]
+        return []
+
     def _on_version(self, message: Welcome | VersionMessage) -> list[Event]:
         self.ask = message.ask
         if self.ask != self._lost_relay:
@@ -273,6 +294,7 @@ class ActorSession:
         if self._is_known:
             self._is_known = False
             self._waiting_since = self._hello_due_at = now
+            self._num_received = 0
 
     def _notice_deadline(self, now: float) -> None:
         allowed = self._rejoin_timeout_seconds if self.welcome else self._join_timeout_seconds
@@ -309,7 +331,7 @@ class ActorSession:
         if room == self._credit and (room == 0 or now < self._want_due_at):
             return []
         self._credit, self._want_due_at = room, now + self._resend_seconds
-        return [self._envelope(Want(num_leases=room))]
+        return [self._envelope(Want(num_leases=room, num_received=self._num_received))]
 
     def _groups_due(self, now: float) -> list[Envelope]:
         return [self._envelope(message, arrays) for message, arrays in self._outbox.due(now)]
@@ -318,8 +340,12 @@ class ActorSession:
         if self.welcome is None or now < self._heartbeat_due_at:
             return []
         self._heartbeat_due_at = now + self.welcome.heartbeat_seconds
+        held = self.held
         heartbeat = Heartbeat(
-            held=self.held,
+            held=held,
+            tokens=tuple(self._tokens_of(name) for name in held),
+            engine_steps=self.engine_steps,
+            activity="draining" if self.state is ActorState.DRAINING else self.activity,
             weights_version=self.weights_version,
             tokens_generated=self.tokens_generated,
             groups_in_flight=self.num_working,
@@ -333,6 +359,10 @@ class ActorSession:
             lost_relay=self._lost_relay,
         )
         return [self._envelope(heartbeat)]
+
+    def _tokens_of(self, name: LeaseName) -> int:
+        """Response tokens so far of a lease, wherever it stands."""
+        return self._outbox.tokens(name) or self._in_work.tokens(name) + self.running_tokens.get(name, 0)
 
     def _bye(self) -> Bye:
         return Bye(reason=self._bye_reason, canary_refusals=self.canary_refusals)

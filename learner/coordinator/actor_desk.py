@@ -8,6 +8,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.metrics.timeline import SpanLog
 from dcpo_async.protocol.conversion import lease_to_message, welcome_of
 from dcpo_async.protocol.messages import (
+    Ack,
     Bye,
     Envelope,
     GroupMessage,
@@ -19,17 +20,22 @@ from dcpo_async.protocol.messages import (
     VersionMessage,
     Want,
 )
+from dcpo_async.records import Activity, LeaseName
 from dcpo_async.transport.interfaces import Router
 from learner.coordinator.intake import Intake
 from learner.coordinator.mail import Mail
 from learner.coordinator.regrading import Regrader
-from learner.coordinator.token_rate import TokenRate
+from learner.coordinator.stragglers import Stragglers
+from learner.scheduling.grants import Rotation
 from learner.scheduling.relay_tree import RelayTree
+from learner.scheduling.token_rate import TokenRate
 
 log = logging.getLogger(__name__)
 
-LEASES_AT_ONCE = 64
-"""Rounds of leases, one to each hungry actor, before anything else is done: far fewer than a channel queues."""
+LEASES_AT_ONCE, ROUNDS_AT_ONCE = 512, 64
+"""Leases, and rounds of one to each hungry actor, before anything else is done: far fewer than a channel queues."""
+UNSEEN_SECONDS = 5.0
+"""A lease that has not arrived by then does not count as on its way any more."""
 
 
 @dataclass(slots=True)
@@ -39,8 +45,8 @@ class ConnectedActor:
     Attributes:
         heard_at: when its last message came, in monotonic seconds.
         role, gpus: as it said in its hello.
-        credit: leases it still has room for.
-        groups_in_flight, responses_in_flight, response_capacity, preemptions: as in its last heartbeat.
+        num_granted, granted_at: leases since its last hello, and when the last one went out.
+        activity, groups_in_flight, responses_in_flight, response_capacity, preemptions: as in its last heartbeat.
         tokens_generated: response tokens by its own count; None until its first heartbeat.
         canary_difference: largest difference from the canary of `weights_version` in its engine, in nats.
     """
@@ -50,7 +56,9 @@ class ConnectedActor:
     engine: str
     role: str
     gpus: int = 0
-    credit: int = 0
+    num_granted: int = 0
+    granted_at: float = 0.0
+    activity: Activity = "starting"
     weights_version: int = 0
     tokens_generated: int | None = None
     groups_in_flight: int = 0
@@ -76,6 +84,8 @@ class ActorDesk:
 
     Attributes:
         connected: by peer, in the order of joining.
+        rotation: those with credit.
+        stragglers: looks after leases that do not get on.
     """
 
     def __init__(
@@ -96,6 +106,10 @@ class ActorDesk:
         self._spans, self._leased_at = spans, dict[int, float]()
         self._canary_refusals: dict[bytes, int] = {}
         intake.start_clock(clock())
+        self.rotation = Rotation()
+        self.stragglers = Stragglers(
+            config, intake, self.rotation, clock, self._describe, self._grant_newest, self._revoke
+        )
 
     def on_envelope(self, peer: bytes, envelope: Envelope) -> None:
         """Take a message and post its answer; one of a session that is not known here is answered by `rejoin`."""
@@ -115,9 +129,10 @@ class ActorDesk:
     def _on_message(self, peer: bytes, actor: ConnectedActor, envelope: Envelope, now: float) -> None:
         match envelope.message:
             case Want() as want:
-                actor.credit = want.num_leases
+                on_its_way = actor.num_granted - want.num_received if now - actor.granted_at < UNSEEN_SECONDS else 0
+                self.stragglers.wanted(peer, want.num_leases - max(0, on_its_way), now)
             case GroupMessage() as group:
-                self._take_group(peer, actor, group, envelope)
+                self._take_group(peer, actor, group, envelope, now)
             case Heartbeat() as heartbeat:
                 self._take_heartbeat(peer, actor, heartbeat, now)
             case LeaseFailed() as failed:
@@ -127,17 +142,35 @@ class ActorDesk:
 
     def grant_leases(self) -> None:
         """Hand out what the gate allows, one lease at a time to each actor in turn."""
-        now = self._clock()
-        for _ in range(LEASES_AT_ONCE):
-            for peer, actor in self.connected.items():
-                if actor.credit == 0:
-                    continue
-                lease = self._intake.grant(peer, now)
-                if lease is None:
-                    return
-                actor.credit -= 1
-                self._leased_at[lease.position] = now
-                self._mail.post(self.router, peer, *lease_to_message(lease))
+        now, num_passed = self._clock(), 0
+        for _ in range(min(LEASES_AT_ONCE, ROUNDS_AT_ONCE * len(self.rotation))):
+            peer = self.rotation.first
+            if peer is None or num_passed == len(self.rotation):
+                return
+            if self._intake.is_shunned(peer, now):
+                self.rotation.pass_over(peer)
+                num_passed += 1
+            elif self._grant(peer, self.connected[peer].weights_version, now):
+                num_passed = 0
+            else:
+                return
+
+    def _grant(self, peer: bytes, weights_version: int, now: float) -> bool:
+        """Lease the next visit to a peer whose turn it is; False while none may go out."""
+        lease = self._intake.grant(peer, now, weights_version)
+        if lease is None:
+            return False
+        actor = self.connected[peer]
+        actor.num_granted, actor.granted_at = actor.num_granted + 1, now
+        self.rotation.granted(peer)
+        self.stragglers.progress.granted(peer, now)
+        self._leased_at[lease.position] = now
+        message, arrays = lease_to_message(lease)
+        self._mail.post(self.router, peer, message.model_copy(update={"number": actor.num_granted}), arrays)
+        return True
+
+    def _grant_newest(self, peer: bytes) -> bool:
+        return self._grant(peer, self._intake.versions.newest.weights_version, self._clock())
 
     def announce(self) -> None:
         """Tell everybody of the newest version."""
@@ -155,6 +188,7 @@ class ActorDesk:
         for peer, actor in list(self.connected.items()):
             if now - actor.heard_at >= limit:
                 self.lose(peer, f"silent for {now - actor.heard_at:.0f} s")
+        self.stragglers.look(now)
         released = self._intake.release_unlisted(now)
         if released:
             log.warning("%d leases were listed by no heartbeat for %.0f s; they go out again", released, limit)
@@ -162,6 +196,7 @@ class ActorDesk:
     def lose(self, peer: bytes, reason: str) -> None:
         """A peer cannot be reached; what it held goes out again."""
         if self.connected.pop(peer, None) is not None:
+            self.stragglers.left(peer)
             self._relays.leave(peer)
             released = self._intake.release_session(peer)
             log.warning("actor %s lost: %s; %d leases go out again", name_of(peer), reason, released)
@@ -184,7 +219,8 @@ class ActorDesk:
 
     def _join(self, peer: bytes, hello: Hello, now: float) -> None:
         actor = self.connected.setdefault(peer, ConnectedActor(now, hello.host, hello.engine, hello.role, hello.gpus))
-        actor.heard_at, actor.credit = now, 0
+        actor.heard_at, actor.num_granted = now, 0
+        self.rotation.want(peer, 0)
         self._intake.reclaim(peer, hello.held, now)
         # An evaluator asks the weight server: it is behind as it likes, and has nothing to hand on.
         if hello.role == "actor":
@@ -195,15 +231,21 @@ class ActorDesk:
 
     def _leave(self, peer: bytes, bye: Bye) -> None:
         self.connected.pop(peer, None)
+        self.stragglers.left(peer)
         self._relays.leave(peer)
         self._count_refusals(peer, bye.canary_refusals)
         released = self._intake.release_session(peer)
         log.info("actor %s left (%s); %d leases go out again", name_of(peer), bye.reason, released)
 
-    def _take_group(self, peer: bytes, actor: ConnectedActor, group: GroupMessage, envelope: Envelope) -> None:
+    def _take_group(
+        self, peer: bytes, actor: ConnectedActor, group: GroupMessage, envelope: Envelope, now: float
+    ) -> None:
+        slot = self._intake.table.get(group.position)
+        tokens, leased_at = (slot.tokens, slot.leased_at) if slot is not None else (0, now)
         ack = self._intake.accept(peer, envelope)
         if ack.outcome == "accepted":
             actor.groups_accepted += 1
+            self.stragglers.finished(peer, group, tokens, leased_at, now)
             self._span_group(peer, group)
             self._regrader.sample(group, self._intake.answer_at(group.position))
         if ack.outcome == "invalid":
@@ -213,7 +255,7 @@ class ActorDesk:
 
     def _take_heartbeat(self, peer: bytes, actor: ConnectedActor, heartbeat: Heartbeat, now: float) -> None:
         """Note what the actor says of itself; the answer tells it that the learner is alive."""
-        self._intake.heartbeat(peer, heartbeat.held, now)
+        self.stragglers.heard(peer, heartbeat, now)
         if heartbeat.update is not None and actor.weights_version != heartbeat.weights_version:
             fetch, pause, ago = heartbeat.update
             self._spans.add(name_of(peer), "fetch", fetch, ago + pause, version=heartbeat.weights_version)
@@ -221,7 +263,7 @@ class ActorDesk:
         actor.weights_version = heartbeat.weights_version
         actor.canary_difference = heartbeat.canary_difference
         self._count_refusals(peer, heartbeat.canary_refusals)
-        actor.groups_in_flight = heartbeat.groups_in_flight
+        actor.activity, actor.groups_in_flight = heartbeat.activity, heartbeat.groups_in_flight
         actor.responses_in_flight = heartbeat.responses_in_flight
         actor.response_capacity, actor.preemptions = heartbeat.response_capacity, heartbeat.preemptions
         if actor.tokens_generated is not None:
@@ -256,6 +298,14 @@ class ActorDesk:
         newest = self._intake.versions.newest
         ask = self._relays.parent_of(peer, self._clock())
         return VersionMessage(weights_version=newest.weights_version, step=newest.step, ask=ask)
+
+    def _describe(self, peer: bytes) -> str:
+        actor = self.connected.get(peer)
+        return f"{name_of(peer)} on {actor.host}" if actor is not None else name_of(peer)
+
+    def _revoke(self, peer: bytes, name: LeaseName, reason: str) -> None:
+        """Tell an actor that what it makes of a lease will change nothing."""
+        self._post(peer, Ack(position=name.position, attempt=name.attempt, outcome="superseded", detail=reason))
 
     def _post(self, peer: bytes, message: Message) -> None:
         self._mail.post(self.router, peer, message)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from learner.coordinator.scoring import score
 from learner.ledger.group_format import encode_group
 from learner.ledger.ledger import Ledger
 from learner.ledger.reader import StoredGroup, VisitRow
-from learner.scheduling.batches import next_batch, too_old
+from learner.scheduling.batches import Awaited, fill, too_old
 from learner.scheduling.leases import LeaseTable, Slot, SlotState
 from learner.scheduling.staleness import StalenessGate
 from learner.scheduling.versions import PublishedVersion, PublishedVersions
@@ -52,6 +52,9 @@ class Intake:
         generated_tokens: counted in all starts of the run, discarded groups included; None where an earlier release,
             which did not count them, began it.
         table: open visits.
+        awaited: what the batch that ranks ask for waits for; None while they wait for none.
+        hand_over: called with the lease that a batch waits for; gives it to another session, or says that it can't.
+        num_batches: filled since this start.
         quarantined: indices of prompts that are not leased any more.
 
     Raises:
@@ -85,6 +88,9 @@ class Intake:
         self.table = LeaseTable(map(self._slot, rows), ledger.next_position())
         self.quarantined = {self._index_of[row.prompt_id] for row in ledger.visits("quarantined")}
         self._next_step = ledger.next_batch_step()
+        self.num_batches = 0
+        self.awaited: Awaited | None = None
+        self.hand_over: Callable[[Slot], bool] = lambda slot: False
 
     def _slot(self, row: VisitRow) -> Slot:
         """A visit from the ledger; its holder is unknown until a session claims it."""
@@ -124,10 +130,15 @@ class Intake:
 
     # ---- leases
 
-    def grant(self, session: bytes, now: float) -> Lease | None:
-        """Lease the next visit to a session; None while the staleness gate is shut or the order must wait."""
+    def grant(self, session: bytes, now: float, weights_version: int = 0) -> Lease | None:
+        """Lease the next visit to a session; None while the staleness gate is shut or the order must wait.
+
+        Args:
+            weights_version: that the session has: its tokens will be of this one or newer, so that the group may train
+                later than the oldest version would allow.
+        """
         number, slot = self.table.next_to_lease()
-        version = self._version_for(number)
+        version = self._version_for(number, weights_version)
         if version is None:
             return None
         if slot is None:
@@ -149,12 +160,22 @@ class Intake:
             answer=prompt.answer,
         )
 
-    def _version_for(self, number: int) -> PublishedVersion | None:
+    @property
+    def groups_per_batch(self) -> int:
+        """U·B, groups that are assembled together."""
+        return self._gate.groups_per_batch
+
+    def is_shunned(self, session: bytes, now: float) -> bool:
+        """Whether the visit that goes out next was taken back from this session a moment ago."""
+        _, slot = self.table.next_to_lease()
+        return slot is not None and slot.is_shunning(session, now)
+
+    def _version_for(self, number: int, weights_version: int) -> PublishedVersion | None:
         """The oldest published version that group number `number` may start from; None where it must wait."""
         last_step = self.config.training.max_steps
         if last_step is not None and self._gate.batch_step(number, self._next_step) >= last_step:
             return None
-        return self.versions.oldest_for(number, self._next_step)
+        return self.versions.oldest_for(number, self._next_step, weights_version)
 
     def answer_at(self, position: int) -> str:
         """Reference answer of the prompt at a position that was leased, its group discarded or not."""
@@ -213,9 +234,9 @@ class Intake:
         for slot in self.table.open_slots:
             slot.listed_at = now
 
-    def heartbeat(self, session: bytes, held: Sequence[LeaseName], now: float) -> None:
-        """A session still works on these leases."""
-        self.table.heartbeat(session, held, now)
+    def heartbeat(self, session: bytes, held: Sequence[LeaseName], tokens: Sequence[int], now: float) -> int:
+        """A session still works on these leases, which have so many tokens; returns by how many they have grown."""
+        return self.table.heartbeat(session, held, tokens, now)
 
     def reclaim(self, session: bytes, held: Sequence[LeaseName], now: float) -> None:
         """A session joins again and says what it holds."""
@@ -327,11 +348,15 @@ class Intake:
             self.table.remove(stale)
             self.counts["groups_too_old"] += len(stale)
             log.warning("%d groups lag too far behind and will not train; their statistics stand", len(stale))
-        positions = next_batch(self.table.open_slots, step, self._gate)
-        if positions is None:
+        filled = fill(self.table.open_slots, step, self._gate)
+        while isinstance(filled, Awaited) and filled.is_due and filled.slot and self.hand_over(filled.slot):
+            filled = fill(self.table.open_slots, step, self._gate)
+        if isinstance(filled, Awaited):
+            self.awaited = filled
             return False
-        self.ledger.write_batch(step, positions, self.config.training.groups_per_step)
-        self.table.remove(positions)
+        self.ledger.write_batch(step, filled, self.config.training.groups_per_step)
+        self.table.remove(filled)
+        self.num_batches, self.awaited = self.num_batches + 1, None
         self._next_step = step + self._gate.updates_per_batch
         self.versions.forget_old(self._next_step)
         return True

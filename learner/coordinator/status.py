@@ -1,7 +1,7 @@
 """What people and tools hear of a run: a line and a record for each step, and status.json every second."""
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -75,7 +75,7 @@ class Status:
     def write(self) -> None:
         """Write `status.json`, which `dcpo status` and the demo's display read."""
         connected, now = self._actors.connected.items(), self._clock()
-        leases = Counter(slot.holder for slot in self._intake.table.open_slots)
+        table, stragglers = self._intake.table, self._actors.stragglers
         self._note_use()
         content = {
             "run_id": self._run_id,
@@ -88,10 +88,13 @@ class Status:
             "trainer_restarts": self._ranks.restarts,
             **self._actors.metrics(),
             **self._intake.summary(),
+            "waiting_for": stragglers.waiting_for(now),
             "advice": self.advice(),
             "last_step": self._last_report,
             "actors_connected": [
-                self._of_actor(peer, actor, leases[peer], now) for peer, actor in connected if actor.role == "actor"
+                self._of_actor(peer, actor, len(table.held.get(peer, ())), now)
+                for peer, actor in connected
+                if actor.role == "actor"
             ],
             "evaluators_connected": [
                 {"session": name_of(peer), "host": actor.host, "weights_version": actor.weights_version}
@@ -132,6 +135,8 @@ class Status:
             "engine": actor.engine,
             "weights_version": actor.weights_version,
             "canary_difference": actor.canary_difference,
+            "activity": actor.activity,
+            "tokens_per_second": self._actors.stragglers.progress.pace(peer).speed,
             "groups_in_flight": actor.groups_in_flight,
             "responses_in_flight": actor.responses_in_flight,
             "response_capacity": actor.response_capacity,

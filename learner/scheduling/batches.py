@@ -1,6 +1,7 @@
 """Which groups train next. Pure functions."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from learner.scheduling.leases import Slot, SlotState
 from learner.scheduling.staleness import StalenessGate
@@ -18,18 +19,39 @@ def next_batch(open_slots: Sequence[Slot], step: int, gate: StalenessGate) -> li
         step: first optimizer step of the batch.
         gate: the run's staleness gate.
     """
+    found = fill(open_slots, step, gate)
+    return None if isinstance(found, Awaited) else found
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """What a batch waits for.
+
+    Attributes:
+        slot: the first lease that it needs, else the first one that is out; None while there is none.
+        is_due: the batch needs this one, and would be full or go on without it.
+    """
+
+    slot: Slot | None
+    is_due: bool
+
+
+def fill(open_slots: Sequence[Slot], step: int, gate: StalenessGate) -> list[int] | Awaited:
+    """The positions of `next_batch`, or what it waits for."""
     positions: list[int] = []
     num_passed_over = 0
+    first: Slot | None = None
     for slot in open_slots:
         if slot.state is SlotState.ACCEPTED:
             positions.append(slot.position)
             if len(positions) == gate.groups_per_batch:
                 return positions
         elif slot.state is SlotState.LEASED and _is_due(slot, len(positions), num_passed_over, step, gate):
-            return None
+            return Awaited(slot, is_due=True)
         else:
             num_passed_over += 1
-    return None
+            first = first or (slot if slot.state is SlotState.LEASED else None)
+    return Awaited(first, is_due=False)
 
 
 def _is_due(slot: Slot, number: int, later_number: int, step: int, gate: StalenessGate) -> bool:

@@ -1,6 +1,8 @@
 """The lease table: which visit of which prompt is open, and who holds it. Pure: no clock, no socket, no file."""
 
 import heapq
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -27,6 +29,11 @@ class Slot:
         weights_step: optimizer step of the oldest weights that the group may carry, once leased or accepted.
         holder: session that holds the lease; None after a restart until the session says so itself.
         listed_at: when the lease was issued or last listed by a heartbeat, in monotonic seconds.
+        leased_at: when it was issued, or its holder was first heard of.
+        tokens: response tokens so far, as the holder says.
+        changed_at: when that number was last seen to change, or the lease was issued.
+        num_handed_over: times that it was taken from a slow holder to be given to a faster one.
+        shunned, shunned_until: the session from which it was taken back; it goes to others first, until then.
     """
 
     position: int
@@ -38,10 +45,25 @@ class Slot:
     weights_step: int = 0
     holder: bytes | None = None
     listed_at: float = 0.0
+    leased_at: float = 0.0
+    tokens: int = 0
+    changed_at: float = 0.0
+    num_handed_over: int = 0
+    shunned: bytes | None = None
+    shunned_until: float = 0.0
+
+    def is_shunning(self, session: bytes, now: float) -> bool:
+        """Whether it was taken back from a session, and goes to others first."""
+        return session == self.shunned and now < self.shunned_until
 
 
 class LeaseTable:
-    """Open visits in lease order; every count that others need is derived from it."""
+    """Open visits in lease order; every count that others need is derived from it.
+
+    Attributes:
+        next_position: the first position that was never leased or skipped.
+        held: leases by holder and position; those of holders that have not said so yet are under None.
+    """
 
     def __init__(self, slots: Iterable[Slot], next_position: int) -> None:
         """Take up the visits that a ledger has open.
@@ -52,6 +74,12 @@ class LeaseTable:
         """
         self._slots = {slot.position: slot for slot in sorted(slots, key=lambda slot: slot.position)}
         self.next_position = next_position
+        # The open positions in order, and closed ones, until a number is asked for or half are closed.
+        self._positions = list(self._slots)
+        self.held: defaultdict[bytes | None, dict[int, Slot]] = defaultdict(dict)
+        for slot in self._slots.values():
+            if slot.state is SlotState.LEASED:
+                self.held[slot.holder][slot.position] = slot
         # A heap; positions that wait no more are dropped when they come up.
         self._waiting = [slot.position for slot in self._slots.values() if slot.state is SlotState.WAITING]
         self._open_prompts = {
@@ -79,7 +107,7 @@ class LeaseTable:
         while self._waiting:
             slot = self._slots.get(self._waiting[0])
             if slot is not None and slot.state is SlotState.WAITING:
-                return next(i for i, position in enumerate(self._slots) if position == slot.position), slot
+                return self._number_of(slot.position), slot
             heapq.heappop(self._waiting)
         return len(self._slots), None
 
@@ -87,6 +115,7 @@ class LeaseTable:
         """Open the visit at the next position."""
         slot = Slot(self.next_position, prompt_index, visit)
         self._slots[slot.position] = slot
+        self._positions.append(slot.position)
         self._open_prompts.add(prompt_index)
         self._wait(slot)
         self.next_position += 1
@@ -103,12 +132,24 @@ class LeaseTable:
         slot.weights_step = weights_step
         self._hold(slot, session, now)
 
-    def heartbeat(self, session: bytes, held: Sequence[LeaseName], now: float) -> None:
-        """Note that a session still works on these leases; names that are not its own change nothing."""
-        for name in held:
-            slot = self._slots.get(name.position)
-            if slot is not None and slot.holder == session and slot.attempt == name.attempt:
-                slot.listed_at = now
+    def heartbeat(self, session: bytes, held: Sequence[LeaseName], tokens: Sequence[int], now: float) -> int:
+        """Note that a session still works on these leases; names that are not its own change nothing.
+
+        Args:
+            tokens: response tokens so far of each.
+
+        Returns by how many tokens its leases have grown.
+        """
+        own, grown = self.held.get(session, {}), 0
+        for name, num_tokens in zip(held, tokens, strict=True):
+            slot = own.get(name.position)
+            if slot is None or slot.attempt != name.attempt:
+                continue
+            slot.listed_at = now
+            if num_tokens != slot.tokens:
+                grown += max(0, num_tokens - slot.tokens)
+                slot.tokens, slot.changed_at = num_tokens, now
+        return grown
 
     def reclaim(self, session: bytes, held: Sequence[LeaseName], now: float) -> None:
         """Take a session that joins again at its word, where nobody else has got the visit meanwhile."""
@@ -116,22 +157,22 @@ class LeaseTable:
             slot = self._slots.get(name.position)
             if slot is None or slot.attempt != name.attempt or slot.state is SlotState.ACCEPTED:
                 continue
-            if slot.holder is None:
+            if slot.holder is None and not slot.is_shunning(session, now):
                 self._hold(slot, session, now)
 
     def release_session(self, session: bytes) -> int:
         """Give back all that a lost or leaving session holds; returns how many."""
-        return self._release([slot for slot in self._slots.values() if slot.holder == session])
+        return self._release(list(self.held.get(session, {}).values()))
 
     def release_unlisted(self, now: float, silence_seconds: float) -> int:
         """Give back leases that their holder's heartbeats have not listed for too long; returns how many."""
-        return self._release(
-            [
-                slot
-                for slot in self._slots.values()
-                if slot.state is SlotState.LEASED and now - slot.listed_at > silence_seconds
-            ]
-        )
+        held = (slot for slots in self.held.values() for slot in slots.values())
+        return self._release([slot for slot in held if now - slot.listed_at > silence_seconds])
+
+    def take_back(self, slot: Slot, now: float, shun_seconds: float) -> None:
+        """Let a lease go out again to whoever is next, but not to its holder for some seconds."""
+        slot.shunned, slot.shunned_until = slot.holder, now + shun_seconds
+        self._wait(slot)
 
     def fail(self, session: bytes, position: int, attempt: int, is_prompts_fault: bool) -> Slot | None:
         """Take a reported failure; None when the lease was not the session's newest."""
@@ -145,6 +186,7 @@ class LeaseTable:
     def accept(self, position: int, weights_step: int) -> None:
         """The group is in the ledger; `weights_step` is that of the oldest weights it carries."""
         slot = self._slots[position]
+        self._let_go(slot)
         slot.state, slot.holder, slot.weights_step = SlotState.ACCEPTED, None, weights_step
         self._open_prompts.discard(slot.prompt_index)
 
@@ -152,13 +194,34 @@ class LeaseTable:
         """Forget visits that are trained, quarantined or too old."""
         for position in positions:
             slot = self._slots.pop(position)
+            self._let_go(slot)
             if slot.state is not SlotState.ACCEPTED:
                 self._open_prompts.discard(slot.prompt_index)
+        if len(self._positions) > 2 * len(self._slots):
+            self._positions = list(self._slots)
+
+    def _number_of(self, position: int) -> int:
+        """How many open visits come before a position."""
+        if len(self._positions) != len(self._slots):
+            self._positions = list(self._slots)
+        return bisect_left(self._positions, position)
 
     def _hold(self, slot: Slot, session: bytes, now: float) -> None:
+        self._let_go(slot)
         slot.state, slot.holder, slot.listed_at = SlotState.LEASED, session, now
+        slot.leased_at = slot.changed_at = now
+        slot.tokens = 0
+        self.held[session][slot.position] = slot
+
+    def _let_go(self, slot: Slot) -> None:
+        if slot.state is SlotState.LEASED:
+            held = self.held[slot.holder]
+            del held[slot.position]
+            if not held:
+                del self.held[slot.holder]
 
     def _wait(self, slot: Slot) -> None:
+        self._let_go(slot)
         slot.state, slot.holder = SlotState.WAITING, None
         heapq.heappush(self._waiting, slot.position)
 

@@ -75,7 +75,13 @@ class PublishedVersions:
         newest = self._published[-1:]
         self._published = [version for version in self._published if version.step >= oldest_step] or newest
 
-    def oldest_for(self, number: int, next_step: int) -> PublishedVersion | None:
-        """The oldest version that group `number` may start from; all after it may serve too."""
+    def oldest_for(self, number: int, next_step: int, at_least: int = 0) -> PublishedVersion | None:
+        """The oldest version that group `number` may start from; all after it may serve too.
+
+        Args:
+            at_least: version that its actor has already: one that stands no more, or is too old, changes nothing.
+        """
         oldest_step = self._gate.oldest_step(number, next_step)
-        return next((version for version in self._published if version.step >= oldest_step), None)
+        fitting = [version for version in self._published if version.step >= oldest_step]
+        has = [version for version in fitting if version.weights_version <= at_least]
+        return has[-1] if has else next(iter(fitting), None)

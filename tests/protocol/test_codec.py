@@ -67,7 +67,12 @@ def values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
 
 def models(model: type[BaseModel]) -> st.SearchStrategy[Any]:
     fields = {name: values(f.annotation, f.metadata) for name, f in model.model_fields.items()}
-    return st.fixed_dictionaries(fields).map(lambda body: model(**body))
+    return st.fixed_dictionaries(fields).map(lambda body: model(**_aligned(body)))
+
+
+def _aligned(body: dict[str, Any]) -> dict[str, Any]:
+    """Heartbeats have as many tokens as leases."""
+    return body | ({"tokens": (7,) * len(body["held"])} if "tokens" in body else {})
 
 
 @st.composite
@@ -249,10 +254,15 @@ def test_an_array_of_another_name_type_or_shape_is_not_sent(arrays: dict[str, An
 
 def test_nested_names_of_leases_arrive_as_their_own_type() -> None:
     held = (LeaseName(position=4, attempt=2),)
-    beat = Heartbeat(held=held, weights_version=1, tokens_generated=0, groups_in_flight=1)
+    beat = Heartbeat(held=held, tokens=(7,), weights_version=1, tokens_generated=0, groups_in_flight=1)
     back = decode(encode(Envelope(beat)), LIMIT).message
     assert isinstance(back, Heartbeat)
     assert back.held == held
+
+
+def test_a_heartbeat_tells_of_each_lease_that_it_lists() -> None:
+    body = {"held": [[4, 2]], "tokens": [], "weights_version": 1, "tokens_generated": 0, "groups_in_flight": 1}
+    assert "0 tokens for 1 held" in refusal(changed_header(kind="heartbeat", body=body, arrays=[])[:1])
 
 
 def test_anything_with_the_buffer_protocol_is_a_frame() -> None:

@@ -190,11 +190,16 @@ def test_heartbeats_list_leases_in_work_and_groups_not_acknowledged() -> None:
     session.finish(group(7), 0.0)
     session.adopted(4, canary_difference=2e-6)
     session.preemptions = 5
-    session.response_ended(lease(9))
+    session.response_ended(lease(9), 1)
     due(session, 0.0)
+    session.running_tokens = {names(9)[0]: 5}
+    session.engine_steps, session.activity = 17, "generating"
     [beat] = due(session, 3.0)
     assert beat == Heartbeat(
         held=names(7, 9),
+        tokens=(2, 6),
+        engine_steps=17,
+        activity="generating",
         weights_version=4,
         tokens_generated=2,
         groups_in_flight=1,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dcpo_async.protocol.codec import decode, encode
 from dcpo_async.protocol.conversion import lease_to_message
-from dcpo_async.protocol.events import LeaseGranted
+from dcpo_async.protocol.events import LeaseGranted, LeaseRevoked
 from dcpo_async.protocol.messages import (
     Ack,
     Envelope,
@@ -23,6 +23,7 @@ from dcpo_async.protocol.messages import (
 from dcpo_async.records import Lease, LeaseName
 from dcpo_async.transport.memory_channel import Faults
 from tests.protocol.made_session import WELCOME, group, joining, lease
+from tests.protocol.test_session import due, grant, working
 
 
 class Learner:
@@ -103,3 +104,22 @@ def test_every_group_is_accepted_once_over_a_network_that_loses_doubles_and_reor
             break
     assert sorted(learner.accepted) == list(range(12))
     assert session.held == ()
+
+
+def test_a_lease_that_another_has_got_is_given_up_and_its_places_are_free() -> None:
+    session = working(capacity=4)
+    grant(session, 7)
+    ack = Ack(position=7, attempt=1, outcome="superseded", detail="another is sooner")
+    told = session.on_envelope(Envelope(ack, run_id="run"), 1.0)
+    assert told == [LeaseRevoked(LeaseName(7, 1), "another is sooner")]
+    assert (session.held, session.num_responses) == ((), 0)
+    assert session.on_envelope(Envelope(ack, run_id="run"), 1.0) == []
+
+
+def test_an_actor_says_which_lease_came_last_so_that_those_on_their_way_are_not_granted_again() -> None:
+    session = working(capacity=6)
+    message, arrays = lease_to_message(lease(7))
+    session.on_envelope(Envelope(message.model_copy(update={"number": 5}), arrays, "run"), 1.0)
+    session.response_ended(lease(7), 1)
+    session.response_ended(lease(7), 1)
+    assert Want(num_leases=3, num_received=5) in due(session, 1.0)

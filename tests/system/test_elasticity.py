@@ -13,7 +13,10 @@ from tests.system.services import Service, Services, alive, assert_counted_once
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
-WORDS = ("--lag.max_lag", "2", "--network.silence_seconds", "3", "--network.heartbeat_seconds", "1")
+WORDS = (
+    *("--lag.max_lag", "2", "--network.silence_seconds", "3", "--network.heartbeat_seconds", "1"),
+    *("--actor.engine_stall_seconds", "4"),
+)
 SLOW = ("--tokens-per-second", "50")
 
 
@@ -77,6 +80,17 @@ def test_the_leases_of_a_killed_engine_go_out_again_and_its_launcher_starts_it_a
     run.services.until("a new engine", lambda: engine_pid(run.actor) not in (0, engine.pid))
     again = engine_pid(run.actor)
     run.services.until("its leases", lambda: run.is_at_work(again))
+
+
+def test_an_engine_that_hangs_is_ended_and_started_anew_and_its_leases_are_answered(run: Run) -> None:
+    newcomer = run.services.start_actor(*SLOW, "--hang-after-groups", "3")
+    log_file = newcomer.log_file.with_name("engine-0.log")
+    run.services.until("its end", lambda: log_file.exists() and "scripted hangs: no step for" in log_file.read_text())
+    run.services.until("a new start", lambda: newcomer.log.count("started as process") >= 2, seconds=30)
+    newcomer.signal(signal.SIGTERM)
+    run.services.ends_well(newcomer, seconds=60)
+    steps = len(run.services.metrics())
+    run.services.until_step(steps + 3)
 
 
 def test_every_visit_is_counted_once_whoever_came_and_went(run: Run) -> None:

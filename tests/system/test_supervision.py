@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.system.services import Service, Services, alive
+from tests.system.services import Service, Services, alive, command_line
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -97,9 +97,17 @@ def test_a_learner_that_is_stopped_writes_a_checkpoint_and_goes_on_without_repea
     assert after[-3:] == [stopped_at + 1, stopped_at + 2, stopped_at + 3]
 
 
+def test_ranks_that_import_end_with_a_launcher_that_is_killed(tmp_path: Path, model: Path) -> None:
+    with Services(tmp_path, model) as services:
+        learner = services.start_learner(*SETTINGS)
+        started = services.until("ranks", lambda: found if len(found := ranks(learner)) == 2 else None, 300)
+        learner.signal(signal.SIGKILL)
+        services.until("the end of its ranks", lambda: not alive(started))
+
+
 def ranks(learner: Service) -> list[psutil.Process]:
     children = psutil.Process(learner.process.pid).children(recursive=True)
-    return [child for child in children if "learner.trainer.rank" in child.cmdline()]
+    return [child for child in children if "learner.trainer.rank" in command_line(child)]
 
 
 def listeners(pid: int) -> list[tuple[IPv4Address | IPv6Address, int]]:

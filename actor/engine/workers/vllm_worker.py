@@ -75,9 +75,13 @@ class WorkerExtension(CanaryScoring):
             if weight.is_floating_point() and bool(weight.isnan().any()):
                 raise RuntimeError(f"{name} has NaN in it: its loader does not copy weights as they are")
 
-    def exit_with(self, process_id: int) -> None:
-        """End this process when the given one ends: vLLM's own would live on after a SIGKILL of its parent."""
+    def exit_with(self, process_id: int) -> int:
+        """End this process when the given one ends: vLLM's own would live on after a SIGKILL of its parent.
+
+        Returns this process's id.
+        """
         threading.Thread(target=_exit_with, args=(process_id,), daemon=True).start()
+        return os.getpid()
 
 
 def why_not_in_place(model: nn.Module) -> str:

@@ -135,6 +135,6 @@ async def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 async def test_each_response_ends_after_its_own_length(folder: Path) -> None:
     engine = await started(folder, ScriptedEngine(tokens_per_second=1000.0))
     in_flight: list[int] = []
-    group = await engine.generate(lease(), SAMPLING, lambda: in_flight.append(engine.load.num_running))
+    group = await engine.generate(lease(), SAMPLING, lambda _: in_flight.append(engine.load.num_running))
     assert in_flight == list(reversed(range(len(group))))
     assert engine.load.num_running == 0

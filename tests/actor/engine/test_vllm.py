@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import psutil
@@ -16,8 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from actor.engine.interface import EngineLoad
 from actor.engine.vllm import VllmEngine
+from actor.progress import watch
+from actor.weights_follower import WeightsFollower
 from dcpo_async.errors import EngineError, PromptError, WeightsError
-from dcpo_async.records import Lease, Response, Sampling
+from dcpo_async.records import Lease, LeaseName, Response, Sampling
+from tests.protocol.made_session import joining
 from tests.tiny_model import make_tiny_model
 
 pytestmark = [
@@ -108,6 +113,29 @@ async def test_logprobs_are_those_of_the_tempered_distribution(engine: VllmEngin
     assert largest_difference(folders[0], group, 1.0) > 1e-2
 
 
+async def test_an_engine_core_that_stands_still_is_noticed_by_its_steps_and_the_tokens_of_each_lease_are_known(
+    engine: VllmEngine,
+) -> None:
+    asked = lease("hung")
+    name = LeaseName(asked.position, asked.attempt)
+    work = asyncio.create_task(engine.generate(asked, sampling(max_response_tokens=200)))
+    async with asyncio.timeout(60):
+        while not engine.running_tokens.get(name):  # noqa: ASYNC110 - the engine has no event for a test
+            await asyncio.sleep(0.01)
+        assert engine.load.steps > 0
+        core = engine_core()
+        core.suspend()
+        try:
+            session, updates_nothing = joining(), cast(WeightsFollower, SimpleNamespace(is_updating=False))
+            with pytest.raises(EngineError, match=r"vllm .* hangs: no step for .* with 0 responses to 1 leases in it"):
+                await watch(engine, session, updates_nothing, stall_seconds=3.0)
+        finally:
+            core.resume()
+        assert (session.activity, session.running_tokens[name] > 0) == ("generating", True)
+        await work
+    assert engine.running_tokens == {}
+
+
 async def test_temperature_0_takes_the_likeliest_token_whatever_else_is_in_the_batch(
     engine: VllmEngine, folders: tuple[Path, Path]
 ) -> None:
@@ -196,7 +224,7 @@ async def test_a_cancelled_call_leaves_nothing_in_flight(engine: VllmEngine, fol
 
 async def test_each_response_tells_that_it_has_ended_and_the_engine_what_it_holds(engine: VllmEngine) -> None:
     loads: list[EngineLoad] = []
-    group = await engine.generate(lease(), sampling(max_response_tokens=200), lambda: loads.append(engine.load))
+    group = await engine.generate(lease(), sampling(max_response_tokens=200), lambda _: loads.append(engine.load))
     assert len(loads) == len(group) == 16
     assert max(load.num_running for load in loads) >= 12
     assert all(0 < load.kv_cache_share < 0.2 for load in loads[:8])
@@ -289,6 +317,8 @@ HOST = """
 import asyncio, sys
 from pathlib import Path
 from actor.engine.vllm import VllmEngine
+from actor.progress import watch
+from actor.weights_follower import WeightsFollower
 
 async def main():
     engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=64, max_responses=4, kv_cache_gib=0.1)

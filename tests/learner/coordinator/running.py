@@ -43,8 +43,11 @@ class Peer:
     def __init__(self, network: MemoryNetwork, name: str, run_id: str = "", incarnation: int = 0) -> None:
         self.name, self.run_id, self.incarnation = name, run_id, incarnation
         self.channel: MemoryDealer = network.dealer(name.encode())
+        self.num_received = 0
 
     async def say(self, message: Message, arrays: dict[str, Array] | None = None) -> None:
+        if isinstance(message, Want):
+            message = message.model_copy(update={"num_received": self.num_received})
         await self.channel.send(Envelope(message, arrays or {}, self.run_id, self.incarnation))
 
     async def hear(self, kind: type[M], within_seconds: float = 5.0) -> M:
@@ -68,6 +71,7 @@ class Peer:
 
     async def lease(self) -> Lease:
         message = await self.hear(LeaseMessage)
+        self.num_received = message.number
         assert self.envelope is not None
         return lease_from_message(message, self.envelope.arrays)
 
@@ -145,7 +149,13 @@ def name_of(lease: Lease) -> LeaseName:
 
 
 def heartbeat(*held: LeaseName, tokens: int = 0) -> Heartbeat:
-    return Heartbeat(held=held, weights_version=1, tokens_generated=tokens, groups_in_flight=len(held))
+    return Heartbeat(
+        held=held,
+        tokens=(0,) * len(held),
+        weights_version=1,
+        tokens_generated=tokens,
+        groups_in_flight=len(held),
+    )
 
 
 async def holding_one_lease(learner: Learner, name: str = "a") -> tuple[Peer, Lease]:

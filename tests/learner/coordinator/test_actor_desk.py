@@ -225,7 +225,7 @@ async def test_a_session_of_an_earlier_start_of_the_learner_is_asked_to_join_aga
         actor.incarnation = 7
         await actor.say(Want(num_leases=1))
         assert (await actor.hear(Reject)).reason == "rejoin"
-        assert learner.coordinator.actors.connected[b"a"].credit == 0
+        assert learner.coordinator.actors.rotation.credit(b"a") == 0
 
 
 async def test_silence_counts_from_its_last_second_and_a_lost_session_joins_again(
@@ -258,7 +258,7 @@ async def test_a_hello_that_comes_twice_keeps_what_is_known_of_the_actor(
         await actor.say(Want(num_leases=0))
         await actor.join()
         (known,) = learner.coordinator.actors.connected.values()
-        assert (known.groups_accepted, known.credit) == (1, 0)
+        assert (known.groups_accepted, learner.coordinator.actors.rotation.credit(b"a")) == (1, 0)
 
 
 async def test_after_a_bye_only_a_hello_is_understood(tmp_path: Path, open_intake: OpenIntake) -> None:

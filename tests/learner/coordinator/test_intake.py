@@ -264,7 +264,7 @@ def test_after_a_restart_leases_wait_for_their_holders_and_then_go_out_again(
     intake.reclaim(b"a", [LeaseName(position=first.position, attempt=first.attempt)], now=1001.0)
     publish(intake, step=0)
     assert intake.grant(b"b", now=1002.0) is None
-    intake.table.heartbeat(b"a", [LeaseName(position=first.position, attempt=first.attempt)], now=1010.0)
+    intake.table.heartbeat(b"a", [LeaseName(position=first.position, attempt=first.attempt)], [0], now=1010.0)
     assert intake.release_unlisted(now=1016.0) == 1
     again = intake.grant(b"b", now=1016.0)
     assert again is not None

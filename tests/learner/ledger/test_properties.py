@@ -240,7 +240,7 @@ class Ledger(RuleBasedStateMachine):
             LeaseName(position=lease.position, attempt=lease.attempt) for who, lease in self.held if who == session
         ]
         self.now += seconds
-        self.intake.table.heartbeat(session, names, self.now)
+        self.intake.table.heartbeat(session, names, [0] * len(names), self.now)
         self.intake.release_unlisted(self.now)
 
     # ---- kills

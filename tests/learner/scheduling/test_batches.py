@@ -1,6 +1,6 @@
 """Which groups train next: batches by hand."""
 
-from learner.scheduling.batches import next_batch, too_old
+from learner.scheduling.batches import Awaited, fill, next_batch, too_old
 from learner.scheduling.leases import Slot, SlotState
 from learner.scheduling.staleness import StalenessGate
 
@@ -78,3 +78,11 @@ def test_the_groups_that_are_left_move_up_when_some_are_too_old() -> None:
     fresh = [Slot(i, i, 1, state=ACCEPTED, weights_step=5) for i in (1, 2)]
     stale = Slot(0, 0, 1, state=ACCEPTED, weights_step=0)
     assert too_old([stale, *fresh], step=6, gate=StalenessGate(1, 2)) == [0]
+
+
+def test_what_a_batch_waits_for_is_the_lease_that_it_needs_else_the_first_that_is_out() -> None:
+    open_slots = slots(LEASED, ACCEPTED, ACCEPTED)
+    assert fill(open_slots, step=1, gate=StalenessGate(1, 2)) == Awaited(open_slots[0], is_due=True)
+    open_slots = slots(WAITING, LEASED, ACCEPTED)
+    assert fill(open_slots, step=0, gate=StalenessGate(1, 2)) == Awaited(open_slots[1], is_due=False)
+    assert fill(slots(WAITING, ACCEPTED), step=0, gate=StalenessGate(1, 2)) == Awaited(None, is_due=False)

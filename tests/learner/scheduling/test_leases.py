@@ -61,15 +61,15 @@ def test_a_lost_session_gives_back_all_its_leases_and_nobody_elses() -> None:
 
 def test_a_lease_lives_as_long_as_heartbeats_list_it() -> None:
     table = table_with(2)
-    table.heartbeat(b"a", [name(0)], now=10.0)
+    table.heartbeat(b"a", [name(0)], [0], now=10.0)
     assert table.release_unlisted(now=15.5, silence_seconds=15.0) == 1
     assert [slot.state for slot in table.open_slots] == [SlotState.LEASED, SlotState.WAITING]
 
 
 def test_a_heartbeat_that_names_the_lease_of_another_or_an_old_token_keeps_nothing_alive() -> None:
     table = table_with(1)
-    table.heartbeat(b"b", [name(0)], now=10.0)
-    table.heartbeat(b"a", [name(0, attempt=2), name(7)], now=10.0)
+    table.heartbeat(b"b", [name(0)], [0], now=10.0)
+    table.heartbeat(b"a", [name(0, attempt=2), name(7)], [0, 0], now=10.0)
     assert table.release_unlisted(now=15.5, silence_seconds=15.0) == 1
 
 
@@ -100,7 +100,7 @@ def test_a_session_that_joins_again_takes_back_what_nobody_else_has_got() -> Non
 def test_a_lease_of_before_a_restart_is_taken_back_by_its_holder() -> None:
     table = LeaseTable([Slot(4, 0, 1, attempt=2, state=SlotState.LEASED)], next_position=5)
     table.reclaim(b"a", [name(4, attempt=2)], now=1.0)
-    table.heartbeat(b"a", [name(4, attempt=2)], now=20.0)
+    table.heartbeat(b"a", [name(4, attempt=2)], [0], now=20.0)
     assert table.release_unlisted(now=30.0, silence_seconds=15.0) == 0
 
 
@@ -146,3 +146,36 @@ def test_thousands_of_open_visits_are_leased_in_linear_time() -> None:
         assert not table.is_prompt_open(20_000 + number)
         table.lease(table.open_new(20_000 + number, 1), b"a", weights_step=0, now=0.0)
     assert sum(slot.holder == b"a" for slot in table.open_slots) == 20_000
+
+
+def test_heartbeats_tell_by_how_many_tokens_the_leases_of_a_session_have_grown() -> None:
+    table = table_with(2)
+    assert table.heartbeat(b"a", [name(0), name(1)], [5, 0], now=1.0) == 5
+    assert table.heartbeat(b"a", [name(0), name(1)], [5, 7], now=2.0) == 7
+    assert table.heartbeat(b"b", [name(0)], [100], now=3.0) == 0
+    # Begun anew, as after a start of the engine: that is a sign of work too.
+    assert table.heartbeat(b"a", [name(0)], [2], now=4.0) == 0
+    assert [(slot.tokens, slot.changed_at) for slot in table.open_slots] == [(2, 4.0), (7, 2.0)]
+
+
+def test_a_lease_that_was_taken_back_goes_to_others_first_and_its_holder_cannot_claim_it() -> None:
+    table = table_with(2)
+    slot = slot_of(table, 1)
+    table.take_back(slot, now=10.0, shun_seconds=30.0)
+    assert table.next_to_lease() == (1, slot)
+    assert slot.is_shunning(b"a", now=39.0)
+    assert not slot.is_shunning(b"b", now=11.0)
+    assert not slot.is_shunning(b"a", now=40.0)
+    table.reclaim(b"a", [name(1)], now=11.0)
+    assert slot.state is SlotState.WAITING
+
+
+def test_leases_are_found_by_their_holder() -> None:
+    table = table_with(3)
+    table.fail(b"a", 1, attempt=1, is_prompts_fault=False)
+    table.lease(slot_of(table, 1), b"b", weights_step=0, now=1.0)
+    table.accept(0, weights_step=0)
+    assert {session: list(slots) for session, slots in table.held.items()} == {b"a": [2], b"b": [1]}
+    table.release_session(b"a")
+    table.remove([1])
+    assert not table.held

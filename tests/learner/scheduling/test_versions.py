@@ -46,3 +46,12 @@ def test_what_no_lease_can_ask_for_is_forgotten_but_never_the_newest() -> None:
     assert [versions.oldest_for(0, 3), versions.newest] == [versions.newest, versions.newest]
     versions.forget_old(next_step=100)
     assert versions.newest.weights_version == 3
+
+
+def test_an_actor_starts_from_the_version_that_it_has_where_that_is_new_enough() -> None:
+    versions = PublishedVersions(StalenessGate(max_lag=2, groups_per_step=2), 1, {})
+    for step in range(3):
+        versions.granted(step + 1, step)
+        versions.publish(step + 1, step)
+    assert [versions.oldest_for(0, 2, at_least).weights_version for at_least in (0, 1, 2, 3, 99)] == [1, 1, 2, 3, 3]  # type: ignore[union-attr]
+    assert versions.oldest_for(2, 2, at_least=1) == versions.oldest_for(2, 2)

@@ -1,6 +1,6 @@
 """How many tokens come in each second."""
 
-from learner.coordinator.token_rate import TokenRate
+from learner.scheduling.token_rate import TokenRate
 
 
 def test_a_token_rate_needs_two_reports_and_forgets_old_ones() -> None:
