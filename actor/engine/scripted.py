@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
@@ -55,7 +56,7 @@ class ScriptedEngine:
         self._groups_left = math.inf if crash_after_groups is None else crash_after_groups
         self._groups_to_hang = math.inf if hang_after_groups is None else hang_after_groups
         self._stands_still_since = math.inf
-        self._in_work: dict[LeaseName, tuple[float, list[int]]] = {}
+        self._in_work: list[tuple[LeaseName, float, list[int]]] = []
         self._canary_offsets = canary_offsets
         self._weights_version = 0
         self._vocab_size = 0
@@ -81,10 +82,10 @@ class ScriptedEngine:
     def running_tokens(self) -> Mapping[LeaseName, int]:
         """By its speed and the time."""
         now, speed = self._now(), self._tokens_per_second or math.inf
-        return {
-            name: sum(int(min(length, speed * max(0.0, now - began))) for length in lengths)
-            for name, (began, lengths) in self._in_work.items()
-        }
+        found = Counter[LeaseName]()
+        for name, began, lengths in self._in_work:
+            found[name] += sum(int(min(length, speed * max(0.0, now - began))) for length in lengths)
+        return found
 
     @property
     def signs_of_work(self) -> tuple[int, ...]:
@@ -171,7 +172,8 @@ class ScriptedEngine:
     ) -> None:
         began, left = asyncio.get_running_loop().time(), sorted(len(response.token_ids) for response in responses)
         self._responses_in_flight += len(left)
-        self._in_work[name] = (began, left)
+        work = (name, began, left)
+        self._in_work.append(work)
         try:
             while left:
                 await self._until(began, left[0])
@@ -181,7 +183,7 @@ class ScriptedEngine:
                     ended(tokens)
         finally:
             self._responses_in_flight -= len(left)
-            del self._in_work[name]
+            self._in_work.remove(work)
 
     async def _until(self, began: float, tokens: int) -> None:
         due_at = began + tokens / self._tokens_per_second if self._tokens_per_second else 0.0
