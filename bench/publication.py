@@ -6,9 +6,8 @@ removed. Seconds of the slowest rank.
 """
 
 import argparse
-import os
+import asyncio
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +26,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dcpo_async.config import ModelSettings, RunConfig, TrainingSettings
+from dcpo_async.processes import module_argv
+from dcpo_async.supervision import run_members
 from dcpo_async.weights.store import prune, write_snapshot
+from learner.ranks import rank_environments
 from learner.trainer.engine import TrainEngine
 from learner.trainer.publication import Publication
 
@@ -136,10 +138,11 @@ def main() -> None:
         make_model(folder / "model", options.gigabytes)
         for number in range(2):
             (folder / f"buffer-{number}").touch()
-        ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks)]
-        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        words = [*ranks, "-m", "bench.publication", *sys.argv[1:], "--folder", scratch]
-        code = subprocess.run(words, env=environment, check=False).returncode
+        words = module_argv("bench.publication", *sys.argv[1:], "--folder", str(scratch))
+        members, log_file = rank_environments(options.ranks, Path(scratch)), Path(scratch) / "log"
+        environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        code = asyncio.run(run_members(words, members, log_file, environment))
+        print(log_file.read_text())
         shutil.rmtree(Path(tempfile.gettempdir()) / folder.name, ignore_errors=True)
         raise SystemExit(code)
 

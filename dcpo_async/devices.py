@@ -24,7 +24,10 @@ class Devices:
     def environment(self) -> dict[str, str]:
         """Environment of the trainer ranks."""
         if self.gpus:
-            return {**_allocation(), **cuda_environment(self.gpus)}
+            # Several ranks do not compete for cores with threads of their own.
+            is_free = self.num_workers > 1 and "OMP_NUM_THREADS" not in os.environ
+            threads_of_each = {"OMP_NUM_THREADS": "1"} if is_free else {}
+            return {**_allocation(), **cuda_environment(self.gpus), **threads_of_each}
         # An actor usually shares the machine, so that the trainer takes half of the cores unless told otherwise.
         threads = max(1, (os.cpu_count() or 1) // (2 * self.num_workers))
         threads_word = os.environ.get("OMP_NUM_THREADS", str(threads))

@@ -6,108 +6,22 @@
 import asyncio
 import contextlib
 import ctypes
-import logging
+import fcntl
 import os
 import runpy
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dcpo_async.errors import ConfigError, DcpoError
-
-log = logging.getLogger(__name__)
+from dcpo_async.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Child:
-    """A part of a service that runs as a process of its own, and is started again when it fails.
-
-    Attributes:
-        name: for people, such as "engine process".
-        argv: called before each start.
-        log_file: its output is appended there.
-        environment: added to this process's.
-        has_progressed: given how many seconds it ran: whether that counts as having worked, so that failures before it
-            are forgotten.
-        failed: called with the exit code of each failure; tells people the reason, and raises where no new start helps.
-        restarting: called when it is about to be started again.
-        max_failures: this many in a row are borne.
-        error: raised after one more.
-        grace_seconds: how long it may take to end when this task is cancelled.
-        pause_seconds: before it is started again.
-        final_codes: exit codes by which it says that starting again does not help.
-        is_endless: it has no good end, so that exit code 0 is a failure too.
-    """
-
-    name: str
-    argv: Callable[[], Sequence[str]]
-    log_file: Path
-    has_progressed: Callable[[float], bool]
-    failed: Callable[[int], str]
-    max_failures: int
-    error: type[DcpoError]
-    grace_seconds: float
-    environment: Mapping[str, str] = field(default_factory=dict)
-    restarting: Callable[[], None] = lambda: None
-    pause_seconds: float = 0.0
-    final_codes: tuple[int, ...] = (ConfigError.exit_code,)
-    is_endless: bool = False
-
-
-async def keep_running(child: Child, stopping: asyncio.Event | None = None) -> None:
-    """Run a child until it ends well, and start it again where it fails.
-
-    Args:
-        stopping: once it is set, the child is asked to end, and may take its time.
-
-    Raises:
-        ConfigError: it says, by its exit code, that starting again does not help.
-        DcpoError: child.error, after too many failures in a row.
-    """
-    stopping, loop, failures = stopping or asyncio.Event(), asyncio.get_running_loop(), 0
-    while not stopping.is_set():
-        started = loop.time()
-        code = await _run_once(child, stopping)
-        if stopping.is_set() or (code == 0 and not child.is_endless):
-            return
-        reason = child.failed(code)
-        if code in child.final_codes:
-            raise ConfigError(reason)
-        failures = 1 if child.has_progressed(loop.time() - started) else failures + 1
-        if failures > child.max_failures:
-            raise child.error(
-                f"{child.name} failed {failures} times in a row: {reason}; the end of {child.log_file}:\n"
-                + last_lines(child.log_file, 15)
-            )
-        log.warning("%s ended with code %d and is started again: %s", child.name, code, reason)
-        child.restarting()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(child.pause_seconds):
-                await stopping.wait()
-
-
-async def _run_once(child: Child, stopping: asyncio.Event) -> int:
-    """Run a child to its end; a stop is passed on to it, and when this task is cancelled it is ended."""
-    process = await spawn(child.argv(), child.log_file, child.environment)
-    log.info("%s started as process %d", child.name, process.pid)
-    ended, asked = asyncio.create_task(process.wait()), asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            process.terminate()
-        return await ended
-    except asyncio.CancelledError:
-        await stop(process, child.grace_seconds)
-        raise
-    finally:
-        ended.cancel()
-        asked.cancel()
-        kill_group(process)
+LOG_BYTES = 16 << 20
+"""A log that is larger becomes NAME.1, in place of the one before."""
 
 
 async def until_told(work: Coroutine[Any, Any, None]) -> None:
@@ -169,6 +83,16 @@ def kill_group(process: asyncio.subprocess.Process) -> None:
         return
 
 
+def bound_log(log_file: Path, max_bytes: int = LOG_BYTES) -> None:
+    """Move what a log holds to NAME.1 where it is too large; who writes appends, and goes on at its new beginning.
+
+    What is written between the two calls is lost.
+    """
+    if log_file.exists() and log_file.stat().st_size > max_bytes:
+        shutil.copyfile(log_file, log_file.with_name(f"{log_file.name}.1"))
+        os.truncate(log_file, 0)
+
+
 def last_lines(log_file: Path, count: int = 5) -> str:
     """The end of a child's log, at most 64 KiB of it, for an error message."""
     if not log_file.exists():
@@ -177,6 +101,55 @@ def last_lines(log_file: Path, count: int = 5) -> str:
         log.seek(max(0, log_file.stat().st_size - (64 << 10)))
         lines = log.read().decode(errors="replace").splitlines()
     return "\n".join(lines[-count:])
+
+
+def be_private() -> None:
+    """Keep what this process and its children write from other users: folders get mode 700, files 600."""
+    os.umask(0o077)
+
+
+@contextlib.contextmanager
+def private_folder(kind: str, *, is_kept: bool = False) -> Iterator[Path]:
+    """A temporary folder of this process alone, mode 700; those of processes that were killed are removed first.
+
+    A folder is locked (flock) by its process, and the kernel drops the lock with it, however it ends.
+
+    Args:
+        kind: of the service, for people who look into the folder of temporary files.
+        is_kept: it stays for people when this process ends well or badly, and goes at a later start.
+    """
+    home = Path(tempfile.gettempdir()) / f"dcpo-{os.getuid()}.running"
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.lstat().st_uid != os.getuid():
+        raise ConfigError(f"{home} belongs to user {home.lstat().st_uid}; set TMPDIR to a folder of your own")
+    # Of two that start at once the second finds the folder of the first locked.
+    with _locked(home):
+        for left in home.iterdir():
+            _remove_if_left(left)
+        folder = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=home))
+        owner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(owner, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        if not is_kept:
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(owner)
+
+
+def _remove_if_left(folder: Path) -> None:
+    with contextlib.suppress(OSError), _locked(folder, fcntl.LOCK_NB):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 if __name__ == "__main__":

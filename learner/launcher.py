@@ -5,13 +5,10 @@ Torch and transformers take seconds to import: what can be refused without them 
 
 import argparse
 import asyncio
-import json
+import contextlib
 import logging
-import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,14 +16,16 @@ from typing import TYPE_CHECKING
 from dcpo_async.config import ModelSettings, RunConfig
 from dcpo_async.config.loading import joined_words, load_config
 from dcpo_async.devices import Devices, checked_gpus, require_choice
-from dcpo_async.errors import ConfigError, DcpoError, TrainerError, WeightsError
+from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.model_folder import model_folder
-from dcpo_async.processes import Child, keep_running, last_lines, module_argv
+from dcpo_async.processes import be_private, private_folder
 from dcpo_async.prompts import LoadedProblems
 from dcpo_async.run_folder import RunFolder
+from dcpo_async.supervision import keep_running
 from dcpo_async.transport.security import load_server_keys
 from dcpo_async.transport.zmq_channel import RouterChannel
+from learner.parts import Parts
 from learner.problems import training_problems
 
 if TYPE_CHECKING:
@@ -34,16 +33,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("learner")
 
-MAX_FAILURES = 3
-PUBLISHER_PAUSE_SECONDS = 1.0
-WEIGHT_SERVER_SECONDS = 60.0
-"""A weight server that has run so long has worked."""
-TRAINER_GRACE_SECONDS = 60.0
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 0 when the run is finished or stopped, 2 on bad input, 1 on a failure."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    be_private()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         asyncio.run(_run(*parsed(argv)))
@@ -100,10 +94,12 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
     keys = load_server_keys(options.keys) if options.keys else None
     limit = config.network.max_message_bytes
     actors = RouterChannel(config.network.listen, limit, curve=keys, insecure=options.insecure)
-    sockets = Path(tempfile.mkdtemp(prefix="dcpo-"))
-    ranks_address = f"ipc://{sockets}/trainer"
-    ranks = RouterChannel(ranks_address, limit)
-    try:
+    with contextlib.ExitStack() as closing:
+        closing.callback(actors.close)
+        scratch = closing.enter_context(private_folder("learner"))
+        ranks_address = f"ipc://{scratch}/trainer"
+        ranks = RouterChannel(ranks_address, limit)
+        closing.callback(ranks.close)
         # Imported here since they bring torch, which takes longer than all that has been checked by now.
         from dcpo_async.metrics.tensorboard import TensorBoardWriter
         from learner.coordinator.coordinator import Coordinator
@@ -134,12 +130,15 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
                 num_gpus=len(devices.gpus),
                 sinks=sinks,
             )
-            await Launcher(config, devices, coordinator, weights_port, ranks_address, options).run()
+            parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, security_words(options))
+            await Launcher(config, coordinator, parts).run()
         run.ledger.close()
-    finally:
-        actors.close()
-        ranks.close()
-        shutil.rmtree(sockets, ignore_errors=True)
+
+
+def security_words(options: argparse.Namespace) -> list[str]:
+    """What the weight server is told of keys."""
+    words = ["--keys", str(options.keys)] if options.keys else []
+    return [*words, "--insecure"] if options.insecure else words
 
 
 def check(config: RunConfig, devices: Devices, problems: LoadedProblems, elsewhere: str | None) -> None:
@@ -167,152 +166,65 @@ def resolved_model(model: ModelSettings, devices: Devices, *, with_weights: bool
 
 
 class Launcher:
-    """Supervises the parts of the learner: a part that dies is started again, with a bound."""
+    """Runs the parts of the learner to the end, or until it is stopped."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        devices: Devices,
-        coordinator: "Coordinator",
-        weights_port: int,
-        ranks_address: str,
-        options: argparse.Namespace,
-    ) -> None:
-        self._config, self._devices, self._coordinator = config, devices, coordinator
-        self._weights_port, self._ranks_address, self._options = weights_port, ranks_address, options
-        self._folder = RunFolder(config.folder)
-        self._best_step = self._best_version = 0
-        # Shared memory without a name, whatever the size of /dev/shm: it goes when the last of the processes goes.
-        descriptors = [os.memfd_create(f"dcpo-weights-{number}") for number in (1, 2)]
-        self._buffers = [f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in descriptors]
-        self._stopping = asyncio.Event()
+    def __init__(self, config: RunConfig, coordinator: "Coordinator", parts: Parts) -> None:
+        self._stop_seconds, self._coordinator, self._parts = config.checkpoint.stop_seconds, coordinator, parts
+        self._stopping, self._hurrying = asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
         """Run all parts until the run is finished, a signal comes, or a part fails for good."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(number, self._stop)
+        weight_server, publisher, trainer = self._parts.weight_server(), self._parts.publisher(), self._parts.trainer()
         parts = [
             asyncio.create_task(self._coordinator.run(), name="coordinator"),
-            asyncio.create_task(keep_running(self._weight_server()), name="weight server"),
-            asyncio.create_task(keep_running(self._publisher()), name="publisher"),
-            asyncio.create_task(self._keep_trainer(), name="trainer"),
-            asyncio.create_task(self._stopping.wait(), name="signal"),
+            asyncio.create_task(keep_running(weight_server), name="weight server"),
+            asyncio.create_task(keep_running(publisher), name="publisher"),
+            asyncio.create_task(keep_running(trainer, self._stopping), name="trainer"),
+            asyncio.create_task(self._out_of_time(), name="stop"),
         ]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:
                 part.result()
-            is_finished = self._coordinator.ranks.is_finished
-            log.info("the run is finished" if is_finished else "stopped; the same command goes on from here")
-            log.info("%s", self._coordinator.status.advice())
-            await self._coordinator.end("the run is finished" if is_finished else "the learner stops")
+            await self._end()
         finally:
             for part in parts:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
 
-    # ---- weight server
-
-    def _weight_server(self) -> Child:
-        listen, options = self._config.network.listen.rpartition(":")[0], self._options
-        argv = module_argv("learner.weights.server", "--listen", f"{listen}:{self._weights_port}")
-        argv += ["--store", str(self._folder.weights), "--run-id", self._coordinator.run_id]
-        argv += ["--keys", str(options.keys)] if options.keys else []
-        argv += ["--insecure"] if options.insecure else []
-        log_file = self._folder.log("weight_server")
-        return Child(
-            name="the weight server",
-            argv=lambda: argv,
-            log_file=log_file,
-            has_progressed=lambda seconds: seconds >= WEIGHT_SERVER_SECONDS,
-            failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-learner: "),
-            max_failures=MAX_FAILURES,
-            error=WeightsError,
-            grace_seconds=5,
-            is_endless=True,
-        )
-
-    # ---- publisher
-
-    def _publisher(self) -> Child:
-        log_file = self._folder.log("publisher")
-        return Child(
-            name="the publisher",
-            argv=lambda: module_argv("learner.publisher", *self._connection()),
-            log_file=log_file,
-            environment={"OMP_NUM_THREADS": "1"},
-            has_progressed=self._has_published,
-            pause_seconds=PUBLISHER_PAUSE_SECONDS,
-            failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-learner: "),
-            max_failures=MAX_FAILURES,
-            error=WeightsError,
-            grace_seconds=5,
-            is_endless=True,
-        )
-
-    def _connection(self) -> list[str]:
-        """The words that join trainer and publisher to the coordinator, and to each other."""
-        coordinator = self._coordinator
-        words = ["--config", str(self._folder.config), "--coordinator", self._ranks_address]
-        words += ["--run-id", coordinator.run_id, "--incarnation", str(coordinator.ledger.incarnation)]
-        return [*words, "--buffers", *self._buffers]
-
-    def _has_published(self, _: float) -> bool:
-        """Whether there are more versions than at the end before."""
-        number, before = self._coordinator.ranks.num_published, self._best_version
-        self._best_version = number
-        return number > before
-
-    # ---- trainer
-
-    async def _keep_trainer(self) -> None:
-        await keep_running(
-            Child(
-                name="the trainer",
-                argv=self._trainer_argv,
-                log_file=self._folder.log("trainer"),
-                environment=self._devices.environment(),
-                has_progressed=self._has_trained,
-                failed=self._trainer_failed,
-                restarting=self._restart_trainer,
-                # torchrun has codes of its own; what its ranks mean stands in the file that they leave.
-                final_codes=(),
-                max_failures=MAX_FAILURES,
-                error=TrainerError,
-                grace_seconds=TRAINER_GRACE_SECONDS,
+    def _stop(self) -> None:
+        """A signal has come: the first lets the trainer write a checkpoint, the second does not wait for it."""
+        ranks = self._coordinator.ranks
+        if self._stopping.is_set() or ranks.unsaved == 0 or self._stop_seconds == 0:
+            self._hurrying.set()
+        else:
+            log.info(
+                "stopping: the trainer ends its batch and writes a checkpoint, for %g s at most; a second signal ends "
+                "it at once",
+                self._stop_seconds,
             )
-        )
-        self._coordinator.ranks.finish()
+        self._stopping.set()
 
-    def _trainer_argv(self) -> list[str]:
-        self._folder.trainer_error.unlink(missing_ok=True)
-        argv = module_argv("torch.distributed.run", "--standalone", "--max-restarts", "0")
-        argv += ["--nproc-per-node", str(self._devices.num_workers), "-m", "learner.trainer.rank"]
-        return [*argv, *self._connection()]
+    async def _out_of_time(self) -> None:
+        """Until a trainer that was asked to end is not waited for any longer."""
+        await self._stopping.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._stop_seconds):
+                await self._hurrying.wait()
 
-    def _has_trained(self, _: float) -> bool:
-        """Whether the trainer has come further than any start before."""
-        step, before = self._coordinator.ranks.step, self._best_step
-        self._best_step = max(step, before)
-        return step > before
-
-    def _trainer_failed(self, code: int) -> str:
-        return f"after step {self._coordinator.ranks.step}: {trainer_error(self._folder)}"
-
-    def _restart_trainer(self) -> None:
-        self._coordinator.ranks.restart()
-        log.info("the trainer goes on from its newest checkpoint; actors keep generating meanwhile")
-
-
-def trainer_error(folder: RunFolder) -> str:
-    """What the rank that failed first said, since torchrun keeps it to itself; raises what no restart can mend."""
-    if not folder.trainer_error.exists():
-        return f"no rank said why, see {folder.log('trainer')}"
-    error = json.loads(folder.trainer_error.read_text())
-    if error["exit_code"] == ConfigError.exit_code:
-        raise ConfigError(error["message"])
-    return str(error["message"])
+    async def _end(self) -> None:
+        ranks = self._coordinator.ranks
+        if not self._stopping.is_set():
+            ranks.finish()
+        elif ranks.unsaved:
+            log.warning("stopped without a checkpoint of the last %d steps, which are trained again", ranks.unsaved)
+        is_finished = ranks.is_finished
+        log.info("the run is finished" if is_finished else "stopped; the same command goes on from here")
+        log.info("%s", self._coordinator.status.advice())
+        await self._coordinator.end("the run is finished" if is_finished else "the learner stops")
 
 
 if __name__ == "__main__":

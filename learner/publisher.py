@@ -19,6 +19,7 @@ from dcpo_async.errors import DcpoError
 from dcpo_async.processes import until_told
 from dcpo_async.protocol.trainer_messages import Published
 from dcpo_async.run_folder import RunFolder
+from dcpo_async.supervision import sign_of_progress
 from dcpo_async.transport.zmq_channel import DealerChannel
 from dcpo_async.weights.store import prune, remove_unfinished, write_snapshot
 from learner.trainer.coordinator_link import CoordinatorLink
@@ -28,6 +29,9 @@ log = logging.getLogger("publisher")
 
 THREADS = min(16, max(1, len(os.sched_getaffinity(0)) // 2))
 """Encode the patch; the other cores are the training's."""
+IDLE_SECONDS = 30.0
+LEAST_BYTES_PER_SECOND = 10e6
+"""A disk that takes less while a version is written is taken for one that hangs."""
 POLL_SECONDS = 0.01
 """Two words of shared memory are looked at this often: no offer can be lost on its way, whoever starts again."""
 
@@ -51,6 +55,7 @@ class Publisher:
         remove_unfinished(self._folder.weights)
         self._prune()
         while True:
+            sign_of_progress("the publisher looks for a new state", IDLE_SECONDS)
             if not await self.publish_newest():
                 await asyncio.sleep(POLL_SECONDS)
 
@@ -78,6 +83,9 @@ class Publisher:
             canary=offer.canary,
             threads=THREADS,
         )
+        num_bytes = schema.layout.num_bytes
+        words = f"the publisher writes the {num_bytes} bytes of step {offer.step} as version {version}"
+        sign_of_progress(words, IDLE_SECONDS + num_bytes / LEAST_BYTES_PER_SECOND)
         manifest = await asyncio.to_thread(write)
         message = Published(
             weights_version=version,

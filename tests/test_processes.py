@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dcpo_async.errors import ConfigError, EngineError
-from dcpo_async.processes import Child, keep_running, last_lines, module_argv, spawn, stop
+from dcpo_async.processes import bound_log, last_lines, module_argv, private_folder, spawn, stop
 
 SLEEP = ("timeit", "-n", "1", "-r", "1", "-s", "import time", "print('awake', flush=True); time.sleep(60)")
 
@@ -88,95 +87,51 @@ def test_the_last_lines_of_a_long_log_are_read_without_the_rest(tmp_path: Path) 
     assert last_lines(tmp_path / "missing.log") == ""
 
 
-# ---- children that are started again
+# ---- what is left behind
 
 
-def counting(folder: Path, program: str) -> Child:
-    """A child that adds a line to `starts` and goes on with a program; nothing counts as progress."""
-    begin = f"import sys, time; open({str(folder / 'starts')!r}, 'a').write('x\\n'); "
-    log_file = folder / "child.log"
-    return Child(
-        name="the child",
-        argv=lambda: [sys.executable, "-c", begin + program],
-        log_file=log_file,
-        has_progressed=lambda seconds: False,
-        failed=lambda code: last_lines(log_file, 1),
-        max_failures=2,
-        error=EngineError,
-        grace_seconds=5,
+def test_a_private_folder_is_the_users_alone_and_goes_with_its_process(temporary: Path) -> None:
+    with private_folder("learner") as folder:
+        assert folder.is_relative_to(temporary)
+        assert [path.stat().st_mode & 0o777 for path in (folder, folder.parent)] == [0o700, 0o700]
+        with private_folder("learner") as other:
+            assert folder.exists()
+            assert other != folder
+    assert not folder.exists()
+
+
+def test_the_folder_of_a_killed_process_is_removed_at_the_next_start(temporary: Path) -> None:
+    program = (
+        "import time; from dcpo_async.processes import private_folder\n"
+        "with private_folder('learner') as folder: print(folder, flush=True); time.sleep(60)"
     )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        left = Path(owner.stdout.readline().strip())
+        owner.kill()
+    assert left.is_relative_to(temporary)
+    assert left.exists()
+    with private_folder("actor", is_kept=True) as kept:
+        assert not left.exists()
+    assert kept.exists()
+    with private_folder("actor"):
+        assert not kept.exists()
 
 
-def num_starts(folder: Path) -> int:
-    path = folder / "starts"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return tmp_path
 
 
-async def test_a_child_that_ends_well_is_not_started_again(tmp_path: Path) -> None:
-    await keep_running(counting(tmp_path, ""))
-    assert num_starts(tmp_path) == 1
-
-
-async def test_a_child_that_fails_is_started_again_within_its_bound_and_its_end_is_told(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"the child failed 3 times in a row: no memory left; the end of .*child.log"):
-        await keep_running(counting(tmp_path, "print('no memory left'); sys.exit(1)"))
-    assert num_starts(tmp_path) == 3
-
-
-async def test_failures_before_progress_are_forgotten(tmp_path: Path) -> None:
-    child = replace(counting(tmp_path, "sys.exit(1)"), has_progressed=lambda seconds: num_starts(tmp_path) == 2)
-    with pytest.raises(EngineError):
-        await keep_running(child)
-    assert num_starts(tmp_path) == 4
-
-
-async def test_each_new_start_is_told_and_the_last_failure_is_none(tmp_path: Path) -> None:
-    told: list[int] = []
-    child = replace(counting(tmp_path, "sys.exit(1)"), restarting=lambda: told.append(num_starts(tmp_path)))
-    with pytest.raises(EngineError):
-        await keep_running(child)
-    assert told == [1, 2]
-
-
-async def test_a_child_whose_codes_mean_something_else_is_started_again(tmp_path: Path) -> None:
-    with pytest.raises(EngineError):
-        await keep_running(replace(counting(tmp_path, "sys.exit(2)"), final_codes=()))
-    assert num_starts(tmp_path) == 3
-
-
-async def test_a_stop_during_the_pause_ends_the_supervision(tmp_path: Path) -> None:
-    child, stopping = replace(counting(tmp_path, "sys.exit(1)"), pause_seconds=60.0), asyncio.Event()
-    keeping = asyncio.create_task(keep_running(replace(child, restarting=stopping.set), stopping))
-    await asyncio.wait_for(keeping, 20)
-    assert num_starts(tmp_path) == 1
-
-
-async def test_a_child_that_no_new_start_can_help_ends_at_once_with_its_own_words(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^no such model$"):
-        await keep_running(counting(tmp_path, "print('no such model'); sys.exit(2)"))
-    assert num_starts(tmp_path) == 1
-
-
-async def test_an_endless_child_that_ends_has_failed(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="failed 3 times in a row"):
-        await keep_running(replace(counting(tmp_path, ""), is_endless=True))
-
-
-async def test_a_stop_is_passed_on_and_the_child_may_end_in_its_own_way(tmp_path: Path) -> None:
-    asked = "import signal; signal.signal(signal.SIGTERM, lambda *_: (print('drained', flush=True), sys.exit(1))); "
-    child, stopping = counting(tmp_path, f"{asked}print('awake', flush=True); time.sleep(60)"), asyncio.Event()
-    keeping = asyncio.create_task(keep_running(child, stopping))
-    await wait_for_text(child.log_file, "awake")
-    stopping.set()
-    await asyncio.wait_for(keeping, 20)
-    assert last_lines(child.log_file, 1) == "drained"
-    assert num_starts(tmp_path) == 1
-
-
-async def test_a_cancelled_supervision_leaves_no_child(tmp_path: Path) -> None:
-    child = counting(tmp_path, "import os; print('pid', os.getpid(), flush=True); time.sleep(60)")
-    keeping = asyncio.create_task(keep_running(child))
-    await wait_for_text(child.log_file, "pid")
-    keeping.cancel()
-    await asyncio.gather(keeping, return_exceptions=True)
-    assert await asyncio.to_thread(wait_until_dead, int(last_lines(child.log_file, 1).split()[1]))
+def test_a_log_that_is_too_large_becomes_the_one_before(tmp_path: Path) -> None:
+    log_file = tmp_path / "part.log"
+    with log_file.open("ab", buffering=0) as log:
+        log.write(b"old\n" * 100)
+        bound_log(log_file, max_bytes=1000)
+        assert log_file.stat().st_size == 400
+        bound_log(log_file, max_bytes=300)
+        log.write(b"new\n")
+    assert log_file.read_text() == "new\n"
+    assert (tmp_path / "part.log.1").read_text() == "old\n" * 100

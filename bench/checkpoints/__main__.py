@@ -8,9 +8,7 @@ pace a rank's arithmetic keeps while a checkpoint is written.
 
 import argparse
 import asyncio
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,13 +23,16 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from bench.publication import GB, make_model
 from dcpo_async.config import CheckpointSettings, ModelSettings, RunConfig, TrainingSettings
+from dcpo_async.processes import module_argv
 from dcpo_async.protocol.messages import Message
 from dcpo_async.protocol.trainer_messages import Checkpointed
 from dcpo_async.records import TrainingSample
 from dcpo_async.run_folder import RunFolder
+from dcpo_async.supervision import run_members
 from learner.checkpoints.folder import publish_checkpoint, remove_superseded, writing_folder
 from learner.checkpoints.saving import Checkpoints
 from learner.policy.packing import pack
+from learner.ranks import rank_environments
 from learner.trainer.engine import TrainEngine
 
 MATRIX = 512
@@ -170,10 +171,12 @@ def main() -> None:
     scratch = tempfile.mkdtemp(prefix="dcpo-bench-")
     try:
         make_model(Path(scratch) / "model", options.gigabytes)
-        ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks)]
-        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        words = [*ranks, "-m", "bench.checkpoints", *sys.argv[1:], "--folder", scratch]
-        raise SystemExit(subprocess.run(words, env=environment, check=False).returncode)
+        words = module_argv("bench.checkpoints", *sys.argv[1:], "--folder", str(scratch))
+        members, log_file = rank_environments(options.ranks, Path(scratch)), Path(scratch) / "log"
+        environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        code = asyncio.run(run_members(words, members, log_file, environment))
+        print(log_file.read_text())
+        raise SystemExit(code)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

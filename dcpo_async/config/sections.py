@@ -182,6 +182,9 @@ class CheckpointSettings(Section):
     """Newest checkpoints that are kept."""
     keep_every_steps: Positive | None = None
     """Checkpoints at multiples of this step are kept for good; needs interval_steps."""
+    stop_seconds: Annotated[float, Field(ge=0)] = 300.0
+    """A learner that is stopped (SIGTERM, Ctrl-C) ends its batch and writes a checkpoint for so long at most; a second
+    signal ends it at once. 0 writes none."""
 
     @model_validator(mode="before")
     @classmethod

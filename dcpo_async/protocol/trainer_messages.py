@@ -143,7 +143,12 @@ class CheckpointFailed(Message):
 
 
 class TrainerFinished(Message):
-    """Coordinator → ranks: the run has reached its last step; checkpoint, export and end."""
+    """Coordinator → ranks: no batch follows; write a checkpoint and end.
+
+    Attributes:
+        is_stopped: for now; else the run has reached its last step, and the model is exported.
+    """
 
     kind = "finished"
     step: Count
+    is_stopped: bool = False

@@ -10,19 +10,23 @@ from numpy.typing import NDArray
 from dcpo_async.errors import PeerLostError, ProtocolError, WeightsError
 from dcpo_async.protocol.messages import Envelope, Message, Reject
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant, ManifestMessage, ManifestWant
+from dcpo_async.supervision import sign_of_progress
 from dcpo_async.transport.interfaces import Received, Router
 from dcpo_async.weight_serving.shelf import Shelf
 from dcpo_async.weights.locks import machine_id
 
 log = logging.getLogger("weight_server")
 
-IDLE_SECONDS = 10.0
+IDLE_SECONDS = 5.0
+SILENCE_SECONDS = 20.0
+"""A weight server that has not looked for requests for so long is stopped or stuck."""
 
 
 async def serve(channel: Router, store_folder: Path, run_id: str) -> None:
     """Answer every request from the store, until cancelled; a request that cannot be met is told why."""
     shelf = Shelf(store_folder)
     while True:
+        sign_of_progress("the weight server answers requests", SILENCE_SECONDS)
         waiting = await channel.receive(IDLE_SECONDS)
         shelf.drop_removed()
         for received in waiting:

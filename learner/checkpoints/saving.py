@@ -22,6 +22,7 @@ from dcpo_async.errors import CheckpointError, DcpoError, TrainerError
 from dcpo_async.protocol.messages import Message
 from dcpo_async.protocol.trainer_messages import Checkpointed, CheckpointFailed
 from dcpo_async.run_folder import RunFolder
+from dcpo_async.supervision import sign_of_progress
 from learner.checkpoints.folder import (
     CheckpointLayout,
     complete_steps,
@@ -175,6 +176,8 @@ class Checkpoints:
         saving = self._saving
         if saving is None or saving.ended.is_set():
             return False
+        words = f"rank {self._ranks.rank} waits for the checkpoint of step {saving.step}"
+        sign_of_progress(words, self._deadline_seconds)
         if time.monotonic() - saving.progressed_at > self._deadline_seconds:
             raise TrainerError(
                 f"rank {self._ranks.rank} has written nothing of the checkpoint of step {saving.step} for over "

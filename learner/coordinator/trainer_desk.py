@@ -88,6 +88,8 @@ class TrainerDesk:
         self._on_published, self._on_step, self._spans = on_published, on_step, spans
         self._is_proximal = config.algorithm.old == "proximal"
         self.step = self.restarts = self.num_published = 0
+        self._begun = self._saved = 0
+        self._is_stopping = False
         self.is_finished = False
         self.waiting: dict[bytes, ShardWant] = {}
         self._shards = _NO_SHARDS
@@ -127,9 +129,11 @@ class TrainerDesk:
         """Give every waiting rank its shard, as far as the groups are there."""
         for peer, want in list(self.waiting.items()):
             max_steps = self._config.training.max_steps
-            if max_steps is not None and want.step >= max_steps:
-                self._post(peer, TrainerFinished(step=want.step))
+            is_over = max_steps is not None and want.step >= max_steps
+            if is_over or (self._is_stopping and want.step >= self._begun):
+                self._post(peer, TrainerFinished(step=want.step, is_stopped=not is_over))
             elif self._intake.commit_batch(want.step):
+                self._begin(want.step)
                 samples = self._split(want)[want.rank]
                 self._mail.post(self.router, peer, *shard_message(samples, want.step))
             else:
@@ -140,6 +144,15 @@ class TrainerDesk:
         """A rank cannot be reached."""
         self.waiting.pop(peer, None)
 
+    @property
+    def unsaved(self) -> int:
+        """Steps that ranks have behind or before them and that no checkpoint contains."""
+        return max(0, self._begun - self._saved)
+
+    def stop(self) -> None:
+        """Hand out no further batch: ranks end with a checkpoint once they have trained what they were given."""
+        self._is_stopping = True
+
     def finish(self) -> None:
         """The trainer has been to the end of the run."""
         self.is_finished = True
@@ -149,12 +162,13 @@ class TrainerDesk:
         """All ranks are gone and start again from their newest checkpoint."""
         self.restarts += 1
         self.waiting.clear()
+        self._begun = self._saved
 
     # ---- what comes in
 
     def _join(self, hello: TrainerHello) -> None:
         if hello.rank == 0:
-            self.step = hello.step
+            self.step = self._begun = self._saved = hello.step
             self._intake.versions.resume(hello.step)
         log.info("trainer rank %d of %d is at step %d", hello.rank, hello.num_ranks, hello.step)
 
@@ -200,6 +214,7 @@ class TrainerDesk:
 
     def _take_checkpoint(self, checkpointed: Checkpointed) -> None:
         """Delete arrays that every retained checkpoint already contains."""
+        self._saved = max(self._saved, checkpointed.step)
         log.info("the checkpoint of step %d stands after %.1f s", checkpointed.step, checkpointed.seconds)
         self._checkpoint |= {
             "checkpoint_seconds": checkpointed.seconds,
@@ -221,6 +236,11 @@ class TrainerDesk:
         )
 
     # ---- shards
+
+    def _begin(self, step: int) -> None:
+        """A shard of `step` is handed out: all ranks need theirs of the whole batch, in which nothing is saved."""
+        updates = self._config.algorithm.updates_per_batch
+        self._begun = max(self._begun, step - step % updates + updates)
 
     def _split(self, want: ShardWant) -> list[list[TrainingSample]]:
         step, (cached_step, shards) = want.step, self._shards

@@ -19,6 +19,7 @@ from dcpo_async.protocol.trainer_messages import (
     VersionWant,
 )
 from dcpo_async.records import TrainingSample
+from dcpo_async.supervision import sign_of_progress
 from dcpo_async.transport.interfaces import Dealer
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ RESEND_SECONDS = 5.0
 """A question is asked again this often; the coordinator answers the same question alike."""
 REPORT_SECONDS = 60.0
 """A wait is logged this often."""
+WAIT_SECONDS = 60.0
+"""Who waits looks for an answer every RESEND_SECONDS, and is stopped or stuck where it has not for so long."""
 
 
 @dataclass(slots=True)
@@ -82,6 +85,7 @@ class CoordinatorLink:
         report_at = started + REPORT_SECONDS
         await self.tell(request)
         while (now := time.monotonic()) < started + deadline_seconds:
+            sign_of_progress(f"{self.name} waits for the answer to {request.kind} of step {step}", WAIT_SECONDS)
             if now > report_at:
                 report_at = now + REPORT_SECONDS
                 log.info("%s of step %d: %.0f s without an answer", request.kind, step, now - started)
@@ -107,11 +111,13 @@ class RankLink(CoordinatorLink):
     Attributes:
         rank, num_ranks: who this is.
         pair_cost: of the model, by which the ranks' work is balanced; the same on all of them.
+        is_stopped: the run will go on later; known once there is no further shard.
     """
 
     rank: int
     num_ranks: int
     pair_cost: float = 0.0
+    is_stopped: bool = False
 
     async def join(self, step: int) -> None:
         """Say hello, with the steps that this rank's state has behind it."""
@@ -120,14 +126,17 @@ class RankLink(CoordinatorLink):
     async def ask_for_shard(
         self, step: int, deadline_seconds: float = BATCH_DEADLINE_SECONDS
     ) -> list[TrainingSample] | None:
-        """This rank's samples of the update after `step`; None when the run has reached its end.
+        """This rank's samples of the update after `step`; None when the run has reached its end, or is stopped.
 
         Raises:
             TrainerError: no answer within the deadline, or a refusal.
         """
         request = ShardWant(rank=self.rank, num_ranks=self.num_ranks, step=step, pair_cost=self.pair_cost)
         answer = await self._ask(request, step, (ShardMessage, TrainerFinished), deadline_seconds)
-        return None if isinstance(answer.message, TrainerFinished) else samples_of(answer)
+        if isinstance(answer.message, TrainerFinished):
+            self.is_stopped = answer.message.is_stopped
+            return None
+        return samples_of(answer)
 
 
 def samples_of(shard: Envelope) -> list[TrainingSample]:

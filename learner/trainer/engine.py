@@ -17,16 +17,19 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor
+from torch._C._distributed_c10d import FileStore
 from transformers import AutoTokenizer
 
 from dcpo_async.config import RunConfig, merged
 from dcpo_async.errors import CheckpointError, ConfigError, TrainerError
+from dcpo_async.supervision import sign_of_progress
 from learner.checkpoints.folder import CheckpointLayout, step_folder, verified_checkpoint
 from learner.checkpoints.snapshot import Snapshot
 from learner.policy.fitting import fit_to_model
 from learner.policy.head import TokenLoss, TokenScores
 from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch, micro_batch_tokens, pack_sequences
+from learner.ranks import MEETING_PLACE
 from learner.trainer.schedule import learning_rate
 from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
 from learner.weights.layout import Layout, Schema
@@ -35,6 +38,25 @@ from learner.weights.loading import loaded_model
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+LATE_SECONDS = 60.0
+"""Collectives wait so much longer than a step may take: until then the learner has ended the rank that is late."""
+START_SECONDS = 900.0
+"""A stage of the start, such as the reading of the model, may take so long, or as long as a step if that is more."""
+
+
+def join_ranks(deadline: timedelta) -> None:
+    """Make the process group of all ranks, which DeepSpeed takes over: ranks on one machine meet in a file."""
+    rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = None
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    backend = "gloo" if device is None else "nccl"
+    store = FileStore(os.environ[MEETING_PLACE], num_ranks)
+    # A single rank has no peer for which NCCL would have to split its communicator.
+    bound = device if num_ranks > 1 else None
+    dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=deadline, device_id=bound)
+    deepspeed.init_distributed(backend, timeout=deadline, verbose=False)
 
 
 class TrainEngine:
@@ -53,11 +75,12 @@ class TrainEngine:
         deepspeed.utils.logger.setLevel(logging.WARNING)
         # On a CPU DeepSpeed would compile an all-reduce of its own at its first start: a minute, and a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        deadline = timedelta(seconds=config.training.step_timeout_seconds)
-        deepspeed.init_distributed(backend, timeout=deadline, verbose=False)
+        self._step_seconds = config.training.step_timeout_seconds
+        deadline = timedelta(seconds=self._step_seconds + LATE_SECONDS)
+        join_ranks(deadline)
+        self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
+        self._stage, start_seconds = "the start", max(START_SECONDS, self._step_seconds)
+        self._sign("the model is read", start_seconds)
         self._settings, self.dtype = config.training, forward_dtype(config)
         model = loaded_model(config.model.path, self.dtype)
         # Before anything wraps or partitions the model.
@@ -73,11 +96,11 @@ class TrainEngine:
             fused=True,
         )
         settings = deepspeed_settings(config, on_gpus=torch.cuda.is_available())
+        self._sign("DeepSpeed takes it over", start_seconds)
         self._deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         fit_to_model(self._deepspeed.module, self._deepspeed.device)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.device: torch.device = self._deepspeed.device
-        self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
         self.micro_batch_tokens = micro_batch_tokens(config.training.micro_batch_tokens, self.device.type)
         # Small integers are agreed on between CPUs, so that no agreement waits for a GPU.
         self._host_group = dist.new_group(backend="gloo", timeout=deadline)
@@ -89,6 +112,7 @@ class TrainEngine:
             num_ranks=self.num_ranks, zero_stage=self._deepspeed.zero_optimization_stage(), dtype=str(self.dtype)
         )
         self._take_over_checkpoints()
+        self._sign("a checkpoint is read", start_seconds)
 
     @property
     def model(self) -> Any:
@@ -128,11 +152,13 @@ class TrainEngine:
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Add the gradient of a micro-batch's share of the loss; after the last one of a step, `update` comes."""
         self._deepspeed.set_gradient_accumulation_boundary(is_last)
+        self._sign("backward")
         # DeepSpeed takes the mean over ranks; the token weights want the sum.
         self._deepspeed.backward(loss * self.num_ranks, scale_wrt_gas=False)
 
     def update(self, step: int) -> float | None:
         """Clip and update the weights; return the norm before clipping, None if it was not finite: no update then."""
+        self._sign("update")
         engine = self._deepspeed
         if engine.zero_optimization() or engine.bfloat16_enabled():
             engine.step()
@@ -151,7 +177,9 @@ class TrainEngine:
         return None
 
     def set_learning_rate(self, step: int) -> float:
-        """Set the rate of the update that leads from `step` to `step + 1`, and return it."""
+        """Set the rate of the update that leads from `step` to `step + 1`, which begins, and return it."""
+        self._stage = f"step {step + 1}"
+        self._sign("forward")
         rate = learning_rate(step, self._settings)
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = rate
@@ -161,6 +189,7 @@ class TrainEngine:
 
     def largest_of_ranks(self, value: int) -> int:
         """The largest value that a rank has; all call it."""
+        self._sign("ranks agree")
         if self.num_ranks == 1:
             return value
         tensor = torch.tensor(value)
@@ -182,7 +211,7 @@ class TrainEngine:
     def failing_together(self, step: int, work: Callable[[], T]) -> T:
         """Do a rank's local work; if it fails on one rank, all raise TrainerError instead of waiting for that one."""
         if self.layout.zero_stage == 3 or self.num_ranks == 1:
-            # The forward pass of ZeRO-3 is itself a collective: the others hear of it from torchrun, which ends them.
+            # The forward pass of ZeRO-3 is itself a collective: the learner ends the others.
             return work()
         failure, result = None, None
         try:
@@ -209,6 +238,7 @@ class TrainEngine:
         Raises:
             MemoryError: the host has no room for it.
         """
+        self._sign("its state is copied")
         self._snapshot.clear()
         self._deepspeed.save_checkpoint(str(writing.parent), writing.name, save_latest=False)
         if self.device.type == "cuda":
@@ -227,6 +257,11 @@ class TrainEngine:
         # Stages 1 and 2; ZeRO-3 does so by itself, and without ZeRO the weights are in the file.
         if hasattr(engine.optimizer, "update_lp_params"):
             engine.optimizer.update_lp_params()
+
+    def _sign(self, what: str, next_within: float = 0.0) -> None:
+        """Tell the learner where this rank is, and how long that may take: as long as a step unless said otherwise."""
+        words = f"rank {self.rank} of {self.num_ranks} in {self._stage} ({what})"
+        sign_of_progress(words, next_within or self._step_seconds)
 
     def _take_over_checkpoints(self) -> None:
         """Have DeepSpeed hand over what it would write; raises ConfigError where settings want it otherwise."""

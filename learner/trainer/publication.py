@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from dcpo_async.errors import TrainerError
+from dcpo_async.run_folder import RunFolder
+from dcpo_async.supervision import sign_of_progress
 from dcpo_async.weights.canary import Canary
 from learner.trainer.engine import TrainEngine
 from learner.weights.buffers import SharedBuffers
 from learner.weights.host_memory import pin
 from learner.weights.layout import own_parts
+from learner.weights.model_folder import export_weights
 
 POLL_SECONDS = 0.02
 
@@ -59,12 +62,22 @@ class Publication:
         with self._written() as number:
             yield self._engine.schema.tensors(self._shared.buffers[number].state)
 
+    def export(self, folder: RunFolder, deadline_seconds: float) -> None:
+        """See the last weights published, and leave them as a model folder; raises TrainerError."""
+        # Before the buffers are used for the export: a state that still waits in one would be overwritten.
+        self.wait(deadline_seconds)
+        with self.whole() as weights:
+            if self._engine.rank == 0:
+                export_weights(folder.export, folder.skeleton, weights)
+
     def wait(self, deadline_seconds: float) -> None:
         """Wait until the newest state that was offered is published, or was before; raises TrainerError."""
         ends_at = time.monotonic() + deadline_seconds
         while self._shared.published < self._shared.offered:
             if time.monotonic() > ends_at:
                 raise TrainerError(f"the last weights were not published within {deadline_seconds:.0f} s")
+            words = f"rank {self._engine.rank} waits until its last weights are published"
+            sign_of_progress(words, deadline_seconds)
             time.sleep(POLL_SECONDS)
 
     def _withdraw_and_prepare(self, deadline_seconds: float) -> None:

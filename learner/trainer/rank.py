@@ -1,4 +1,4 @@
-"""The process of one trainer rank; torchrun starts it."""
+"""The process of one trainer rank; the learner starts one for each GPU."""
 
 import argparse
 import asyncio
@@ -11,7 +11,6 @@ from pathlib import Path
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json
 from dcpo_async.errors import DcpoError, TrainerError
-from dcpo_async.processes import die_with_parent
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.zmq_channel import DealerChannel
 from learner.timing.step_clock import pair_cost
@@ -27,9 +26,8 @@ log = logging.getLogger("learner.trainer")
 def main() -> int:
     """Run one rank; returns its exit code."""
     options = _parser().parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    # torchrun starts ranks in sessions of their own: killing it would leave them training.
-    die_with_parent()
+    who = f"rank {os.environ['RANK']} " if os.environ["WORLD_SIZE"] != "1" else ""
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {who}%(name)s %(levelname)s %(message)s")
     config = RunConfig.model_validate_json(options.config.read_bytes())
     try:
         asyncio.run(run_rank(config, options))
@@ -47,7 +45,6 @@ async def run_rank(config: RunConfig, options: argparse.Namespace) -> None:
     Raises:
         TrainerError: a rank failed, or did not come to a collective in time.
     """
-    # torchrun tells each of its processes.
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     # A rank that starts again must not be taken for the connection of the one that died.
     identity = f"trainer-{rank}-{uuid.uuid4().hex}".encode()
@@ -84,7 +81,7 @@ def leave_error(folder: RunFolder, message: str, exit_code: int) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="learner.trainer.rank", description="One trainer rank; torchrun starts it.")
+    parser = argparse.ArgumentParser(prog="learner.trainer.rank", description="A trainer rank; dcpo-learner starts it.")
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration, JSON")
     parser.add_argument("--coordinator", required=True, help="address of the coordinator")
     parser.add_argument("--run-id", required=True)

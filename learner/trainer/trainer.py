@@ -26,7 +26,6 @@ from learner.trainer.engine import TrainEngine
 from learner.trainer.passes import Passes
 from learner.trainer.publication import Publication
 from learner.trainer.step_sums import StepSums
-from learner.weights.model_folder import export_weights
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class Trainer:
         self.canary_tokens = canary_tokens(vocab_size, config.weights.canary_tokens, config.seed)
 
     async def train(self) -> None:
-        """Train until the coordinator says that the run has reached its end."""
+        """Train until the coordinator says that the run has reached its end, or is stopped."""
         self.resume()
         await self.link.join(self.step)
         self.publish()
@@ -111,7 +110,7 @@ class Trainer:
         return scores.loss
 
     async def next_batch(self) -> list[list[TrainingSample]]:
-        """This rank's shards of the batch's updates: fewer at the run's last step, none when it has ended."""
+        """This rank's shards of the batch's updates: fewer at the run's last step, none when no more will come."""
         algorithm = self.config.algorithm
         started, updates = time.monotonic(), algorithm.updates_per_batch
         shards: list[list[TrainingSample]] = []
@@ -171,12 +170,9 @@ class Trainer:
         self.checkpoints.begin(step)
 
     async def finish(self) -> None:
-        """Leave a last checkpoint, see the last weights published, and leave a model folder."""
+        """Leave a last checkpoint and, at the run's end, a model folder, once the last weights are published."""
         self.profiler.close()
         await self.checkpoints.offer_last(self.step)
-        # Before the buffers are used for the export: a state that still waits in one would be overwritten.
-        self.publication.wait(self.config.training.step_timeout_seconds)
-        with self.publication.whole() as weights:
-            if self.engine.rank == 0:
-                export_weights(self.folder.export, self.folder.skeleton, weights)
+        if not self.link.is_stopped:
+            self.publication.export(self.folder, self.config.training.step_timeout_seconds)
         await self.checkpoints.whole()

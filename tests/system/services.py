@@ -69,10 +69,9 @@ class Service:
         return self.log_file.read_text()
 
     def child(self, module: str) -> psutil.Process | None:
-        """The descendant that runs a module, such as `learner.trainer.rank`; torchrun names it too, and is not it."""
+        """The first descendant that runs a module, such as `learner.trainer.rank`."""
         for process in psutil.Process(self.process.pid).children(recursive=True):
-            words = command_line(process)
-            if module in words and "torch.distributed.run" not in words:
+            if module in command_line(process):
                 return process
         return None
 

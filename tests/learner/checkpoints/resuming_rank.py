@@ -1,4 +1,4 @@
-"""A rank that goes on from checkpoints with an engine of its own for each; torchrun starts it: `CONFIG FOLDER`."""
+"""A rank that goes on from checkpoints with an engine of its own for each; a test starts it: `CONFIG FOLDER`."""
 
 import asyncio
 import sys

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dcpo_async.processes import last_lines, module_argv, spawn
+from tests.learner.ranks import run_ranks
 from tests.learner.trainer.test_trainer import make_config
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -28,10 +29,8 @@ async def test_two_ranks_go_on_to_the_bit(tmp_path: Path, zero_stage: int, dtype
         }
     )
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    argv = module_argv("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-    argv += ["tests.learner.checkpoints.resuming_rank", str(tmp_path / "config.json"), str(tmp_path)]
-    process = await spawn(argv, tmp_path / "log", {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
-    assert await process.wait() == 0, last_lines(tmp_path / "log", 60)
+    words = (tmp_path / "config.json", tmp_path)
+    await run_ranks("tests.learner.checkpoints.resuming_rank", *words, folder=tmp_path)
     now, before, parameters = map(int, (tmp_path / "sizes").read_text().split())
     # ZeRO-1 and 2 wrote the weights of the forward pass beside the same in float32; files align tensors otherwise.
     saved = (4 if dtype == "float32" else 2) * parameters if zero_stage in (1, 2) else 0

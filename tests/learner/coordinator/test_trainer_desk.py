@@ -69,6 +69,17 @@ async def test_after_the_last_step_ranks_hear_that_the_run_is_finished(tmp_path:
         assert await rank.hear(TrainerFinished) == TrainerFinished(step=3)
 
 
+async def test_once_the_learner_stops_ranks_get_no_further_batch_and_hear_that_it_is_for_now(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    async with learning(make_config(tmp_path, groups_per_step=1), open_intake) as learner:
+        await trained_once(learner, 1)
+        learner.coordinator.ranks.stop()
+        rank = learner.rank("another")
+        await rank.say(ShardWant(rank=0, num_ranks=1, step=1))
+        assert await rank.hear(TrainerFinished) == TrainerFinished(step=1, is_stopped=True)
+
+
 async def test_a_committed_batch_is_served_after_a_restart_before_anything_else(
     tmp_path: Path, open_intake: OpenIntake
 ) -> None:

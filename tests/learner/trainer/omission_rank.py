@@ -1,4 +1,4 @@
-"""A rank that takes a step's gradient with and without samples of advantage 0; torchrun starts it: `CONFIG RESULT`."""
+"""A rank that takes a step's gradient with and without samples of advantage 0; a test starts it: `CONFIG RESULT`."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A rank that scores a canary before and after an update; torchrun starts it: `CONFIG RESULT_FOLDER`."""
+"""A rank that scores a canary before and after an update; a test starts it: `CONFIG RESULT_FOLDER`."""
 
 import json
 import sys

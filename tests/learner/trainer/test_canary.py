@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from dcpo_async.processes import last_lines, module_argv, spawn
 from learner.trainer.canary import canary_tokens
+from tests.learner.ranks import run_ranks
 from tests.learner.trainer.test_trainer import make_config
 
 
@@ -52,10 +52,8 @@ async def test_two_ranks_score_as_the_plain_model_does(tmp_path: Path, zero_stag
     (tmp_path / "config.json").write_text(config.model_dump_json())
     for number in range(2):
         (tmp_path / f"buffer-{number}").touch()
-    argv = module_argv("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-    argv += ["tests.learner.trainer.scoring_rank", str(tmp_path / "config.json"), str(tmp_path)]
-    process = await spawn(argv, tmp_path / "log", {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
-    assert await process.wait() == 0, last_lines(tmp_path / "log", 40)
+    words = (tmp_path / "config.json", tmp_path)
+    await run_ranks("tests.learner.trainer.scoring_rank", *words, folder=tmp_path)
     token_ids = canary_tokens(64, 64, config.seed)
     found = [np.array(json.loads((tmp_path / f"{step}-0.json").read_text())) for step in (0, 1)]
     tolerance = 1e-5 if dtype == "float32" else 0.05

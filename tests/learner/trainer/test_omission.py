@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dcpo_async.processes import last_lines, module_argv, spawn
 from learner.policy.fitting import fit_to_model
 from learner.policy.model import PolicyModel
 from learner.policy.packing import pack, plan_micro_batches
 from tests.learner.policy.test_layout_free_gradient import mixed_samples, share
+from tests.learner.ranks import run_ranks
 from tests.learner.trainer.omission_rank import ARMS
 from tests.learner.trainer.test_trainer import make_config
 from tests.tiny_model import make_tiny_model
@@ -28,10 +28,8 @@ from tests.tiny_model import make_tiny_model
 async def test_two_ranks_have_the_gradient_that_they_have_without_omission(tmp_path: Path, zero_stage: int) -> None:
     config = make_config(tmp_path / "run", training={"zero_stage": zero_stage, "micro_batch_tokens": 60})
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    argv = module_argv("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-    argv += ["tests.learner.trainer.omission_rank", str(tmp_path / "config.json"), str(tmp_path / "found.json")]
-    process = await spawn(argv, tmp_path / "log", {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
-    assert await process.wait() == 0, last_lines(tmp_path / "log", 40)
+    words = (tmp_path / "config.json", tmp_path / "found.json")
+    await run_ranks("tests.learner.trainer.omission_rank", *words, folder=tmp_path)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["arms"].keys() == ARMS.keys()
     for name, (norm, difference) in found["arms"].items():

@@ -1,4 +1,4 @@
-"""A real trainer (torchrun, DeepSpeed, ZeroMQ) and publisher against a coordinator that serves fixed shards."""
+"""A real trainer (DeepSpeed, ZeroMQ) and publisher against a coordinator that serves fixed shards."""
 
 import asyncio
 import json
@@ -33,9 +33,11 @@ from dcpo_async.protocol.trainer_messages import (
 )
 from dcpo_async.records import TrainingSample
 from dcpo_async.run_folder import RunFolder
+from dcpo_async.supervision import run_members
 from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weights.places import version_folder, versions
 from learner.coordinator.shards import shard_message, split_by_cost
+from learner.ranks import rank_environments
 from tests.tiny_families import make_family
 from tests.tiny_model import make_tiny_model
 
@@ -157,15 +159,15 @@ async def run_trainer(
     coordinator = ScriptedCoordinator(
         RouterChannel(address, 1 << 30), publish_interval=config.lag.publish_interval, **script
     )
-    argv = module_argv("torch.distributed.run", "--standalone", "--max-restarts", "0")
-    argv += ["--nproc-per-node", str(num_ranks), "-m", "learner.trainer.rank"]
     buffers = [os.memfd_create("buffer") for _ in range(2)]
     words = ["--config", str(config.folder / "config.json"), "--coordinator", address, "--run-id", "run"]
     words += ["--incarnation", "1", "--buffers", *(f"/proc/{os.getpid()}/fd/{buffer}" for buffer in buffers)]
     log_file = config.folder / "trainer.log"
     environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    process = await spawn([*argv, *words], log_file, environment)
-    serving, ending = asyncio.create_task(coordinator.serve()), asyncio.create_task(process.wait())
+    ranks = run_members(
+        module_argv("learner.trainer.rank", *words), rank_environments(num_ranks, config.folder), log_file, environment
+    )
+    serving, ending = asyncio.create_task(coordinator.serve()), asyncio.create_task(ranks)
     while len(coordinator.losses()) < publisher_from_step and not ending.done():  # noqa: ASYNC110 - filled by serve
         await asyncio.sleep(0.01)
     publisher = await spawn(module_argv("learner.publisher", *words), config.folder / "publisher.log", environment)
@@ -178,9 +180,9 @@ async def run_trainer(
             serving.result()
     finally:
         serving.cancel()
-        kill_group(process)
+        ending.cancel()
         kill_group(publisher)
-        await asyncio.gather(ending, publisher.wait())
+        await asyncio.gather(ending, publisher.wait(), return_exceptions=True)
         for buffer in buffers:
             os.close(buffer)
         coordinator.channel.close()

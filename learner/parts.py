@@ -1,0 +1,172 @@
+"""The parts of a learner that run as processes beside the coordinator: how each is started, and when it has failed."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcpo_async.config import RunConfig
+from dcpo_async.devices import Devices
+from dcpo_async.errors import ConfigError, TrainerError, WeightsError
+from dcpo_async.processes import last_lines, module_argv
+from dcpo_async.run_folder import RunFolder
+from dcpo_async.supervision import Child
+from learner.ranks import rank_environments
+
+if TYPE_CHECKING:
+    from learner.coordinator.coordinator import Coordinator
+
+log = logging.getLogger("learner")
+
+MAX_FAILURES = 3
+PUBLISHER_PAUSE_SECONDS = 1.0
+WEIGHT_SERVER_SECONDS = 60.0
+"""A weight server that has run so long has worked."""
+START_SECONDS = 600.0
+"""Until the first sign of progress: imports, from a disk that many others read."""
+
+
+class Parts:
+    """Describes the processes of a learner, which `keep_running` starts.
+
+    Args:
+        config: of the run.
+        devices: of the trainer.
+        coordinator: what ranks and publisher have told it says whether they came further.
+        weights_port: for the weight server.
+        scratch: folder of this learner alone, for what must not be shared.
+        ranks_address: where ranks and publisher reach the coordinator.
+        security_words: what the weight server is told of keys.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        devices: Devices,
+        coordinator: "Coordinator",
+        weights_port: int,
+        scratch: Path,
+        ranks_address: str,
+        security_words: Sequence[str],
+    ) -> None:
+        self._config, self._devices, self._coordinator = config, devices, coordinator
+        self._weights_port, self._scratch, self._ranks_address = weights_port, scratch, ranks_address
+        self._security_words, self._folder = security_words, RunFolder(config.folder)
+        self._best_step = self._best_version = 0
+        # Shared memory without a name, whatever the size of /dev/shm: it goes when the last of the processes goes.
+        descriptors = [os.memfd_create(f"dcpo-weights-{number}") for number in (1, 2)]
+        self._buffers = [f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in descriptors]
+
+    def _signs(self, part: str) -> Path:
+        folder = self._scratch / "signs" / part
+        folder.mkdir(parents=True)
+        return folder
+
+    # ---- weight server
+
+    def weight_server(self) -> Child:
+        """Hands out versions, and must answer always."""
+        listen = self._config.network.listen.rpartition(":")[0]
+        argv = module_argv("learner.weights.server", "--listen", f"{listen}:{self._weights_port}")
+        argv += ["--store", str(self._folder.weights), "--run-id", self._coordinator.run_id]
+        argv += self._security_words
+        log_file = self._folder.log("weight_server")
+        return Child(
+            name="the weight server",
+            argv=lambda: argv,
+            log_file=log_file,
+            signs=self._signs("weight_server"),
+            start_seconds=START_SECONDS,
+            has_progressed=lambda seconds: seconds >= WEIGHT_SERVER_SECONDS,
+            failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-learner: "),
+            max_failures=MAX_FAILURES,
+            error=WeightsError,
+            grace_seconds=5,
+            is_endless=True,
+        )
+
+    # ---- publisher
+
+    def publisher(self) -> Child:
+        """Writes versions; a state that it holds when it ends is published by the next."""
+        log_file = self._folder.log("publisher")
+        return Child(
+            name="the publisher",
+            argv=lambda: module_argv("learner.publisher", *self._connection()),
+            log_file=log_file,
+            environment={"OMP_NUM_THREADS": "1"},
+            signs=self._signs("publisher"),
+            start_seconds=START_SECONDS,
+            has_progressed=self._has_published,
+            pause_seconds=PUBLISHER_PAUSE_SECONDS,
+            failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-learner: "),
+            max_failures=MAX_FAILURES,
+            error=WeightsError,
+            grace_seconds=5,
+            is_endless=True,
+        )
+
+    def _connection(self) -> list[str]:
+        """The words that join trainer and publisher to the coordinator, and to each other."""
+        coordinator = self._coordinator
+        words = ["--config", str(self._folder.config), "--coordinator", self._ranks_address]
+        words += ["--run-id", coordinator.run_id, "--incarnation", str(coordinator.ledger.incarnation)]
+        return [*words, "--buffers", *self._buffers]
+
+    def _has_published(self, _: float) -> bool:
+        """Whether there are more versions than at the end before."""
+        number, before = self._coordinator.ranks.num_published, self._best_version
+        self._best_version = number
+        return number > before
+
+    # ---- trainer
+
+    def trainer(self) -> Child:
+        """Its ranks, which stand and fall together."""
+        return Child(
+            name="the trainer",
+            argv=self._trainer_argv,
+            log_file=self._folder.log("trainer"),
+            environment=self._devices.environment(),
+            members=lambda: rank_environments(self._devices.num_workers, self._scratch),
+            signs=self._signs("trainer"),
+            start_seconds=START_SECONDS,
+            has_progressed=self._has_trained,
+            failed=self._trainer_failed,
+            restarting=self._restart_trainer,
+            ask_to_end=self._coordinator.ranks.stop,
+            # What a rank's code means stands in the file that it leaves.
+            final_codes=(),
+            max_failures=MAX_FAILURES,
+            error=TrainerError,
+            grace_seconds=5,
+        )
+
+    def _trainer_argv(self) -> list[str]:
+        self._folder.trainer_error.unlink(missing_ok=True)
+        return module_argv("learner.trainer.rank", *self._connection())
+
+    def _has_trained(self, _: float) -> bool:
+        """Whether the trainer has come further than any start before."""
+        step, before = self._coordinator.ranks.step, self._best_step
+        self._best_step = max(step, before)
+        return step > before
+
+    def _trainer_failed(self, code: int) -> str:
+        return f"after step {self._coordinator.ranks.step}: {trainer_error(self._folder)}"
+
+    def _restart_trainer(self) -> None:
+        self._coordinator.ranks.restart()
+        log.info("the trainer goes on from its newest checkpoint; actors keep generating meanwhile")
+
+
+def trainer_error(folder: RunFolder) -> str:
+    """What the rank that failed first said, as it left it; raises what no restart can mend."""
+    if not folder.trainer_error.exists():
+        return f"no rank said why, see {folder.log('trainer')}"
+    error = json.loads(folder.trainer_error.read_text())
+    if error["exit_code"] == ConfigError.exit_code:
+        raise ConfigError(error["message"])
+    return str(error["message"])

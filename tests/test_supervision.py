@@ -1,0 +1,138 @@
+"""Parts of the services: started again when they fail or are late, and ended when asked."""
+
+import asyncio
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dcpo_async.errors import ConfigError, EngineError
+from dcpo_async.processes import last_lines
+from dcpo_async.supervision import Child, keep_running
+from tests.test_processes import wait_for_text, wait_until_dead
+
+
+def counting(folder: Path, program: str) -> Child:
+    """A child that adds a line to `starts` and goes on with a program; nothing counts as progress."""
+    begin = f"import sys, time; open({str(folder / 'starts')!r}, 'a').write('x\\n'); "
+    log_file = folder / "child.log"
+    return Child(
+        name="the child",
+        argv=lambda: [sys.executable, "-c", begin + program],
+        log_file=log_file,
+        has_progressed=lambda seconds: False,
+        failed=lambda code: last_lines(log_file, 1),
+        max_failures=2,
+        error=EngineError,
+        grace_seconds=5,
+    )
+
+
+def num_starts(folder: Path) -> int:
+    path = folder / "starts"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+async def test_a_child_that_ends_well_is_not_started_again(tmp_path: Path) -> None:
+    await keep_running(counting(tmp_path, ""))
+    assert num_starts(tmp_path) == 1
+
+
+async def test_a_child_that_fails_is_started_again_within_its_bound_and_its_end_is_told(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"the child failed 3 times in a row: no memory left; the end of .*child.log"):
+        await keep_running(counting(tmp_path, "print('no memory left'); sys.exit(1)"))
+    assert num_starts(tmp_path) == 3
+
+
+async def test_failures_before_progress_are_forgotten(tmp_path: Path) -> None:
+    child = replace(counting(tmp_path, "sys.exit(1)"), has_progressed=lambda seconds: num_starts(tmp_path) == 2)
+    with pytest.raises(EngineError):
+        await keep_running(child)
+    assert num_starts(tmp_path) == 4
+
+
+async def test_each_new_start_is_told_and_the_last_failure_is_none(tmp_path: Path) -> None:
+    told: list[int] = []
+    child = replace(counting(tmp_path, "sys.exit(1)"), restarting=lambda: told.append(num_starts(tmp_path)))
+    with pytest.raises(EngineError):
+        await keep_running(child)
+    assert told == [1, 2]
+
+
+async def test_a_child_whose_codes_mean_something_else_is_started_again(tmp_path: Path) -> None:
+    with pytest.raises(EngineError):
+        await keep_running(replace(counting(tmp_path, "sys.exit(2)"), final_codes=()))
+    assert num_starts(tmp_path) == 3
+
+
+async def test_a_stop_during_the_pause_ends_the_supervision(tmp_path: Path) -> None:
+    child, stopping = replace(counting(tmp_path, "sys.exit(1)"), pause_seconds=60.0), asyncio.Event()
+    keeping = asyncio.create_task(keep_running(replace(child, restarting=stopping.set), stopping))
+    await asyncio.wait_for(keeping, 20)
+    assert num_starts(tmp_path) == 1
+
+
+async def test_a_child_that_no_new_start_can_help_ends_at_once_with_its_own_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^no such model$"):
+        await keep_running(counting(tmp_path, "print('no such model'); sys.exit(2)"))
+    assert num_starts(tmp_path) == 1
+
+
+async def test_an_endless_child_that_ends_has_failed(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="failed 3 times in a row"):
+        await keep_running(replace(counting(tmp_path, ""), is_endless=True))
+
+
+async def test_a_stop_is_passed_on_and_the_child_may_end_in_its_own_way(tmp_path: Path) -> None:
+    asked = "import signal; signal.signal(signal.SIGTERM, lambda *_: (print('drained', flush=True), sys.exit(1))); "
+    child, stopping = counting(tmp_path, f"{asked}print('awake', flush=True); time.sleep(60)"), asyncio.Event()
+    keeping = asyncio.create_task(keep_running(child, stopping))
+    await wait_for_text(child.log_file, "awake")
+    stopping.set()
+    await asyncio.wait_for(keeping, 20)
+    assert last_lines(child.log_file, 1) == "drained"
+    assert num_starts(tmp_path) == 1
+
+
+async def test_a_cancelled_supervision_leaves_no_child(tmp_path: Path) -> None:
+    child = counting(tmp_path, "import os; print('pid', os.getpid(), flush=True); time.sleep(60)")
+    keeping = asyncio.create_task(keep_running(child))
+    await wait_for_text(child.log_file, "pid")
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    assert await asyncio.to_thread(wait_until_dead, int(last_lines(child.log_file, 1).split()[1]))
+
+
+# ---- groups, and those that are late
+
+
+async def test_when_one_of_a_group_fails_the_others_end_with_it(tmp_path: Path) -> None:
+    program = "import os; print('pid', os.getpid(), flush=True); time.sleep(0 if os.environ['N'] == '1' else 60); "
+    child = replace(counting(tmp_path, program + "sys.exit(int(os.environ['N']))"), max_failures=0)
+    with pytest.raises(EngineError, match="failed 1 times in a row"):
+        await keep_running(replace(child, members=lambda: ({"N": "0"}, {"N": "1"})))
+    pids = [int(line.split()[1]) for line in child.log_file.read_text().splitlines()]
+    assert len(pids) == 2
+    assert all([await asyncio.to_thread(wait_until_dead, pid) for pid in pids])
+
+
+async def test_of_a_group_the_member_that_came_less_far_is_named_and_all_are_killed(tmp_path: Path) -> None:
+    program = (
+        "import os; from dcpo_async.supervision import sign_of_progress as sign; n = os.environ['N']; "
+        "sign(f'rank {n} in step 1', 60); "
+        "n == '1' and time.sleep(60); sign(f'rank {n} in step 2', 0.2); time.sleep(60)"
+    )
+    child = replace(counting(tmp_path, program), signs=tmp_path, max_failures=0)
+    with pytest.raises(EngineError, match=r"rank 1 in step 1: no progress for \d+ s;") as caught:
+        await keep_running(replace(child, members=lambda: ({"N": "0"}, {"N": "1"})))
+    assert "rank 0" not in str(caught.value)
+
+
+async def test_a_child_that_gives_signs_in_time_is_left_alone(tmp_path: Path) -> None:
+    program = (
+        "from dcpo_async.supervision import sign_of_progress as sign\n"
+        "for number in range(30): sign('counting', 20); time.sleep(0.1)"
+    )
+    await keep_running(replace(counting(tmp_path, "\n" + program), signs=tmp_path))
+    assert num_starts(tmp_path) == 1
