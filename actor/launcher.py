@@ -28,6 +28,7 @@ RESTART_SECONDS = 2.0
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 0 when the learner ends or SIGTERM drained the actor, 2 on bad input, 1 on a failure."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    be_private()
     options = _parser().parse_args(argv)
     try:
         groups = _gpu_groups(options)

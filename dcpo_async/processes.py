@@ -50,18 +50,26 @@ async def spawn(
     """Start a child whose output is appended to a log file.
 
     It leads a process group of its own, so that an interrupt at the terminal reaches the launcher alone and a stop
-    reaches everything that the child has started.
+    reaches everything that the child has started. Where the task is cancelled meanwhile, no child is left.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as log:
-        return await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
+        starting = asyncio.create_task(
+            asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+            )
         )
+        try:
+            # Cancelled in the middle of it, asyncio would wait for ever for the end of the process.
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            kill_group(await starting)
+            raise
 
 
 async def stop(process: asyncio.subprocess.Process, grace_seconds: float) -> None:

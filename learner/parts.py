@@ -60,7 +60,7 @@ class Parts:
         self._buffers = [f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in descriptors]
 
     def _signs(self, part: str) -> Path:
-        folder = self._scratch / part
+        folder = self._scratch / f"signs_of_{part}"
         folder.mkdir()
         return folder
 
