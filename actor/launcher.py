@@ -2,11 +2,11 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from actor.engine.choice import add_engine_arguments, engine_words
 from actor.weights_options import add_relay_arguments, add_weights_arguments, checked_relay, weights_words
 from dcpo_async.devices import checked_gpus, cuda_environment, require_choice
 from dcpo_async.errors import ConfigError, DcpoError, EngineError, WeightsError
-from dcpo_async.processes import last_lines, module_argv
+from dcpo_async.processes import be_private, last_lines, module_argv, private_folder
 from dcpo_async.supervision import Child, keep_running
 from dcpo_async.transport.security import check_address, load_client_keys
 
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.keys is not None:
             load_client_keys(options.keys)
         relay = checked_relay(options)
-        asyncio.run(_supervise(options, groups, *relay))
+        with contextlib.nullcontext(options.logs) if options.logs else private_folder("actor") as logs:
+            asyncio.run(_supervise(options, groups, logs, *relay))
     except DcpoError as error:
         print(f"dcpo-actor: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -83,9 +84,8 @@ def _gpu_groups(options: argparse.Namespace) -> list[tuple[int, ...]]:
 
 
 async def _supervise(
-    options: argparse.Namespace, groups: Sequence[tuple[int, ...]], relay_listen: str, relay: str
+    options: argparse.Namespace, groups: Sequence[tuple[int, ...]], logs: Path, relay_listen: str, relay: str
 ) -> None:
-    logs = options.logs or Path(tempfile.mkdtemp(prefix="dcpo-actor-"))
     log.info("%d engine processes for %s; their logs are in %s", len(groups), options.learner, logs)
     stopping, relaying = asyncio.Event(), list[asyncio.Task[None]]()
     loop = asyncio.get_running_loop()

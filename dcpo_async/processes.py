@@ -118,9 +118,10 @@ def be_private() -> None:
 
 @contextlib.contextmanager
 def private_folder(kind: str) -> Iterator[Path]:
-    """A temporary folder of this process alone, mode 700; those of processes that were killed are removed first.
+    """A temporary folder of this process alone, mode 700; those that ended processes have left are removed first.
 
-    A folder is locked (flock) by its process, and the kernel drops the lock with it, however it ends.
+    A folder is locked (flock) by its process, and the kernel drops the lock with it, however it ends. After a failure
+    it stays, for its logs, until the next start of a service.
 
     Args:
         kind: of the service, for people who look into the folder of temporary files.
@@ -138,8 +139,8 @@ def private_folder(kind: str) -> Iterator[Path]:
         fcntl.flock(owner, fcntl.LOCK_EX)
     try:
         yield folder
-    finally:
         shutil.rmtree(folder, ignore_errors=True)
+    finally:
         os.close(owner)
 
 

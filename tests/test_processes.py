@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-from dcpo_async.processes import last_lines, module_argv, spawn, stop
+import pytest
+
+from dcpo_async.processes import bound_log, last_lines, module_argv, private_folder, spawn, stop
 
 SLEEP = ("timeit", "-n", "1", "-r", "1", "-s", "import time", "print('awake', flush=True); time.sleep(60)")
 
@@ -82,3 +85,40 @@ def test_the_last_lines_of_a_long_log_are_read_without_the_rest(tmp_path: Path) 
     log_file.write_text("x" * 200_000 + "\n" + "".join(f"line {number}\n" for number in range(10)))
     assert last_lines(log_file, 2) == "line 8\nline 9"
     assert last_lines(tmp_path / "missing.log") == ""
+
+
+async def test_a_start_that_is_cancelled_leaves_no_child_and_ends(tmp_path: Path) -> None:
+    starting = asyncio.create_task(spawn(module_argv(*SLEEP), tmp_path / "child.log"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.wait_for(asyncio.gather(starting, return_exceptions=True), 30)
+    assert starting.cancelled()
+
+
+def test_the_temporary_folder_of_a_process_that_was_killed_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = (
+        "from dcpo_async.processes import private_folder; import os, signal\n"
+        "with private_folder('learner') as folder:\n    print(folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    argv, environment = [sys.executable, "-c", program], {**os.environ, "TMPDIR": str(tmp_path)}
+    left = Path(subprocess.run(argv, env=environment, capture_output=True, text=True, check=False).stdout.strip())
+    assert left.is_dir()
+    with private_folder("learner") as first, private_folder("actor") as second:
+        assert not left.exists()
+        assert first.is_dir()
+        assert second.stat().st_mode & 0o777 == 0o700
+    assert not list(first.parent.iterdir())
+
+
+def test_a_log_that_is_too_large_is_moved_and_its_writer_goes_on(tmp_path: Path) -> None:
+    log_file = tmp_path / "part.log"
+    with log_file.open("ab", buffering=0) as writer:
+        writer.write(b"old " * 100)
+        bound_log(log_file, max_bytes=100)
+        writer.write(b"new")
+    assert log_file.read_text() == "new"
+    assert (tmp_path / "part.log.1").stat().st_size == 400

@@ -1,4 +1,4 @@
-"""A running learner's processes: what they listen on, that one that stands still is noticed, and how a stop ends them."""
+"""A running learner's processes: what they listen on, what is noticed of them, and how a stop ends them."""
 
 import signal
 import time
