@@ -57,7 +57,7 @@ SERVICES = {
     "learner/timing": "",
     "learner/trainer": "checkpoints policy ranks timing weights",
     "learner/publisher": "trainer weights",
-    "learner/sizing": "policy",
+    "learner/sizing": "policy weights",
     "learner/run_setup": "coordinator ledger sizing",
     "learner/parts": "coordinator ranks",
     "learner/launcher": "coordinator parts problems run_setup sizing",

@@ -88,7 +88,7 @@ def test_a_learner_that_is_stopped_leaves_a_checkpoint_of_its_last_step(
     left = tree(learner)
     learner.signal(signal.SIGTERM)
     services.ends_well(learner)
-    assert not alive(left)
+    services.until("the end of all its processes", lambda: not alive(left), seconds=20)
     trained = int(services.metrics()[-1]["step"])
     assert [path.name for path in (services.run / "checkpoints").iterdir()] == [f"step-{trained:08d}"]
     again = services.start_learner(*TWO_RANKS)
@@ -97,7 +97,7 @@ def test_a_learner_that_is_stopped_leaves_a_checkpoint_of_its_last_step(
     services.ends_well(again)
 
 
-@pytest.mark.parametrize("seconds", [0.2, 4.0, pytest.param(8.0, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("seconds", [0.2, *(pytest.param(late, marks=pytest.mark.thorough) for late in (4.0, 8.0))])
 def test_a_launcher_that_is_killed_at_its_start_leaves_no_process(tmp_path: Path, model: Path, seconds: float) -> None:
     with Services(tmp_path, model) as services:
         learner = services.start_learner("--workers", "2")
