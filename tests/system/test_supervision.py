@@ -23,7 +23,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[t
     """A learner of two ranks and an actor, which have trained steps."""
     with Services(tmp_path_factory.mktemp("running"), model) as services:
         learner, actor = services.start_learner(*TWO_RANKS), services.start_actor("--tokens-per-second", "50")
-        services.until_step(2)
+        services.until("step 2", lambda: len(services.metrics()) >= 2, seconds=300)
         yield services, learner, actor
 
 
