@@ -28,8 +28,8 @@ RESTART_SECONDS = 2.0
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 0 when the learner ends or SIGTERM drained the actor, 2 on bad input, 1 on a failure."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
-    options = _parser().parse_args(argv)
     be_private()
+    options = _parser().parse_args(argv)
     try:
         groups = _gpu_groups(options)
         # The engine processes look at them too, but only after seconds of imports.
@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.keys is not None:
             load_client_keys(options.keys)
         relay = checked_relay(options)
-        with contextlib.ExitStack() as closing:
-            logs = options.logs or closing.enter_context(private_folder("actor", is_kept=True))
+        with contextlib.nullcontext(options.logs) if options.logs else private_folder("actor") as logs:
             asyncio.run(_supervise(options, groups, logs, *relay))
     except DcpoError as error:
         print(f"dcpo-actor: {error}", file=sys.stderr)

@@ -50,18 +50,26 @@ async def spawn(
     """Start a child whose output is appended to a log file.
 
     It leads a process group of its own, so that an interrupt at the terminal reaches the launcher alone and a stop
-    reaches everything that the child has started.
+    reaches everything that the child has started. Where the task is cancelled meanwhile, no child is left.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as log:
-        return await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
+        starting = asyncio.create_task(
+            asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+            )
         )
+        try:
+            # Cancelled in the middle of it, asyncio would wait for ever for the end of the process.
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            kill_group(await starting)
+            raise
 
 
 async def stop(process: asyncio.subprocess.Process, grace_seconds: float) -> None:
@@ -109,10 +117,11 @@ def be_private() -> None:
 
 
 @contextlib.contextmanager
-def private_folder(kind: str, *, is_kept: bool = False) -> Iterator[Path]:
-    """A temporary folder of this process alone, mode 700; those of processes that were killed are removed first.
+def private_folder(kind: str) -> Iterator[Path]:
+    """A temporary folder of this process alone, mode 700; those that ended processes have left are removed first.
 
-    A folder is locked (flock) by its process, and the kernel drops the lock with it, however it ends.
+    A folder is locked (flock) by its process, and the kernel drops the lock with it, however it ends. After a failure
+    it stays, for its logs, until the next start of a service.
 
     Args:
         kind: of the service, for people who look into the folder of temporary files.
@@ -131,9 +140,8 @@ def private_folder(kind: str, *, is_kept: bool = False) -> Iterator[Path]:
         fcntl.flock(owner, fcntl.LOCK_EX)
     try:
         yield folder
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
-        if not is_kept:
-            shutil.rmtree(folder, ignore_errors=True)
         os.close(owner)
 
 

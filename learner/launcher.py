@@ -97,7 +97,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
     with contextlib.ExitStack() as closing:
         closing.callback(actors.close)
         scratch = closing.enter_context(private_folder("learner"))
-        ranks_address = f"ipc://{scratch}/trainer"
+        ranks_address = f"ipc://{scratch}/ranks"
         ranks = RouterChannel(ranks_address, limit)
         closing.callback(ranks.close)
         # Imported here since they bring torch, which takes longer than all that has been checked by now.

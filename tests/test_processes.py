@@ -87,51 +87,38 @@ def test_the_last_lines_of_a_long_log_are_read_without_the_rest(tmp_path: Path) 
     assert last_lines(tmp_path / "missing.log") == ""
 
 
-# ---- what is left behind
+async def test_a_start_that_is_cancelled_leaves_no_child_and_ends(tmp_path: Path) -> None:
+    starting = asyncio.create_task(spawn(module_argv(*SLEEP), tmp_path / "child.log"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.wait_for(asyncio.gather(starting, return_exceptions=True), 30)
+    assert starting.cancelled()
 
 
-def test_a_private_folder_is_the_users_alone_and_goes_with_its_process(temporary: Path) -> None:
-    with private_folder("learner") as folder:
-        assert folder.is_relative_to(temporary)
-        assert [path.stat().st_mode & 0o777 for path in (folder, folder.parent)] == [0o700, 0o700]
-        with private_folder("learner") as other:
-            assert folder.exists()
-            assert other != folder
-    assert not folder.exists()
-
-
-def test_the_folder_of_a_killed_process_is_removed_at_the_next_start(temporary: Path) -> None:
+def test_the_temporary_folder_of_a_process_that_was_killed_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     program = (
-        "import time; from dcpo_async.processes import private_folder\n"
-        "with private_folder('learner') as folder: print(folder, flush=True); time.sleep(60)"
+        "from dcpo_async.processes import private_folder; import os, signal\n"
+        "with private_folder('learner') as folder:\n    print(folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as owner:
-        assert owner.stdout is not None
-        left = Path(owner.stdout.readline().strip())
-        owner.kill()
-    assert left.is_relative_to(temporary)
-    assert left.exists()
-    with private_folder("actor", is_kept=True) as kept:
+    argv, environment = [sys.executable, "-c", program], {**os.environ, "TMPDIR": str(tmp_path)}
+    left = Path(subprocess.run(argv, env=environment, capture_output=True, text=True, check=False).stdout.strip())
+    assert left.is_dir()
+    with private_folder("learner") as first, private_folder("actor") as second:
         assert not left.exists()
-    assert kept.exists()
-    with private_folder("actor"):
-        assert not kept.exists()
+        assert first.is_dir()
+        assert second.stat().st_mode & 0o777 == 0o700
+    assert not list(first.parent.iterdir())
 
 
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    return tmp_path
-
-
-def test_a_log_that_is_too_large_becomes_the_one_before(tmp_path: Path) -> None:
+def test_a_log_that_is_too_large_is_moved_and_its_writer_goes_on(tmp_path: Path) -> None:
     log_file = tmp_path / "part.log"
-    with log_file.open("ab", buffering=0) as log:
-        log.write(b"old\n" * 100)
-        bound_log(log_file, max_bytes=1000)
-        assert log_file.stat().st_size == 400
-        bound_log(log_file, max_bytes=300)
-        log.write(b"new\n")
-    assert log_file.read_text() == "new\n"
-    assert (tmp_path / "part.log.1").read_text() == "old\n" * 100
+    with log_file.open("ab", buffering=0) as writer:
+        writer.write(b"old " * 100)
+        bound_log(log_file, max_bytes=100)
+        writer.write(b"new")
+    assert log_file.read_text() == "new"
+    assert (tmp_path / "part.log.1").stat().st_size == 400

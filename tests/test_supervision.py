@@ -104,35 +104,49 @@ async def test_a_cancelled_supervision_leaves_no_child(tmp_path: Path) -> None:
     assert await asyncio.to_thread(wait_until_dead, int(last_lines(child.log_file, 1).split()[1]))
 
 
-# ---- groups, and those that are late
+# ---- several processes, and signs of progress
+
+SIGN = "from dcpo_async.supervision import sign_of_progress as sign; import os; number = os.environ['NUMBER']; "
 
 
-async def test_when_one_of_a_group_fails_the_others_end_with_it(tmp_path: Path) -> None:
-    program = "import os; print('pid', os.getpid(), flush=True); time.sleep(0 if os.environ['N'] == '1' else 60); "
-    child = replace(counting(tmp_path, program + "sys.exit(int(os.environ['N']))"), max_failures=0)
+def of_two(folder: Path, program: str) -> Child:
+    """Two processes that give signs: each is told its number."""
+    child = counting(folder, SIGN + program)
+    members = [{"NUMBER": "0"}, {"NUMBER": "1"}]
+    return replace(child, members=lambda: members, signs=folder, max_failures=0, start_seconds=60.0)
+
+
+async def test_when_one_process_of_a_part_fails_the_others_end_with_it(tmp_path: Path) -> None:
+    program = "print('pid', os.getpid(), flush=True); time.sleep(1) if number == '0' else time.sleep(60); sys.exit(3)"
     with pytest.raises(EngineError, match="failed 1 times in a row"):
-        await keep_running(replace(child, members=lambda: ({"N": "0"}, {"N": "1"})))
-    pids = [int(line.split()[1]) for line in child.log_file.read_text().splitlines()]
+        await keep_running(of_two(tmp_path, program))
+    pids = [int(line.split()[1]) for line in (tmp_path / "child.log").read_text().splitlines()]
     assert len(pids) == 2
     assert all([await asyncio.to_thread(wait_until_dead, pid) for pid in pids])
 
 
-async def test_of_a_group_the_member_that_came_less_far_is_named_and_all_are_killed(tmp_path: Path) -> None:
-    program = (
-        "import os; from dcpo_async.supervision import sign_of_progress as sign; n = os.environ['N']; "
-        "sign(f'rank {n} in step 1', 60); "
-        "n == '1' and time.sleep(60); sign(f'rank {n} in step 2', 0.2); time.sleep(60)"
-    )
-    child = replace(counting(tmp_path, program), signs=tmp_path, max_failures=0)
-    with pytest.raises(EngineError, match=r"rank 1 in step 1: no progress for \d+ s;") as caught:
-        await keep_running(replace(child, members=lambda: ({"N": "0"}, {"N": "1"})))
-    assert "rank 0" not in str(caught.value)
+async def test_a_part_has_ended_well_when_all_its_processes_have(tmp_path: Path) -> None:
+    await keep_running(of_two(tmp_path, "time.sleep(float(number))"))
+    assert num_starts(tmp_path) == 2
 
 
-async def test_a_child_that_gives_signs_in_time_is_left_alone(tmp_path: Path) -> None:
-    program = (
-        "from dcpo_async.supervision import sign_of_progress as sign\n"
-        "for number in range(30): sign('counting', 20); time.sleep(0.1)"
-    )
-    await keep_running(replace(counting(tmp_path, "\n" + program), signs=tmp_path))
-    assert num_starts(tmp_path) == 1
+async def test_a_process_that_stands_still_is_named_and_killed(tmp_path: Path) -> None:
+    stop_itself = "number == '1' and os.kill(os.getpid(), 19); "
+    program = f"sign(f'number {{number}} in step 7', 2.0); {stop_itself}time.sleep(60)"
+    with pytest.raises(EngineError, match=r"number 1 in step 7: no progress for \d+ s and the process is stopped"):
+        await asyncio.wait_for(keep_running(of_two(tmp_path, program)), 60)
+
+
+async def test_who_has_come_less_far_is_named_not_who_waits_for_it(tmp_path: Path) -> None:
+    program = "sign(f'number {number} begins', 3.0); number == '0' and sign('number 0 waits', 3.0); time.sleep(60)"
+    with pytest.raises(EngineError, match="in a row: number 1 begins: no progress for"):
+        await asyncio.wait_for(keep_running(of_two(tmp_path, program)), 60)
+
+
+async def test_who_goes_on_is_not_late(tmp_path: Path) -> None:
+    await keep_running(of_two(tmp_path, "[(sign('working', 10.0), time.sleep(0.5)) for _ in range(8)]"))
+
+
+async def test_a_process_that_never_gives_a_sign_is_late_after_its_start(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="the start of the child as process"):
+        await keep_running(replace(of_two(tmp_path, "time.sleep(60)"), start_seconds=0.5))

@@ -120,7 +120,8 @@ class ResultsFolder:
             os.close(self._lock)
             raise ConfigError(f"--out {folder}: another evaluation is writing there; choose another folder") from None
         try:
-            if overwrite:
+            # One that failed before its first result binds nobody to its settings.
+            if overwrite or not any(path.stat().st_size for path in folder.rglob("*.jsonl")):
                 self._empty()
             self.add(settings)
         except BaseException:

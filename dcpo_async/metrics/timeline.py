@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 FILE_BYTES, NUM_FILES = 8 << 20, 8
-"""At most 64 MiB of spans are kept, some weeks of a run whose steps take a minute; each start begins a new file."""
+"""At most 64 MiB of spans are kept, some weeks of a run whose steps take a minute, however often it is started."""
 LEAST_SECONDS = 1e-3
 CLOCK_SECONDS = 1e-4
 """Spans that are written down one after the other take their ends from the clock a little apart."""
@@ -42,7 +42,13 @@ class SpanLog:
         folder.mkdir(parents=True, exist_ok=True)
         numbers = [int(path.stem) for path in folder.glob("*.jsonl")]
         self._number = max(numbers, default=0)
-        self._file = self._next()
+        newest = folder / f"{self._number:08d}.jsonl"
+        if newest.exists() and newest.stat().st_size <= FILE_BYTES:
+            self._file: TextIO = newest.open("a")
+            # After a line that a crash cut short.
+            self._file.write("\n")
+        else:
+            self._file = self._next()
 
     def add(self, process: str, name: str, seconds: float, ended_ago: float = 0.0, **facts: Any) -> None:
         """Write down what took `seconds` and ended `ended_ago` seconds before now, unless nobody could see it."""
@@ -83,7 +89,7 @@ class SpanLog:
 def read_spans(folder: Path) -> Iterator[Span]:
     """The spans in a folder, oldest file first; a line that is not whole yet is left out."""
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text().splitlines():
+        for line in filter(None, path.read_text().splitlines()):
             try:
                 yield Span(*json.loads(line))
             except json.JSONDecodeError:

@@ -13,8 +13,8 @@ PROCESS_BYTES = 450_000_000
 """A rank with all its imports, or another process with torch: resident, before any weight (bench/memory/)."""
 GPU_PROCESS_BYTES = 2_500_000_000
 """The same with CUDA's own part of the host's memory."""
-OTHER_PROCESSES = 3
-"""Coordinator, publisher and torchrun; the weight server has no torch."""
+OTHER_PROCESSES = 2
+"""Coordinator and publisher; the weight server has no torch."""
 LEAST_TOKENS = 1024
 MOST_GPUS = 64
 OFFLOAD = """--training.deepspeed '{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}'"""

@@ -57,9 +57,16 @@ def test_a_damaged_line_within_is_refused(tmp_path: Path) -> None:
         read(path)
 
 
-def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+def test_an_evaluation_that_failed_before_its_first_result_leaves_the_folder_to_other_settings(tmp_path: Path) -> None:
     with ResultsFolder(tmp_path / "out", SETTINGS):
         pass
+    with ResultsFolder(tmp_path / "out", SETTINGS | {"samples": 32}):
+        pass
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    with ResultsFolder(tmp_path / "out", SETTINGS):
+        write(tmp_path / "out" / "model" / "set.jsonl", A)
     with pytest.raises(ConfigError, match=r"samples 4 there, 32 here; choose another --out, or --overwrite them$"):
         ResultsFolder(tmp_path / "out", SETTINGS | {"samples": 32})
 

@@ -68,3 +68,18 @@ def test_a_trace_has_a_lane_for_each_thing_at_once_and_parts_lie_in_the_lane_of_
         (1, 1, "lease", 5_000_000, 2_000_000),
     ]
     assert trace([])["traceEvents"] == []
+
+
+def test_starts_that_come_often_do_not_push_out_what_earlier_ones_wrote(tmp_path: Path) -> None:
+    for number in range(3 * timeline.NUM_FILES):
+        log = SpanLog(tmp_path)
+        log.add("trainer", f"start {number}", 1.0)
+        log.close()
+    # The last one was killed in the middle of a line.
+    (newest,) = tmp_path.glob("*.jsonl")
+    newest.write_text(newest.read_text().rstrip()[:-3])
+    log = SpanLog(tmp_path)
+    log.add("trainer", "one more", 1.0)
+    log.close()
+    names = [span.name for span in read_spans(tmp_path)]
+    assert names == [*(f"start {number}" for number in range(3 * timeline.NUM_FILES - 1)), "one more"]

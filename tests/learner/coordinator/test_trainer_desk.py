@@ -80,6 +80,22 @@ async def test_once_the_learner_stops_ranks_get_no_further_batch_and_hear_that_i
         assert await rank.hear(TrainerFinished) == TrainerFinished(step=1, is_stopped=True)
 
 
+async def test_a_stop_lets_all_ranks_train_what_one_was_given_and_nothing_after_it(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    async with learning(make_config(tmp_path, groups_per_step=1), open_intake) as learner:
+        first = await trained_once(learner, 1)
+        await first.say(ShardWant(rank=0, num_ranks=2, step=0))
+        await first.hear(ShardMessage)
+        learner.coordinator.ranks.stop()
+        assert learner.coordinator.ranks.unsaved == 1
+        second = learner.rank("rank-1")
+        await second.say(ShardWant(rank=1, num_ranks=2, step=0))
+        await second.hear(ShardMessage)
+        await second.say(ShardWant(rank=1, num_ranks=2, step=1))
+        assert await second.hear(TrainerFinished) == TrainerFinished(step=1, is_stopped=True)
+
+
 async def test_a_committed_batch_is_served_after_a_restart_before_anything_else(
     tmp_path: Path, open_intake: OpenIntake
 ) -> None:

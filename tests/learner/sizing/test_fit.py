@@ -86,7 +86,7 @@ def test_the_memory_of_the_machine_counts_every_process_two_versions_and_a_snaps
     plan = Plan.of(config, 2, on_gpus=False)
     memory = memory_of(QWEN_7B, plan)
     need = needs(config, QWEN_7B, plan, memory)
-    assert need.host == 5 * 450_000_000 + 2 * memory.total + 2 * need.version + need.checkpoint
+    assert need.host == 4 * 450_000_000 + 2 * memory.total + 2 * need.version + need.checkpoint
     small = shortfall(need, plan, replace(MACHINE, gpu=None, host=need.host - 1))
     assert small is not None
     assert small.what == "the memory of this machine"
