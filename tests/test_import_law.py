@@ -57,7 +57,8 @@ SERVICES = {
     "learner/trainer": "checkpoints policy timing weights",
     "learner/publisher": "trainer weights",
     "learner/sizing": "policy",
-    "learner/run_setup": "coordinator ledger sizing",
+    "learner/starts": "ledger",
+    "learner/run_setup": "coordinator ledger sizing starts",
     "learner/launcher": "coordinator problems run_setup sizing",
 }
 # Decisions: they know the nouns and nothing else.
