@@ -56,7 +56,7 @@ SERVICES = {
     "learner/timing": "",
     "learner/trainer": "checkpoints policy timing weights",
     "learner/publisher": "trainer weights",
-    "learner/sizing": "policy",
+    "learner/sizing": "policy weights",
     "learner/starts": "ledger",
     "learner/run_setup": "coordinator ledger sizing starts",
     "learner/launcher": "coordinator problems run_setup sizing",

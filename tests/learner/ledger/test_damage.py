@@ -1,7 +1,9 @@
 """Flipped bits in the files of a ledger: what is read afterwards is what was written, or it is refused in words."""
 
+import contextlib
 import random
 import shutil
+import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -130,3 +132,51 @@ def test_flipped_bits_are_harmless_or_refused_in_words(ledgers: tuple[Path, Path
 @pytest.mark.thorough
 def test_a_thousand_ledgers_with_flipped_bits(ledgers: tuple[Path, Path], tmp_path: Path) -> None:
     assert_safe(tally(ledgers, tmp_path, count=1000, seed=2))
+
+
+def test_a_row_that_is_damaged_or_missing_is_named(ledgers: tuple[Path, Path], tmp_path: Path) -> None:
+    for number, (statement, words) in enumerate(
+        (
+            (
+                "UPDATE groups SET advantages = '0.0 0.0' WHERE position = 3",
+                "table groups, position 3: the row does not",
+            ),
+            (
+                "UPDATE prompt_stats SET sum_nano = 0 WHERE prompt_id = 'prompt-1'",
+                "table prompt_stats, prompt_id prompt-1",
+            ),
+            ("DELETE FROM steps WHERE step = 5", r"table steps: its \d+ rows are not the \d+ that were written"),
+            ("DROP INDEX visits_by_prompt", "table schema"),
+        )
+    ):
+        folder = shutil.copytree(ledgers[0], tmp_path / str(number))
+        with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite", isolation_level=None)) as connection:
+            connection.execute(statement)
+        with pytest.raises(LedgerError, match=words) as refused:
+            Ledger(folder)
+        assert "put back a copy of the whole folder" in str(refused.value)
+        assert refused.value.exit_code == 2
+
+
+def test_a_missing_log_and_an_older_copy_are_told_from_a_kill(ledgers: tuple[Path, Path], tmp_path: Path) -> None:
+    closed, killed = ledgers
+    without_log, older = shutil.copytree(killed, tmp_path / "a"), shutil.copytree(killed, tmp_path / "b")
+    (without_log / "ledger.sqlite-wal").unlink()
+    (older / "ledger.sqlite-wal").unlink()
+    shutil.copyfile(closed / "ledger.sqlite", older / "ledger.sqlite")
+    for folder in (without_log, older):
+        with pytest.raises(LedgerError, match=r"it ends with commit \d+, though commit \d+ was acknowledged"):
+            Ledger(folder)
+    (older / "ledger.commits").unlink()
+    Ledger(older).close()
+
+
+def test_damage_that_comes_while_a_learner_runs_is_found_when_the_row_is_used(
+    ledgers: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(ledgers[0], tmp_path / "a")
+    ledger = Ledger(folder)
+    ledger._rows.query("UPDATE groups SET rewards = '1.0 1.0' WHERE position = 3")
+    with pytest.raises(LedgerError, match="table groups, position 3: the row does not match its digest"):
+        ledger.read_scores(3)
+    ledger.abandon()
