@@ -7,9 +7,11 @@ the command line and the settings are known to be sound.
 import logging
 import secrets
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcpo_async import __version__
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json, write_text
 from dcpo_async.errors import ConfigError
@@ -17,12 +19,13 @@ from dcpo_async.model_folder import load_tokenizer
 from dcpo_async.prompts import EncodedPrompts, LoadedProblems, encode_prompts
 from dcpo_async.run_folder import RunFolder
 from learner.coordinator.intake import Intake, require_window
-from learner.ledger.ledger import Ledger
+from learner.ledger.ledger import Ledger, expect_meta
 from learner.sizing.fit import needs, told
 from learner.sizing.machine import Machine
 from learner.sizing.memory import Plan
 from learner.sizing.model import SizedModel, check_model
 from learner.sizing.report import data_lines, in_words, size_lines
+from learner.starts import write_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,6 +110,8 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
     ledger = Ledger(folder.ledger)
     run_id = _identify(ledger, config, encoded.digest)
     intake = Intake(config, encoded.prompts, prepared.model.num_embeddings, ledger)
+    log.info("%s", write_start(ledger, config.model_dump(mode="json"), __version__, datetime.now(UTC)))
+    ledger.commit()
     write_text(folder.config, config.model_dump_json(indent=2))
     write_json(folder.data, {"rows": problems.num_rows, "prompts": len(encoded.prompts), "left_out": left_out})
     return RunSetup(run_id, ledger, intake, _is_finished(ledger, config))
@@ -144,9 +149,9 @@ def described(config: RunConfig) -> str:
 
 def _identify(ledger: Ledger, config: RunConfig, data_digest: str) -> str:
     """The run's id; a folder that holds another run's ledger is refused."""
-    ledger.expect_meta("data", data_digest, "train on the same problems, or choose another --folder")
-    ledger.expect_meta("seed", str(config.seed), "the prompt order depends on it; choose another --folder")
-    ledger.expect_meta("group_size", str(config.sampling.group_size), "choose another --folder")
+    expect_meta(ledger, "data", data_digest, "train on the same problems, or choose another --folder")
+    expect_meta(ledger, "seed", str(config.seed), "the prompt order depends on it; choose another --folder")
+    expect_meta(ledger, "group_size", str(config.sampling.group_size), "choose another --folder")
     run_id = ledger.meta("run_id") or f"{config.folder.name}-{secrets.token_hex(4)}"
     ledger.set_meta("run_id", run_id)
     ledger.commit()

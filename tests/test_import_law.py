@@ -63,7 +63,8 @@ SERVICES = {
     "learner/trainer": "checkpoints policy ranks timing weights",
     "learner/publisher": "trainer weights",
     "learner/sizing": "policy weights",
-    "learner/run_setup": "coordinator ledger sizing",
+    "learner/starts": "ledger",
+    "learner/run_setup": "coordinator ledger sizing starts",
     "learner/parts": "coordinator ranks",
     "learner/launcher": "coordinator parts problems run_setup sizing",
 }

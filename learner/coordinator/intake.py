@@ -16,7 +16,7 @@ from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage
 from dcpo_async.records import Group, GroupOutcome, Lease, LeaseName, Prompt
 from learner.coordinator.scoring import score
 from learner.ledger.group_format import encode_group
-from learner.ledger.ledger import Ledger
+from learner.ledger.ledger import Ledger, expect_meta
 from learner.ledger.reader import StoredGroup, VisitRow
 from learner.scheduling.batches import Awaited, fill, too_old
 from learner.scheduling.leases import LeaseTable, Slot, SlotState
@@ -71,8 +71,8 @@ class Intake:
         self.generated_tokens = None if counted_tokens is None else int(counted_tokens)
         self._num_discarded_in_a_row = 0
         updates = config.algorithm.updates_per_batch
-        ledger.expect_meta(
-            "updates_per_batch", str(updates), "its batches begin at other steps; choose another --folder"
+        expect_meta(
+            ledger, "updates_per_batch", str(updates), "its batches begin at other steps; choose another --folder"
         )
         ledger.write_prompts(prompts)
         self._gate = StalenessGate(config.lag.max_lag, config.training.groups_per_step, updates)

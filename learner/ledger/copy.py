@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dcpo_async.errors import LedgerError
+from learner.ledger.acknowledged import read_acknowledged
+from learner.ledger.checking import check, check_pages
 from learner.ledger.reader import LedgerReader
+from learner.ledger.rows import Rows
 from learner.ledger.schema import LEDGER_NAME, prepare_tables
 
 MAX_COPIES = 20
@@ -17,11 +20,14 @@ WAL_HEADER_BYTES = 32
 
 
 @contextlib.contextmanager
-def open_copy(folder: Path) -> Iterator[LedgerReader]:
+def open_copy(folder: Path, *, is_checked: bool = False) -> Iterator[LedgerReader]:
     """A reader of the ledger in a folder, as of one commit between the call and its return.
 
     Do not call it in a process that has the ledger open itself: closing any descriptor of a file drops the locks that
     the process has on it.
+
+    Args:
+        is_checked: read all of it first, since rows that are missing cannot be seen in those that are read.
 
     Raises:
         LedgerError: there is no ledger, it is damaged, or it cannot be copied.
@@ -29,19 +35,24 @@ def open_copy(folder: Path) -> Iterator[LedgerReader]:
     path = folder / LEDGER_NAME
     if not path.is_file():
         raise LedgerError(f"{path}: no such file; name the folder of a run that has been started")
+    # Before the copy: a learner may go on meanwhile.
+    acknowledged = read_acknowledged(folder) if is_checked else None
     with tempfile.TemporaryDirectory(prefix="dcpo-") as scratch:
         copy = Path(scratch) / LEDGER_NAME
         try:
             copy_consistently(path, copy)
         except OSError as error:
             raise LedgerError(f"{path}: cannot be copied to {copy}: {error}") from error
-        try:
-            with contextlib.closing(sqlite3.connect(copy)) as connection:
-                # A learner that is just starting has not made every table, and one of an earlier release made others.
-                prepare_tables(connection, path)
-                yield LedgerReader(folder, connection)
-        except sqlite3.Error as error:
-            raise LedgerError(f"{path}: {error}") from error
+        with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+            rows = Rows(connection, path)
+            if is_checked:
+                check_pages(rows)
+            # A learner that is just starting has not made every table, and one of an earlier release made others.
+            rows.query("BEGIN")
+            prepare_tables(rows)
+            if is_checked:
+                check(rows, acknowledged)
+            yield LedgerReader(folder, rows)
 
 
 def copy_consistently(path: Path, copy: Path, copy_file: Callable[[Path, Path], object] = shutil.copyfile) -> None:

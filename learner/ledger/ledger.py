@@ -5,6 +5,8 @@ that point to them, and SQLite runs with synchronous=FULL.
 """
 
 import contextlib
+import dataclasses
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,12 +16,25 @@ from dcpo_async.algorithm import RewardStats
 from dcpo_async.durable import sync
 from dcpo_async.errors import LedgerError
 from dcpo_async.records import Prompt
-from learner.ledger.reader import LedgerReader, StoredGroup, segments_folder
-from learner.ledger.schema import LEDGER_NAME, prepare_tables
+from learner.ledger.acknowledged import Acknowledged
+from learner.ledger.copy import open_copy
+from learner.ledger.lock import LOCK_SECONDS, WriterLock, is_on_network
+from learner.ledger.reader import LedgerReader, Start, StoredGroup, VisitRow, segments_folder
+from learner.ledger.rows import Rows, damaged, translated
+from learner.ledger.schema import (
+    GROUPS,
+    LEDGER_NAME,
+    META,
+    OLD_LOGPROBS,
+    PROMPT_STATS,
+    PROMPTS,
+    STARTS,
+    STEPS,
+    VERSIONS,
+    VISITS,
+    prepare_tables,
+)
 from learner.ledger.segments import SEGMENT_BYTES, Segments
-
-LOCK_SECONDS = 1.0
-"""How long to wait for a learner that is just ending."""
 
 
 class Ledger(LedgerReader):
@@ -34,29 +49,41 @@ class Ledger(LedgerReader):
     """
 
     def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
-        """Lock the ledger, cut what was never acknowledged, and begin a new incarnation.
+        """Lock the ledger, check it, cut what was never acknowledged, and begin a new incarnation.
 
         Args:
             folder: made if it is missing.
             segment_bytes: a segment file that has grown beyond this is followed by the next one.
         """
         self._path = folder / LEDGER_NAME
-        with self._translated():
+        with self._translated(), contextlib.ExitStack() as opened:
             segments_folder(folder).mkdir(parents=True, exist_ok=True)
-            super().__init__(folder, sqlite3.connect(self._path, timeout=LOCK_SECONDS, isolation_level=None))
-            # Before anything is read: the lock is taken with the first access, and kept.
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            opened.enter_context(contextlib.closing(WriterLock(folder)))
+            if self._path.exists():
+                # SQLite writes as it opens and closes a file, damaged or not.
+                with open_copy(folder, is_checked=True):
+                    pass
+            connection = sqlite3.connect(self._path, timeout=LOCK_SECONDS, isolation_level=None)
+            self._db = opened.enter_context(contextlib.closing(connection))
+            if is_on_network(folder):
+                # The log's index is memory that processes share, which SQLite supports within a machine only.
+                self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            super().__init__(folder, Rows(self._db, self._path))
             self._begin()
-            prepare_tables(self._db, self._path)
+            prepare_tables(self._rows)
+            self._acknowledged = opened.enter_context(contextlib.closing(Acknowledged(folder)))
             self.incarnation = int(self.meta("incarnation") or 0) + 1
             self.set_meta("incarnation", str(self.incarnation))
-            self._segments: Segments = Segments(segments_folder(folder), *self._newest_record(), segment_bytes)
+            segments = Segments(segments_folder(folder), *self._newest_record(), segment_bytes)
+            self._segments: Segments = segments
+            opened.callback(segments.abandon)
             for path in (folder, folder.parent):
                 sync(path)
-        self.num_groups = int(self._db.execute("SELECT COUNT(*) FROM groups").fetchone()[0])
-        self.commit()
+            self.num_groups = int(self._rows.query("SELECT COUNT(*) FROM groups")[0][0])
+            self.commit()
+            self._opened = opened.pop_all()
 
     # ---- transactions
 
@@ -66,8 +93,11 @@ class Ledger(LedgerReader):
     def commit(self) -> None:
         """Make everything since the last commit durable, arrays first; raises LedgerError when the disk refuses."""
         with self._translated():
+            has_changed = self._rows.write_totals()
             self._segments.sync()
             self._db.execute("COMMIT")
+            if has_changed:
+                self._acknowledged.write(self._rows.commits)
             self._begin()
 
     def close(self) -> None:
@@ -77,68 +107,63 @@ class Ledger(LedgerReader):
 
     def abandon(self) -> None:
         """Release the ledger without what was not committed; every later commit raises LedgerError."""
-        self._db.close()
-        self._segments.abandon()
+        self._opened.close()
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, OverflowError) as error:
-            is_locked = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
-            problem = "another learner is running on this folder; stop it or choose another --folder"
-            raise LedgerError(f"{self._path}: {problem if is_locked else error}") from error
+        except (sqlite3.Error, OSError) as error:
+            raise translated(self._path, error) from error
 
     # ---- what kind of run this is
 
     def set_meta(self, key: str, value: str) -> None:
         """Set a word about the run."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self._rows.put(META, key, value)
 
-    def expect_meta(self, key: str, value: str, advice: str) -> None:
-        """Set a word the first time and hold later starts to it; raises LedgerError with the advice."""
-        found = self.meta(key)
-        if found is None:
-            self.set_meta(key, value)
-        elif found != value:
-            raise LedgerError(f"{self.folder}: the run in this folder has {key} {found}, now it is {value}; {advice}")
+    def write_start(self, start: Start) -> None:
+        """Keep what this start of the learner was given."""
+        settings, changes = json.dumps(start.settings), json.dumps(start.changes)
+        self._rows.add(STARTS, start.incarnation, start.began_at, start.release, settings, changes)
 
     # ---- prompts and visits
 
     def write_prompts(self, prompts: Iterable[Prompt]) -> None:
         """Keep what the prompts say, for people who read the ledger; those that are there stay as they are."""
-        self._db.executemany(
-            "INSERT OR IGNORE INTO prompts VALUES (?, ?, ?)",
-            ((prompt.id, prompt.problem, prompt.answer) for prompt in prompts),
-        )
+        known = {prompt_id for (prompt_id,) in self._rows.query("SELECT prompt_id FROM prompts")}
+        for prompt in prompts:
+            if prompt.id not in known:
+                self._rows.add(PROMPTS, prompt.id, prompt.problem, prompt.answer)
 
     def write_lease(self, position: int, prompt_id: str, visit: int, attempt: int, weights_step: int) -> None:
         """A lease goes out: for the first time, or again under a new fencing token."""
-        self._db.execute(
-            "INSERT INTO visits (position, prompt_id, visit, attempt, weights_step, state) "
-            "VALUES (?, ?, ?, ?, ?, 'leased') ON CONFLICT (position) DO UPDATE SET attempt = excluded.attempt, "
-            "weights_step = excluded.weights_step",
-            (position, prompt_id, visit, attempt, weights_step),
-        )
+        before = self.visit(position)
+        failures = 0 if before is None else before.failures
+        self._put_visit(VisitRow(position, prompt_id, visit, attempt, failures, weights_step, "leased"))
 
     def write_failure(self, position: int, failures: int) -> None:
         """Count a failed attempt."""
-        self._db.execute("UPDATE visits SET failures = ? WHERE position = ?", (failures, position))
+        self._put_visit(dataclasses.replace(self._known_visit(position), failures=failures))
 
     def write_quarantine(self, position: int, prompt_id: str, visit: int) -> None:
         """Close a visit of a prompt that is quarantined."""
-        self._db.execute(
-            "INSERT INTO visits (position, prompt_id, visit, attempt, weights_step, state) "
-            "VALUES (?, ?, ?, 0, 0, 'quarantined') ON CONFLICT (position) DO UPDATE SET state = 'quarantined'",
-            (position, prompt_id, visit),
-        )
+        before = self.visit(position) or VisitRow(position, prompt_id, visit, 0, 0, 0, "quarantined")
+        self._put_visit(dataclasses.replace(before, state="quarantined"))
 
     def write_untrained(self, positions: Iterable[int], state: Literal["too_old", "discarded"]) -> None:
         """Note that accepted groups will never train; their statistics stand."""
-        with self._translated():
-            self._db.executemany(
-                "UPDATE visits SET state = ? WHERE position = ?", [(state, position) for position in positions]
-            )
+        for position in positions:
+            self._put_visit(dataclasses.replace(self._known_visit(position), state=state))
+
+    def _known_visit(self, position: int) -> VisitRow:
+        visit = self.visit(position)
+        if visit is None:
+            raise damaged(self._path, f"table visits, position {position}: the row is missing")
+        return visit
+
+    def _put_visit(self, visit: VisitRow) -> None:
+        self._rows.put(VISITS, *dataclasses.astuple(visit)[: len(VISITS.columns)])
 
     def accept(self, group: StoredGroup, prompt_id: str, stats: RewardStats, weights_step: int) -> None:
         """Add a group, its advantages and the prompt's new statistics in the running transaction.
@@ -146,47 +171,32 @@ class Ledger(LedgerReader):
         Raises LedgerError where their sum exceeds 64 bits, at 9.2 billion rewards of 1.
         """
         place, scores = self._segments.append(group.parts), (_floats(group.rewards), _floats(group.advantages))
-        self._db.execute(
-            "INSERT INTO groups (position, segment, byte_offset, num_bytes, digest, rewards, advantages, format) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (group.position, *place, *scores, group.group_format),
-        )
-        self._db.execute(
-            "UPDATE visits SET state = 'accepted', weights_step = ? WHERE position = ?",
-            (weights_step, group.position),
-        )
-        with self._translated():
-            self._db.execute(
-                "INSERT OR REPLACE INTO prompt_stats VALUES (?, ?, ?, ?, ?)",
-                (prompt_id, stats.visits, stats.count, stats.sum_nano, str(stats.sum_sq_nano)),
-            )
+        self._rows.add(GROUPS, group.position, *place, *scores, group.group_format)
+        visit = self._known_visit(group.position)
+        self._put_visit(dataclasses.replace(visit, state="accepted", weights_step=weights_step))
+        sums = stats.sum_nano, str(stats.sum_sq_nano)
+        self._rows.put(PROMPT_STATS, prompt_id, stats.visits, stats.count, *sums)
         self.num_groups += 1
 
     # ---- steps and versions
 
     def write_batch(self, first_step: int, positions: Sequence[int], groups_per_step: int) -> None:
         """Assign a batch's groups to its optimizer steps, in lease order."""
-        self._db.executemany(
-            "INSERT INTO steps VALUES (?, ?, ?)",
-            [
-                (first_step + i // groups_per_step, i % groups_per_step, position)
-                for i, position in enumerate(positions)
-            ],
-        )
+        for i, position in enumerate(positions):
+            self._rows.add(STEPS, first_step + i // groups_per_step, i % groups_per_step, position)
 
     def grant_version(self, step: int) -> int:
         """A weights version number that was never used before."""
-        cursor = self._db.execute("INSERT INTO versions (step, incarnation) VALUES (?, ?)", (step, self.incarnation))
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+        ((version,),) = self._rows.query("SELECT COALESCE(MAX(weights_version), 0) + 1 FROM versions")
+        self._rows.add(VERSIONS, version, step, self.incarnation)
+        return int(version)
 
     # ---- old log-probs of `old: proximal`
 
     def write_old_logprobs(self, position: int, response: int, data: bytes) -> None:
         """Keep a response's old log-probs beside its batch; written once, later writes change nothing."""
         if self.read_old_logprobs(position, response) is None:
-            place = self._segments.append((data,))
-            self._db.execute("INSERT INTO old_logprobs VALUES (?, ?, ?, ?, ?, ?)", (position, response, *place))
+            self._rows.add(OLD_LOGPROBS, position, response, *self._segments.append((data,)))
 
     # ---- segments
 
@@ -201,24 +211,33 @@ class Ledger(LedgerReader):
 
     def _is_needed(self, segment: int, oldest_step: int) -> bool:
         """Whether it holds arrays of a group that may still be trained at `oldest_step` or later."""
-        row = self._db.execute(
+        found = self._rows.query(
             "SELECT 1 FROM (SELECT position FROM groups WHERE segment = :segment "
             "UNION SELECT position FROM old_logprobs WHERE segment = :segment) AS held "
             "JOIN visits v ON v.position = held.position LEFT JOIN steps s ON s.position = held.position "
             "WHERE v.state NOT IN ('too_old', 'discarded') AND (s.step IS NULL OR s.step >= :oldest_step) LIMIT 1",
             {"segment": segment, "oldest_step": oldest_step},
-        ).fetchone()
-        return row is not None
+        )
+        return bool(found)
 
     def _newest_record(self) -> tuple[int, int]:
         """Number of the newest segment that a row points to, and where its last record ends."""
-        row = self._db.execute(
+        found = self._rows.query(
             "SELECT segment, MAX(byte_offset + num_bytes) FROM "
             "(SELECT segment, byte_offset, num_bytes FROM groups UNION ALL "
             "SELECT segment, byte_offset, num_bytes FROM old_logprobs) "
             "GROUP BY segment ORDER BY segment DESC LIMIT 1"
-        ).fetchone()
-        return (row[0], row[1]) if row else (1, 0)
+        )
+        return found[0] if found else (1, 0)
+
+
+def expect_meta(ledger: Ledger, key: str, value: str, advice: str) -> None:
+    """Set a word about the run the first time and hold later starts to it; raises LedgerError with the advice."""
+    found = ledger.meta(key)
+    if found is None:
+        ledger.set_meta(key, value)
+    elif found != value:
+        raise LedgerError(f"{ledger.folder}: the run in this folder has {key} {found}, now it is {value}; {advice}")
 
 
 def _floats(values: Sequence[float]) -> str:

@@ -1,14 +1,26 @@
 """What can be read from a ledger: rows of SQLite, and the arrays that they point to."""
 
-import sqlite3
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.errors import LedgerError
 from dcpo_async.records import Group
 from learner.ledger.group_format import GROUP_FORMAT, decode_group
+from learner.ledger.rows import Row, Rows
+from learner.ledger.schema import (
+    GROUPS,
+    META,
+    OLD_LOGPROBS,
+    PROMPT_STATS,
+    PROMPTS,
+    STARTS,
+    STEPS,
+    VERSIONS,
+    VISITS,
+)
 from learner.ledger.segments import Place, SegmentReader
 
 VisitState = Literal["leased", "accepted", "too_old", "discarded", "quarantined"]
@@ -25,7 +37,7 @@ class VisitRow:
     failures: int
     weights_step: int
     state: VisitState
-    step: int | None
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +62,61 @@ class StoredGroup:
         return decode_group(self.group_format, self.parts)
 
 
-class LedgerReader:
-    """Reads a ledger through an open connection.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A start of the learner.
 
-    Args:
-        folder: of the ledger; the segment files are in it, also where the connection is to a copy of its rows.
+    Attributes:
+        incarnation: its number, from 1.
+        began_at: UTC, as ISO 8601 writes it.
+        release: of dcpo-async.
+        settings: all of them, resolved.
+        changes: what differs from the start before, a line for each setting.
     """
 
-    def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
-        self.folder, self._db = folder, connection
+    incarnation: int
+    began_at: str
+    release: str
+    settings: dict[str, Any]
+    changes: tuple[str, ...]
+
+
+class LedgerReader:
+    """Reads a ledger; every row that it gives has matched its digest, and methods raise LedgerError where one has not.
+
+    Args:
+        folder: of the ledger; the segment files are in it, also where the rows are those of a copy.
+        rows: of the ledger, their tables prepared.
+    """
+
+    def __init__(self, folder: Path, rows: Rows) -> None:
+        self.folder, self._rows = folder, rows
         self._segments = SegmentReader(segments_folder(folder))
+
+    # ---- what kind of run this is
 
     def meta(self, key: str) -> str | None:
         """A word about the run, such as its id; None when it was never set."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
+        found = self._rows.find(META, "WHERE key = ?", (key,))
+        return found[0][1] if found else None
+
+    def starts(self) -> list[Start]:
+        """Every start of the run that was written down, oldest first."""
+        return [
+            Start(incarnation, began_at, release, json.loads(settings), tuple(json.loads(changes)))
+            for incarnation, began_at, release, settings, changes in self._rows.find(STARTS, "ORDER BY incarnation")
+        ]
 
     # ---- prompts and visits
 
     def prompt_text(self, prompt_id: str) -> tuple[str, str] | None:
         """Problem and reference answer of a prompt; None where no learner has written them."""
-        row = self._db.execute("SELECT problem, answer FROM prompts WHERE prompt_id = ?", (prompt_id,)).fetchone()
-        return (row[0], row[1]) if row else None
+        found = self._rows.find(PROMPTS, "WHERE prompt_id = ?", (prompt_id,))
+        return (found[0][1], found[0][2]) if found else None
 
     def prompt_ids(self, prefix: str, limit: int) -> list[str]:
         """Ids of visited prompts that begin so, the first few."""
-        rows = self._db.execute(
+        rows = self._rows.query(
             "SELECT DISTINCT prompt_id FROM visits WHERE substr(prompt_id, 1, ?) = ? ORDER BY prompt_id LIMIT ?",
             (len(prefix), prefix, limit),
         )
@@ -103,13 +144,17 @@ class LedgerReader:
             conditions.append(f"state IN ({', '.join('?' * len(states))})")
         if is_open:
             conditions.append("s.step IS NULL")
-        rows = self._db.execute(
-            "SELECT v.position, prompt_id, visit, attempt, failures, weights_step, state, s.step "
-            "FROM visits v LEFT JOIN steps s ON s.position = v.position "
+        rows = self._rows.query(
+            "SELECT v.*, s.* FROM visits v LEFT JOIN steps s ON s.position = v.position "
             f"WHERE {' AND '.join(conditions) or '1'} ORDER BY v.position",
             (*values.values(), *states),
         )
-        return [VisitRow(*row) for row in rows]
+        return [self._visit_row(row) for row in rows]
+
+    def _visit_row(self, row: Row) -> VisitRow:
+        visit = VisitRow(*self._rows.checked(VISITS, row[: VISITS.width]))
+        step = row[VISITS.width :]
+        return visit if step[0] is None else replace(visit, step=self._rows.checked(STEPS, step)[0])
 
     def visit(self, position: int) -> VisitRow | None:
         """The visit at a position; None when it was never leased or skipped."""
@@ -117,29 +162,33 @@ class LedgerReader:
 
     def next_position(self) -> int:
         """The first position that was never leased or skipped."""
-        return int(self._db.execute("SELECT COALESCE(MAX(position) + 1, 0) FROM visits").fetchone()[0])
+        return int(self._rows.query("SELECT COALESCE(MAX(position) + 1, 0) FROM visits")[0][0])
 
     # ---- groups and statistics
 
     def reward_stats(self, prompt_id: str) -> RewardStats:
         """The exact cumulative statistics of a prompt."""
-        row = self._db.execute(
-            "SELECT visits, count, sum_nano, sum_sq_nano FROM prompt_stats WHERE prompt_id = ?", (prompt_id,)
-        ).fetchone()
-        return RewardStats(row[0], row[1], row[2], int(row[3])) if row else RewardStats()
+        found = self._rows.find(PROMPT_STATS, "WHERE prompt_id = ?", (prompt_id,))
+        if not found:
+            return RewardStats()
+        _, visits, count, sum_nano, sum_sq_nano = found[0]
+        return RewardStats(visits, count, sum_nano, int(sum_sq_nano))
 
     def read_scores(self, position: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Rewards and advantages of a group, which stay for ever; None where no group was counted."""
-        row = self._db.execute("SELECT rewards, advantages FROM groups WHERE position = ?", (position,)).fetchone()
-        return (_parsed(row[0]), _parsed(row[1])) if row else None
+        found = self._rows.find(GROUPS, "WHERE position = ?", (position,))
+        return (_parsed(found[0][5]), _parsed(found[0][6])) if found else None
 
     def rewards_until(self, prompt_id: str, visit: int) -> list[tuple[float, ...]]:
         """Rewards of the prompt's counted groups up to this visit, oldest first."""
-        rows = self._db.execute(
-            "SELECT rewards FROM visits JOIN groups USING (position) WHERE prompt_id = ? AND visit <= ? ORDER BY visit",
+        rows = self._rows.query(
+            "SELECT v.*, g.* FROM visits v JOIN groups g ON g.position = v.position "
+            "WHERE prompt_id = ? AND visit <= ? ORDER BY visit",
             (prompt_id, visit),
         )
-        return [_parsed(row[0]) for row in rows]
+        for row in rows:
+            self._rows.checked(VISITS, row[: VISITS.width])
+        return [_parsed(self._rows.checked(GROUPS, row[VISITS.width :])[5]) for row in rows]
 
     def read_group(self, position: int) -> StoredGroup:
         """Read a group back as it was.
@@ -148,39 +197,33 @@ class LedgerReader:
             ReleasedError: its segment was deleted.
             LedgerError: there is no such group, or its bytes do not match their digest.
         """
-        row = self._db.execute(
-            "SELECT segment, byte_offset, num_bytes, digest, rewards, advantages, format FROM groups "
-            "WHERE position = ?",
-            (position,),
-        ).fetchone()
-        if row is None:
+        found = self._rows.find(GROUPS, "WHERE position = ?", (position,))
+        if not found:
             raise LedgerError(f"{self.folder}: the ledger has no group at position {position}")
-        parts = self._segments.read(Place(*row[:4]))
-        return StoredGroup(position, parts, _parsed(row[4]), _parsed(row[5]), row[6])
+        _, segment, byte_offset, num_bytes, digest, rewards, advantages, group_format = found[0]
+        parts = self._segments.read(Place(segment, byte_offset, num_bytes, digest))
+        return StoredGroup(position, parts, _parsed(rewards), _parsed(advantages), group_format)
 
     # ---- steps and versions
 
     def step_positions(self, step: int) -> list[int]:
         """Groups of an optimizer step, in lease order; empty while no batch is committed for it."""
-        return [row[0] for row in self._db.execute("SELECT position FROM steps WHERE step = ? ORDER BY place", (step,))]
+        return [position for _, _, position in self._rows.find(STEPS, "WHERE step = ? ORDER BY place", (step,))]
 
     def next_batch_step(self) -> int:
         """First step that no committed batch covers."""
-        return int(self._db.execute("SELECT COALESCE(MAX(step) + 1, 0) FROM steps").fetchone()[0])
+        return int(self._rows.query("SELECT COALESCE(MAX(step) + 1, 0) FROM steps")[0][0])
 
     def version_steps(self) -> dict[int, int]:
         """Optimizer step of every version that was ever granted."""
-        return dict(self._db.execute("SELECT weights_version, step FROM versions"))
+        return {version: step for version, step, _ in self._rows.find(VERSIONS)}
 
     # ---- old log-probs of `old: proximal`
 
     def read_old_logprobs(self, position: int, response: int) -> bytes | None:
         """The stored old log-probs of a response; None when there are none."""
-        row = self._db.execute(
-            "SELECT segment, byte_offset, num_bytes, digest FROM old_logprobs WHERE position = ? AND response = ?",
-            (position, response),
-        ).fetchone()
-        return self._segments.read(Place(*row))[0] if row else None
+        found = self._rows.find(OLD_LOGPROBS, "WHERE position = ? AND response = ?", (position, response))
+        return self._segments.read(Place(*found[0][2:]))[0] if found else None
 
 
 def segments_folder(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +23,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.run_folder import RunFolder
 from learner.ledger.copy import open_copy
+from learner.ledger.reader import Start
 from learner.reports.inspection import Selection, ShownGroup, ShownResponse, shown_groups
 
 NUM_GROUPS = 3
@@ -54,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--step", type=int, help="groups that this step trains, as metrics.jsonl counts")
     which.add_argument("--prompt", metavar="ID", help="newest visits of a prompt; the beginning of its id is enough")
     which.add_argument("--position", type=int, help="the group at this place of the prompt order")
+    which.add_argument("--starts", action="store_true", help="every start of the learner, and what it changed")
     outcome = parser.add_mutually_exclusive_group()
     for name, meaning in (("correct", "all"), ("wrong", "none"), ("mixed", "some, but not all")):
         outcome.add_argument(
@@ -89,6 +92,9 @@ def _show(options: argparse.Namespace) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     with open_copy(RunFolder(options.run).ledger) as reader:
+        if options.starts:
+            _print_starts(reader.starts(), as_json=options.json)
+            return
         groups = shown_groups(reader, _read_config(RunFolder(options.run).config), selection)
         first = next(groups, None)
         if first is None:
@@ -109,6 +115,17 @@ def _print(groups: Iterable[ShownGroup], options: argparse.Namespace) -> None:
         return
     for group in groups:
         console.print(_group(group, options.max_chars))
+
+
+def _print_starts(starts: Sequence[Start], *, as_json: bool) -> None:
+    for start in starts:
+        if as_json:
+            print(json.dumps(asdict(start)))
+        else:
+            what = "the settings that were kept first" if start == starts[0] else "; ".join(start.changes)
+            print(
+                f"start {start.incarnation}, {start.began_at}, {start.release}: {readable(what or 'nothing changed')}"
+            )
 
 
 def _read_config(path: Path) -> RunConfig:

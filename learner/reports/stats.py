@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder for tables and plot (default RUN/stats)")
     options = parser.parse_args(argv)
     try:
-        with open_copy(RunFolder(options.run).ledger) as reader:
+        with open_copy(RunFolder(options.run).ledger, is_checked=True) as reader:
             statistics = read_statistics(reader)
         print(export(statistics, options.out or RunFolder(options.run).stats))
     except DcpoError as error:

@@ -159,7 +159,7 @@ class Services:
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def ledger(self, query: str) -> list[tuple[Any, ...]]:
-        """Rows of the ledger; only while no learner runs, which keeps it locked."""
+        """Rows of the ledger, as any tool reads them beside a learner."""
         connection = sqlite3.connect(self.run / "ledger" / "ledger.sqlite")
         try:
             return connection.execute(query).fetchall()

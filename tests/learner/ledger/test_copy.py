@@ -14,34 +14,26 @@ from dcpo_async.algorithm import RewardStats
 from dcpo_async.errors import LedgerError
 from learner.ledger.copy import copy_consistently, open_copy
 from learner.ledger.ledger import Ledger
-from learner.ledger.reader import LedgerReader
-from learner.ledger.schema import SCHEMA
 
 WRITER = """
-import itertools, sqlite3, sys, time
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-db.execute("PRAGMA locking_mode=EXCLUSIVE")
-db.execute("PRAGMA journal_mode=WAL")
-db.execute("PRAGMA synchronous=OFF")
-db.execute("PRAGMA wal_autocheckpoint=300")
-db.executescript(sys.argv[2])
-db.execute("BEGIN")
-db.executemany("INSERT INTO prompts VALUES (?, ?, '0')", [(f"p{i}", "x" * 4000) for i in range(100)])
-db.execute("COMMIT")
-print("ready", flush=True)
+import itertools, sys
+from pathlib import Path
+from learner.ledger.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]))
 for number in itertools.count(1):
-    db.execute("UPDATE prompts SET answer = ?", (str(number),))
-    time.sleep(0.002)
+    for position in range(100):
+        ledger.write_lease(position, f"{position} {'x' * 4000}", visit=1, attempt=number, weights_step=0)
+    ledger.commit()
+    if number == 1:
+        print("ready", flush=True)
 """
-"""Every commit writes the same number into rows on a hundred pages; the log begins anew every third commit."""
+"""Every commit writes the same number into rows on a hundred pages; the log begins anew every few commits."""
 
 
 @pytest.fixture
 def busy_ledger(tmp_path: Path) -> Iterator[Path]:
-    """A ledger that another process holds locked and changes all the time."""
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path / "ledger.sqlite"), SCHEMA], stdout=subprocess.PIPE
-    )
+    """A ledger that another process has open and changes all the time."""
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
     assert writer.stdout is not None
     with writer, writer.stdout:
         writer.stdout.readline()
@@ -53,9 +45,9 @@ def test_every_copy_of_a_ledger_that_changes_is_of_one_commit(busy_ledger: Path)
     numbers = []
     for _ in range(10):
         with open_copy(busy_ledger) as reader:
-            texts = [reader.prompt_text(f"p{i}") for i in range(100)]
-        found = {int(text[1]) for text in texts if text is not None}
-        assert len(found) == 1
+            visits = reader.visits()
+        found = {visit.attempt for visit in visits}
+        assert (len(visits), len(found)) == (100, 1)
         numbers += found
     assert numbers == sorted(numbers)
     assert numbers[0] < numbers[-1]
@@ -72,13 +64,12 @@ def test_what_is_copied_while_the_log_begins_anew_is_copied_again(tmp_path: Path
                 # The database that was copied still says 0, the log that is copied next says nothing of it any more.
                 writer.execute("UPDATE meta SET value = '1' WHERE key = 'first'")
                 writer.execute("PRAGMA wal_checkpoint")
-                writer.execute("INSERT INTO versions VALUES (7, 5, 1)")
+                writer.execute("UPDATE meta SET value = '2' WHERE key = 'second'")
 
         copy_consistently(path, copy, copy_file)
     assert copied == ["ledger.sqlite", "ledger.sqlite-wal"] * 2
     with contextlib.closing(sqlite3.connect(copy)) as connection:
-        reader = LedgerReader(tmp_path, connection)
-        assert (reader.meta("first"), reader.version_steps()) == ("1", {7: 5})
+        assert connection.execute("SELECT * FROM meta").fetchall() == [("first", "1"), ("second", "2")]
 
 
 def test_a_log_that_begins_anew_during_every_copy_is_given_up(tmp_path: Path) -> None:
@@ -94,23 +85,27 @@ def test_a_log_that_begins_anew_during_every_copy_is_given_up(tmp_path: Path) ->
 
 
 def log_writer(path: Path) -> sqlite3.Connection:
-    """A ledger whose word `first` is 0; its log is moved into the database only when a test says so."""
+    """A database whose words are 0; its log is moved into the database only when a test says so."""
     writer = sqlite3.connect(path, isolation_level=None)
     for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "wal_autocheckpoint=0"):
         writer.execute(f"PRAGMA {pragma}")
-    writer.executescript(SCHEMA)
-    writer.execute("INSERT INTO meta VALUES ('first', '0')")
+    writer.execute("CREATE TABLE meta (key, value)")
+    writer.execute("INSERT INTO meta VALUES ('first', '0'), ('second', '0')")
     writer.execute("PRAGMA wal_checkpoint")
     return writer
 
 
-def test_a_ledger_that_was_copied_is_still_locked_by_its_writer(busy_ledger: Path) -> None:
-    with open_copy(busy_ledger):
+def test_others_read_beside_the_writer_and_none_writes(busy_ledger: Path) -> None:
+    with open_copy(busy_ledger, is_checked=True):
         pass
-    connection = sqlite3.connect(busy_ledger / "ledger.sqlite", timeout=0)
-    with pytest.raises(sqlite3.OperationalError, match="database is locked"):
-        connection.execute("SELECT * FROM prompts")
-    connection.close()
+    with contextlib.closing(sqlite3.connect(busy_ledger / "ledger.sqlite", timeout=0)) as connection:
+        attempts = {attempt for (attempt,) in connection.execute("SELECT attempt FROM visits")}
+        assert len(attempts) == 1
+        with contextlib.closing(sqlite3.connect(busy_ledger / "backup.sqlite")) as backup:
+            connection.backup(backup)
+            assert backup.execute("SELECT COUNT(*), COUNT(DISTINCT attempt) FROM visits").fetchall() == [(100, 1)]
+    with pytest.raises(LedgerError, match=r"another learner is running on this folder \(process \d+ on "):
+        Ledger(busy_ledger)
 
 
 def test_a_copy_holds_what_is_committed_and_nothing_else(tmp_path: Path) -> None:

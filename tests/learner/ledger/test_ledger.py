@@ -12,9 +12,8 @@ import pytest
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.errors import LedgerError
 from dcpo_async.records import Prompt
-from learner.ledger.ledger import Ledger
+from learner.ledger.ledger import Ledger, expect_meta
 from learner.ledger.reader import StoredGroup
-from learner.ledger.schema import SCHEMA
 
 
 @contextmanager
@@ -148,7 +147,11 @@ def test_statistics_in_millionths_go_on_in_billionths(ledger_in_millionths: Path
 
 def test_an_opening_that_fails_leaves_statistics_in_millionths(ledger_in_millionths: Path, tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(ledger_in_millionths / "ledger.sqlite")) as connection:
-        connection.executescript(SCHEMA + "INSERT INTO groups VALUES (0, 1, 0, 99, '', '', '', 2)")
+        connection.executescript(
+            "CREATE TABLE groups (position INTEGER PRIMARY KEY, segment INTEGER, byte_offset INTEGER, "
+            "num_bytes INTEGER, digest TEXT, rewards TEXT, advantages TEXT); "
+            "INSERT INTO groups VALUES (0, 1, 0, 99, '', '', '')"
+        )
     with pytest.raises(LedgerError, match="0 bytes, but the ledger points to 99"):
         Ledger(ledger_in_millionths)
     survivor = shutil.copytree(ledger_in_millionths, tmp_path / "b")
@@ -164,6 +167,7 @@ def test_a_sum_of_rewards_beyond_64_bits_is_refused(tmp_path: Path) -> None:
             stats = RewardStats(1, 1, total, total**2)
             ledger.accept(StoredGroup(position, (b"",), (1.0,), (0.0,)), "p", stats, weights_step=0)
             assert ledger.reward_stats("p") == stats
+        ledger.write_lease(2, "p", visit=1, attempt=1, weights_step=0)
         with pytest.raises(LedgerError, match="int too large"):
             ledger.accept(StoredGroup(2, (b"",), (1.0,), (0.0,)), "p", RewardStats(1, 1, 2**63, 2**126), weights_step=0)
 
@@ -199,10 +203,10 @@ def test_every_opening_is_a_new_incarnation(tmp_path: Path) -> None:
 
 def test_a_word_about_the_run_is_set_once_and_held_to(tmp_path: Path) -> None:
     with opened(tmp_path) as ledger:
-        ledger.expect_meta("seed", "1", "choose another --folder")
-        ledger.expect_meta("seed", "1", "choose another --folder")
+        expect_meta(ledger, "seed", "1", "choose another --folder")
+        expect_meta(ledger, "seed", "1", "choose another --folder")
         with pytest.raises(LedgerError, match="has seed 1, now it is 2; choose another --folder"):
-            ledger.expect_meta("seed", "2", "choose another --folder")
+            expect_meta(ledger, "seed", "2", "choose another --folder")
 
 
 # ---- rows

@@ -1,0 +1,1 @@
+"""How long a ledger takes to open, checked whole, and what its digests cost each group."""
