@@ -3,18 +3,19 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from actor.capacity import Places
 from actor.engine.interface import Engine
 from actor.learner_link import LearnerLink
+from actor.parts import Parts
+from actor.settings_change import needs_new_start
 from actor.weights_follower import WeightsFollower
-from dcpo_async.errors import DcpoError, EngineError, PromptError, RefusedError
+from dcpo_async import errors
 from dcpo_async.grading import Grading, graded
-from dcpo_async.protocol.conversion import sampling_of
-from dcpo_async.protocol.events import Dismissed, Event, GroupAcknowledged, Joined, LeaseGranted, NewVersion, Refused
+from dcpo_async.protocol import events
+from dcpo_async.protocol.conversion import made_by, sampling_of
 from dcpo_async.protocol.messages import Welcome
 from dcpo_async.records import Lease
 
@@ -43,9 +44,9 @@ class ActorService:
         self._make_engine, self._make_grading, self._weights = make_engine, make_grading, weights
         self._grading: Grading | None = None
         self._places: Places | None = None
-        self._is_working = False
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._failure: DcpoError | None = None
+        self._made_for: Welcome | None = None
+        self._parts = Parts(self._fail)
+        self._failure: errors.DcpoError | None = None
 
     async def run(self) -> None:
         """Serve until the learner ends the run, a drain is complete, or something fails for good.
@@ -54,6 +55,7 @@ class ActorService:
             UnreachableError: no learner answered in time.
             RefusedError: the learner wants nothing to do with this actor.
             EngineError, WeightsError: generation cannot go on; the leases have been given back.
+            UnsoundError, OutdatedError: the learner refuses what this engine makes, or asks for another engine.
         """
         try:
             async for event in self.link.events():
@@ -68,21 +70,20 @@ class ActorService:
         log.info("draining: %d leases are finished first", self.session.num_working)
         self.session.drain(time.monotonic(), DRAIN_SECONDS, "asked to end")
 
-    def _on_event(self, event: Event) -> None:
+    def _on_event(self, event: events.Event) -> None:
         match event:
-            case Joined() if not self._is_working:
-                self._is_working = True
-                self._start(self._work(event.welcome))
-            case NewVersion():
+            case events.Joined():
+                self._join(event.welcome)
+            case events.NewVersion():
                 self._weights.hear()
-            case LeaseGranted():
-                self._start(self._answer(event.lease))
-            case GroupAcknowledged() if event.ack.outcome != "accepted":
+            case events.LeaseGranted():
+                self._parts.start(self._answer(event.lease, event.welcome))
+            case events.GroupAcknowledged() if event.ack.outcome != "accepted":
                 log.warning("group %d: %s %s", event.ack.position, event.ack.outcome, event.ack.detail)
-            case Refused():
-                self._failure = RefusedError(event.reject.detail)
-            case Dismissed():
-                log.info("the learner takes no more groups: %s", event.detail)
+            case events.Refused():
+                self._failure = event.error
+            case events.Paused() | events.Dismissed():
+                log.info("the learner takes no more groups%s: %s", event.until, event.detail)
 
     async def _work(self, welcome: Welcome) -> None:
         self._grading = self._make_grading(welcome)
@@ -91,47 +92,46 @@ class ActorService:
         self._places = Places(engine, self.session, welcome)
         await self._weights.follow(engine, self._places.open)
 
-    async def _answer(self, lease: Lease) -> None:
-        """Generate, grade and hand over one group."""
-        places, grading, welcome = self._places, self._grading, self.link.welcome
+    def _join(self, welcome: Welcome) -> None:
+        """Begin by these settings; later ones hold from the next lease on, or need another engine."""
+        if self._made_for is None:
+            self._made_for = welcome
+            self._parts.start(self._work(welcome))
+        elif changed := needs_new_start(self._made_for, welcome):
+            is_outdated = made_by(self._made_for) != made_by(welcome)
+            self._failure = errors.OutdatedError(f"the learner has other settings now ({'; '.join(changed)})")
+            self.session.drain(time.monotonic(), 0.0 if is_outdated else DRAIN_SECONDS, str(self._failure))
+
+    async def _answer(self, lease: Lease, welcome: Welcome) -> None:
+        """Generate, grade and hand over one group, by the settings under which it was leased."""
+        places, grading = self._places, self._grading
         assert places is not None
         assert grading is not None
         began = time.monotonic()
-        await self._weights.reach(places.engine, lease.min_version)
-        reached = time.monotonic()
         try:
+            await self._weights.reach(places.engine, lease.min_version)
+            reached = time.monotonic()
             responses = await places.engine.generate(lease, sampling_of(welcome), lambda: places.ended(lease))
-        except PromptError as error:
-            self.session.fail(lease, str(error), is_prompts_fault=True)
+        except (errors.PromptError, errors.WeightsError) as error:
+            self.session.fail(lease, str(error), is_prompts_fault=isinstance(error, errors.PromptError))
             return
         generated = time.monotonic()
         verdicts = await grading.grade_many([response.text for response in responses], lease.answer)
         group, now = graded(lease, responses, verdicts, welcome.grading.format_penalty), time.monotonic()
         seconds = reached - began, generated - reached, now - generated
-        self.session.finish(replace(group, seconds=seconds), now)
+        self.session.finish(replace(group, seconds=seconds, made_by=made_by(welcome)), now)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: "asyncio.Task[None]") -> None:
+    def _fail(self, error: errors.DcpoError) -> None:
         """A part that failed ends the process: its leases go back at once, and the launcher starts it anew."""
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is None or self.session.ended:
+        if self.session.ended:
             return
-        if not isinstance(error, DcpoError):
-            log.error("unexpected failure", exc_info=error)
-            error = EngineError(f"{type(error).__name__}: {error}")
         self._failure = self._failure or error
         log.error("%s; %d leases are given back", error, self.session.num_working)
-        self.session.drain(time.monotonic(), 0.0, str(error))
+        is_engine = isinstance(error, errors.EngineError) and not isinstance(error, errors.CanaryError)
+        self.session.drain(time.monotonic(), 0.0, str(error), has_failed=is_engine)
 
     async def _close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._parts.cancel()
         if self._places is not None:
             await self._places.engine.close()
         if self._grading is not None:

@@ -65,6 +65,9 @@ def parsed(argv: Sequence[str] | None) -> tuple[RunConfig, Devices, argparse.Nam
     where.add_argument("--workers", type=int, default=None, help="trainer processes on the CPU")
     parser.add_argument("--keys", type=Path, help="folder of the CURVE keys that `dcpo keygen` made")
     parser.add_argument("--insecure", action="store_true", help="listen off loopback without keys")
+    parser.add_argument(
+        "--dismiss", action="store_true", help="stopped, it ends its actors; they wait for it otherwise"
+    )
     parser.add_argument("--check", action="store_true", help="say what the run will take, and do not start it")
     where.add_argument("--on", metavar="NxGB", help="with --check: GPUs of another machine, such as 4x80")
     parser.add_argument("--even-if-too-large", action="store_true", help="start a run that is estimated not to fit")
@@ -206,7 +209,8 @@ class Launcher:
             is_finished = self._coordinator.ranks.is_finished
             log.info("the run is finished" if is_finished else "stopped; the same command goes on from here")
             log.info("%s", self._coordinator.status.advice())
-            await self._coordinator.end("the run is finished" if is_finished else "the learner stops")
+            dismiss = is_finished or self._options.dismiss
+            await self._coordinator.end("the run is finished" if is_finished else "the learner stops", dismiss=dismiss)
         finally:
             for part in parts:
                 part.cancel()

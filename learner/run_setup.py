@@ -16,6 +16,7 @@ from dcpo_async.errors import ConfigError
 from dcpo_async.model_folder import load_tokenizer
 from dcpo_async.prompts import EncodedPrompts, LoadedProblems, encode_prompts
 from dcpo_async.run_folder import RunFolder
+from dcpo_async.weights.places import newest_version
 from learner.coordinator.intake import Intake, require_window
 from learner.ledger.ledger import Ledger
 from learner.sizing.fit import needs, told
@@ -105,6 +106,7 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
     ledger = Ledger(folder.ledger)
     run_id = _identify(ledger, config, encoded.digest)
     intake = Intake(config, encoded.prompts, prepared.model.num_embeddings, ledger)
+    intake.offer(newest_version(folder.weights))
     write_text(folder.config, config.model_dump_json(indent=2))
     write_json(folder.data, {"rows": problems.num_rows, "prompts": len(encoded.prompts), "left_out": left_out})
     return RunSetup(run_id, ledger, intake, _is_finished(ledger, config))

@@ -20,6 +20,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cpu-threads", type=int, default=1, help="compute threads of a CPU engine (default 1)")
     parser.add_argument("--tokens-per-second", type=float, help="speed of a response of the scripted engine")
+    parser.add_argument("--nan-after-groups", type=int, help="log-probs of the scripted engine are NaN after so many")
 
 
 def engine_words(options: argparse.Namespace) -> list[str]:
@@ -27,8 +28,8 @@ def engine_words(options: argparse.Namespace) -> list[str]:
     words = ["--engine", options.engine, "--device", options.device, "--tensor-parallel", str(options.tensor_parallel)]
     words += ["--kv-cache-gib", str(options.kv_cache_gib), "--memory-share", str(options.memory_share)]
     words += ["--cpu-threads", str(options.cpu_threads)]
-    speed = options.tokens_per_second
-    return words if speed is None else [*words, "--tokens-per-second", str(speed)]
+    scripted = {"--tokens-per-second": options.tokens_per_second, "--nan-after-groups": options.nan_after_groups}
+    return words + [word for name, value in scripted.items() if value is not None for word in (name, str(value))]
 
 
 def make_engine(options: argparse.Namespace, **of_the_run: Any) -> Engine:
@@ -39,7 +40,7 @@ def make_engine(options: argparse.Namespace, **of_the_run: Any) -> Engine:
         of_the_run: dtype, max_model_tokens, max_responses, kv_after_update, as the learner says, and start_folder.
     """
     if options.engine == "scripted":
-        return ScriptedEngine(tokens_per_second=options.tokens_per_second)
+        return ScriptedEngine(tokens_per_second=options.tokens_per_second, nan_after_groups=options.nan_after_groups)
     # vLLM takes seconds to import, and grading workers, which import this module again, must not pay for it.
     from actor.engine.vllm import VllmEngine
 

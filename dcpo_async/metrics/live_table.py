@@ -66,4 +66,5 @@ def _foot(status: Mapping[str, Any]) -> str:
     waiting = "" if actors else " [dim](vLLM takes half a minute to start)"
     counts = f"groups counted: {status['groups_counted']}; newest weights version: {status['weights_version']}"
     lines = [f"actors connected: {len(actors)} {names}{waiting}", counts, status.get("advice", "")]
+    lines += [f"quarantined: prompt {row['prompt_id']} {row['reason']}" for row in status.get("quarantined", [])[:5]]
     return "\n".join(filter(None, lines))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dcpo_async.config import RunConfig
 from dcpo_async.metrics.timeline import SpanLog
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 LEASES_AT_ONCE = 64
 """Rounds of leases, one to each hungry actor, before anything else is done: far fewer than a channel queues."""
+MAX_REFUSED = 3
+"""Leases in a row for which a session's groups are refused, before the session is."""
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class ConnectedActor:
         groups_in_flight, responses_in_flight, response_capacity, preemptions: as in its last heartbeat.
         tokens_generated: response tokens by its own count; None until its first heartbeat.
         canary_difference: largest difference from the canary of `weights_version` in its engine, in nats.
+        refused: positions of the groups that were not sound since its last one that was.
     """
 
     heard_at: float
@@ -59,6 +62,7 @@ class ConnectedActor:
     preemptions: int = 0
     groups_accepted: int = 0
     canary_difference: float | None = None
+    refused: set[int] = field(default_factory=set)
 
 
 class ActorDesk:
@@ -95,6 +99,7 @@ class ActorDesk:
         self._rate, self._relays = TokenRate(), RelayTree()
         self._spans, self._leased_at = spans, dict[int, float]()
         self._canary_refusals: dict[bytes, int] = {}
+        self._stopping: Reject | None = None
         intake.start_clock(clock())
 
     def on_envelope(self, peer: bytes, envelope: Envelope) -> None:
@@ -121,20 +126,25 @@ class ActorDesk:
             case Heartbeat() as heartbeat:
                 self._take_heartbeat(peer, actor, heartbeat, now)
             case LeaseFailed() as failed:
-                self._intake.fail(peer, failed.position, failed.attempt, failed.reason, failed.is_prompts_fault)
+                is_prompts = failed.is_prompts_fault
+                self._intake.fail(
+                    peer, failed.position, failed.attempt, failed.reason, is_prompts_fault=is_prompts, now=now
+                )
             case other:
                 self._post(peer, Reject(reason="invalid", detail=f"an actor does not send {other.kind}"))
 
     def grant_leases(self) -> None:
         """Hand out what the gate allows, one lease at a time to each actor in turn."""
         now = self._clock()
-        for _ in range(LEASES_AT_ONCE):
-            for peer, actor in self.connected.items():
-                if actor.credit == 0:
-                    continue
-                lease = self._intake.grant(peer, now)
+        for _ in range(0 if self._stopping else LEASES_AT_ONCE):
+            hungry = [(peer, actor) for peer, actor in self.connected.items() if actor.credit]
+            leases = [(peer, actor, self._intake.grant(peer, now)) for peer, actor in hungry]
+            if not any(lease for _, _, lease in leases):
+                return
+            for peer, actor, lease in leases:
                 if lease is None:
-                    return
+                    # What waits now may wait for another host.
+                    continue
                 actor.credit -= 1
                 self._leased_at[lease.position] = now
                 self._mail.post(self.router, peer, *lease_to_message(lease))
@@ -149,8 +159,17 @@ class ActorDesk:
         for peer in self.connected:
             self._post(peer, Reject(reason="draining", detail=reason))
 
+    def pause(self, reason: str) -> None:
+        """Tell everybody, and whoever joins from now on, to keep what they have and to say hello later."""
+        if self._stopping is None:
+            self._stopping = Reject(reason="stopping", detail=reason)
+            for peer in self.connected:
+                self._post(peer, self._stopping)
+
     def drop_silent(self) -> None:
         """Lose the sessions that have been silent for too long, and leases that no heartbeat lists any more."""
+        if self._stopping:
+            return
         now, limit = self._clock(), self._config.network.silence_seconds
         for peer, actor in list(self.connected.items()):
             if now - actor.heard_at >= limit:
@@ -161,9 +180,9 @@ class ActorDesk:
 
     def lose(self, peer: bytes, reason: str) -> None:
         """A peer cannot be reached; what it held goes out again."""
-        if self.connected.pop(peer, None) is not None:
-            self._relays.leave(peer)
-            released = self._intake.release_session(peer)
+        if peer in self.connected:
+            released = self._intake.release_session(peer, fell_at=self._clock())
+            self._forget(peer)
             log.warning("actor %s lost: %s; %d leases go out again", name_of(peer), reason, released)
 
     def metrics(self) -> dict[str, float]:
@@ -183,33 +202,52 @@ class ActorDesk:
     # ---- what comes in
 
     def _join(self, peer: bytes, hello: Hello, now: float) -> None:
+        if self._stopping:
+            self._post(peer, self._stopping)
+            return
         actor = self.connected.setdefault(peer, ConnectedActor(now, hello.host, hello.engine, hello.role, hello.gpus))
         actor.heard_at, actor.credit = now, 0
         self._intake.reclaim(peer, hello.held, now)
         # An evaluator asks the weight server: it is behind as it likes, and has nothing to hand on.
         if hello.role == "actor":
+            self._intake.blame.join(peer, hello.host)
             self._relays.join(peer, hello.relay)
         log.info("%s %s joined from %s with %s", hello.role, name_of(peer), hello.host, hello.engine)
         newest = self._newest_for(peer)
         self._post(peer, welcome_of(self._config, self._weights_port, newest.weights_version, newest.ask))
 
     def _leave(self, peer: bytes, bye: Bye) -> None:
-        self.connected.pop(peer, None)
-        self._relays.leave(peer)
         self._count_refusals(peer, bye.canary_refusals)
-        released = self._intake.release_session(peer)
+        released = self._intake.release_session(peer, fell_at=self._clock() if bye.has_failed else None)
+        self._forget(peer)
         log.info("actor %s left (%s); %d leases go out again", name_of(peer), bye.reason, released)
 
     def _take_group(self, peer: bytes, actor: ConnectedActor, group: GroupMessage, envelope: Envelope) -> None:
-        ack = self._intake.accept(peer, envelope)
+        ack = self._intake.accept(peer, envelope, self._clock())
         if ack.outcome == "accepted":
             actor.groups_accepted += 1
+            actor.refused.clear()
             self._span_group(peer, group)
             self._regrader.sample(group, self._intake.answer_at(group.position))
         if ack.outcome == "invalid":
             log.warning("group %d of %s refused: %s", ack.position, name_of(peer), ack.detail)
-            self._intake.fail(peer, group.position, group.attempt, ack.detail, is_prompts_fault=True)
+            actor.refused.add(ack.position)
         self._post(peer, ack)
+        if len(actor.refused) >= MAX_REFUSED:
+            self._refuse(peer, actor, ack.detail)
+
+    def _refuse(self, peer: bytes, actor: ConnectedActor, reason: str) -> None:
+        """End a session whose groups are not sound, which says nothing against the prompts that it had."""
+        self._post(peer, Reject(reason="unsound", detail=f"its groups are refused: {reason}; is its GPU healthy?"))
+        released = self._intake.release_session(peer)
+        self._forget(peer)
+        text = "actor %s on %s is refused: %d groups in a row were not sound, at last: %s; %d leases go out again"
+        log.error(text, name_of(peer), actor.host, MAX_REFUSED, reason, released)
+
+    def _forget(self, peer: bytes) -> None:
+        self.connected.pop(peer, None)
+        self._relays.leave(peer)
+        self._intake.blame.leave(peer)
 
     def _take_heartbeat(self, peer: bytes, actor: ConnectedActor, heartbeat: Heartbeat, now: float) -> None:
         """Note what the actor says of itself; the answer tells it that the learner is alive."""

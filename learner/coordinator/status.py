@@ -3,6 +3,7 @@
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dcpo_async.config import RunConfig
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 ADVICE_STEPS, ADVICE_SAMPLES = 20, 600
 """What advice looks at: so many of the newest steps, and of the seconds in which the status was written."""
 LOGGED_METRICS = ("reward", "rur", "tcr", "lag_mean", "actors")
+SHOWN_QUARANTINED = 100
+"""Prompts whose quarantine is told with its reason; `dcpo release RUN` lists all."""
 WARN_SHARE_OF_BOUND = 0.5
 """Of the difference at which an engine refuses a version; rounding alone stays well below (decision 22)."""
 
@@ -88,6 +91,7 @@ class Status:
             "trainer_restarts": self._ranks.restarts,
             **self._actors.metrics(),
             **self._intake.summary(),
+            "quarantined": [asdict(row) for row in list(self._intake.quarantined.values())[:SHOWN_QUARANTINED]],
             "advice": self.advice(),
             "last_step": self._last_report,
             "actors_connected": [

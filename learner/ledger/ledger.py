@@ -125,8 +125,12 @@ class Ledger(LedgerReader):
         """Count a failed attempt."""
         self._db.execute("UPDATE visits SET failures = ? WHERE position = ?", (failures, position))
 
-    def write_quarantine(self, position: int, prompt_id: str, visit: int) -> None:
-        """Close a visit of a prompt that is quarantined."""
+    def write_quarantine(self, position: int, prompt_id: str, visit: int, reason: str | None = None) -> None:
+        """Close a visit of a prompt that is quarantined; a reason quarantines it, until it is released."""
+        if reason is not None:
+            self._db.execute(
+                "INSERT INTO quarantines (position, prompt_id, reason) VALUES (?, ?, ?)", (position, prompt_id, reason)
+            )
         self._db.execute(
             "INSERT INTO visits (position, prompt_id, visit, attempt, weights_step, state) "
             "VALUES (?, ?, ?, 0, 0, 'quarantined') ON CONFLICT (position) DO UPDATE SET state = 'quarantined'",

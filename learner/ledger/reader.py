@@ -29,6 +29,15 @@ class VisitRow:
 
 
 @dataclass(frozen=True, slots=True)
+class QuarantineRow:
+    """A prompt that is not leased any more, since the visit at a position failed for this reason."""
+
+    prompt_id: str
+    position: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoredGroup:
     """A group's record, with what the ledger made of it.
 
@@ -114,6 +123,13 @@ class LedgerReader:
     def visit(self, position: int) -> VisitRow | None:
         """The visit at a position; None when it was never leased or skipped."""
         return next(iter(self.visits(position=position)), None)
+
+    def quarantined(self) -> list[QuarantineRow]:
+        """Prompts that are quarantined and were not released, oldest first."""
+        rows = self._db.execute(
+            "SELECT prompt_id, position, reason FROM quarantines WHERE NOT is_released ORDER BY position"
+        )
+        return [QuarantineRow(*row) for row in rows]
 
     def next_position(self) -> int:
         """The first position that was never leased or skipped."""

@@ -43,6 +43,10 @@ CREATE TABLE IF NOT EXISTS old_logprobs (
     PRIMARY KEY (position, response)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS old_logprobs_by_segment ON old_logprobs (segment);
+CREATE TABLE IF NOT EXISTS quarantines (
+    position INTEGER PRIMARY KEY, prompt_id TEXT NOT NULL, reason TEXT NOT NULL,
+    is_released INTEGER NOT NULL DEFAULT 0
+);
 """
 COUNTED_IN_BILLIONTHS = (
     "UPDATE prompt_stats SET sum_micro = sum_micro * 1000, sum_sq_micro = sum_sq_micro || '000000'",
@@ -52,6 +56,12 @@ COUNTED_IN_BILLIONTHS = (
 """What makes statistics of a ledger from before billionths, counted in millionths, those of this release."""
 NUMBERED_FORMATS = ("ALTER TABLE groups ADD COLUMN format INTEGER NOT NULL DEFAULT 1",)
 """What tells the groups of a ledger from before numbered formats from those that are added to it."""
+KEPT_REASONS = (
+    "INSERT INTO quarantines (position, prompt_id, reason) "
+    "SELECT MIN(position), prompt_id, 'failed too often, in an earlier release' FROM visits "
+    "WHERE state = 'quarantined' GROUP BY prompt_id",
+)
+"""What quarantines the prompts of a ledger from before quarantine could be lifted."""
 
 
 def prepare_tables(connection: sqlite3.Connection, path: Path) -> None:
@@ -65,12 +75,15 @@ def prepare_tables(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} is a ledger of format {found}, this release knows formats up to {LEDGER_FORMAT}: "
             "use the release that wrote it, or a later one"
         )
+    is_without_reasons = not _columns(connection, "quarantines")
     for statement in SCHEMA.split(";"):
         connection.execute(statement)
     if "sum_micro" in _columns(connection, "prompt_stats"):
         _execute(connection, COUNTED_IN_BILLIONTHS)
     if "format" not in _columns(connection, "groups"):
         _execute(connection, NUMBERED_FORMATS)
+    if is_without_reasons:
+        _execute(connection, KEPT_REASONS)
     connection.execute(f"PRAGMA user_version = {LEDGER_FORMAT}")
 
 

@@ -1,11 +1,14 @@
 """The lease table: which visit of which prompt is open, and who holds it. Pure: no clock, no socket, no file."""
 
 import heapq
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 from dcpo_async.records import LeaseName
+
+SUSPECT_FALLS = 5
+"""A prompt whose holders have ended so often without a word, before any of them could answer it, is a suspect."""
 
 
 class SlotState(Enum):
@@ -23,7 +26,9 @@ class Slot:
     Attributes:
         position: place in the prompt order; the group's identity.
         attempt: newest fencing token, 0 before the first lease.
-        failures: attempts that failed by the prompt's own fault.
+        failures: attempts that failed by the prompt's own fault, as far as that is believed.
+        failed_on: when it failed last, by host, in monotonic seconds; as all that follows not kept over a restart.
+        falls: sessions that ended without a word while they held it, until it is a suspect.
         weights_step: optimizer step of the oldest weights that the group may carry, once leased or accepted.
         holder: session that holds the lease; None after a restart until the session says so itself.
         listed_at: when the lease was issued or last listed by a heartbeat, in monotonic seconds.
@@ -34,10 +39,17 @@ class Slot:
     visit: int
     attempt: int = 0
     failures: int = 0
+    failed_on: dict[str, float] = field(default_factory=dict)
+    falls: int = 0
     state: SlotState = SlotState.WAITING
     weights_step: int = 0
     holder: bytes | None = None
     listed_at: float = 0.0
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what ends its holders."""
+        return self.falls >= SUSPECT_FALLS
 
 
 class LeaseTable:
@@ -71,17 +83,24 @@ class LeaseTable:
         """Whether the prompt has a visit that has not been accepted."""
         return prompt_index in self._open_prompts
 
-    def next_to_lease(self) -> tuple[int, Slot | None]:
+    def next_to_lease(self, may_lease: Callable[[Slot], bool] = lambda _: True) -> tuple[int, Slot | None]:
         """Number among the open visits, and the visit, that goes out next; None stands for a new one.
 
-        A visit that was given back keeps its place and goes out before any new one.
+        A visit that was given back keeps its place and goes out before any new one; suspects, those with the fewest
+        failures first, after others that were given back.
+
+        Args:
+            may_lease: whether a visit that was given back may go to whoever asks.
         """
-        while self._waiting:
-            slot = self._slots.get(self._waiting[0])
-            if slot is not None and slot.state is SlotState.WAITING:
-                return next(i for i, position in enumerate(self._slots) if position == slot.position), slot
+        while self._waiting and not self._waits(self._waiting[0]):
             heapq.heappop(self._waiting)
-        return len(self._slots), None
+        slot = self._slots[self._waiting[0]] if self._waiting else None
+        if slot is not None and (slot.is_suspect or not may_lease(slot)):
+            waiting = (self._slots[position] for position in set(self._waiting) if self._waits(position))
+            slot = min(filter(may_lease, waiting), key=_by_suspicion, default=None)
+        if slot is None:
+            return len(self._slots), None
+        return next(i for i, position in enumerate(self._slots) if position == slot.position), slot
 
     def open_new(self, prompt_index: int, visit: int) -> Slot:
         """Open the visit at the next position."""
@@ -119,9 +138,11 @@ class LeaseTable:
             if slot.holder is None:
                 self._hold(slot, session, now)
 
-    def release_session(self, session: bytes) -> int:
-        """Give back all that a lost or leaving session holds; returns how many."""
-        return self._release([slot for slot in self._slots.values() if slot.holder == session])
+    def release_session(self, session: bytes) -> list[Slot]:
+        """Give back all that a lost or leaving session holds; returns it."""
+        held = [slot for slot in self._slots.values() if slot.holder == session]
+        self._release(held)
+        return held
 
     def release_unlisted(self, now: float, silence_seconds: float) -> int:
         """Give back leases that their holder's heartbeats have not listed for too long; returns how many."""
@@ -133,12 +154,9 @@ class LeaseTable:
             ]
         )
 
-    def fail(self, session: bytes, position: int, attempt: int, is_prompts_fault: bool) -> Slot | None:
-        """Take a reported failure; None when the lease was not the session's newest."""
-        slot = self._slots.get(position)
-        if slot is None or slot.holder != session or slot.attempt != attempt:
-            return None
-        slot.failures += is_prompts_fault
+    def take_back(self, position: int) -> Slot:
+        """Let an open visit wait for its next lease, whoever holds it."""
+        slot = self._slots[position]
         self._wait(slot)
         return slot
 
@@ -155,6 +173,10 @@ class LeaseTable:
             if slot.state is not SlotState.ACCEPTED:
                 self._open_prompts.discard(slot.prompt_index)
 
+    def _waits(self, position: int) -> bool:
+        slot = self._slots.get(position)
+        return slot is not None and slot.state is SlotState.WAITING
+
     def _hold(self, slot: Slot, session: bytes, now: float) -> None:
         slot.state, slot.holder, slot.listed_at = SlotState.LEASED, session, now
 
@@ -166,3 +188,7 @@ class LeaseTable:
         for slot in slots:
             self._wait(slot)
         return len(slots)
+
+
+def _by_suspicion(slot: Slot) -> tuple[bool, int, int]:
+    return slot.is_suspect, slot.failures if slot.is_suspect else 0, slot.position

@@ -62,6 +62,13 @@ class PublishedVersions:
         self.forget_old(next_step)
         return True
 
+    def offer(self, weights_version: int) -> None:
+        """A version of an earlier start is the newest in the store: leases may ask for it until the trainer says more.
+
+        Its step counts as that of any other. A trainer that comes back at an earlier step abandons it (`resume`).
+        """
+        self._published = [PublishedVersion(weights_version, self.steps[weights_version])]
+
     def resume(self, step: int) -> None:
         """The trainer starts from the state after `step`: versions that it had published beyond are abandoned.
 

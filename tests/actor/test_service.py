@@ -209,5 +209,5 @@ async def test_a_prompt_that_always_fails_is_given_back_by_name_and_quarantined(
                 if world.intake.quarantined:
                     break
                 await world.publish(step + 1)
-        assert world.intake.quarantined == {0}
+        assert list(world.intake.quarantined) == [0]
         assert world.intake.counts["lease_failures"] == 2

@@ -190,14 +190,15 @@ def test_a_prompt_is_quarantined_after_max_failures_of_its_own_fault_and_stays_s
     intake = open_intake(config, num_prompts=3)
     publish(intake, step=0)
     lease = leases_of(intake, at_most=1)[0]
-    intake.fail(b"a", lease.position, lease.attempt, "the engine died", is_prompts_fault=False)
-    for attempt in (2, 3):
-        again = leases_of(intake, at_most=1)[0]
+    intake.fail(b"a", lease.position, lease.attempt, "the engine died", is_prompts_fault=False, now=0.0)
+    for attempt, host in ((2, b"a"), (3, b"b")):
+        again = leases_of(intake, host, at_most=1)[0]
         assert (again.position, again.attempt) == (lease.position, attempt)
-        intake.fail(b"a", again.position, again.attempt, "no tokens", is_prompts_fault=True)
+        intake.fail(host, again.position, again.attempt, "no tokens", is_prompts_fault=True, now=0.0)
     intake.ledger.close()
     intake = open_intake(config, num_prompts=3)
-    assert len(intake.quarantined) == 1
+    (row,) = intake.quarantined.values()
+    assert (row.prompt_id, row.reason) == (lease.prompt_id, "failed 2 times, on a, b; at last: no tokens")
     publish(intake, step=0)
     for _ in range(4):
         leases = leases_of(intake)
@@ -213,13 +214,13 @@ def test_failures_are_remembered_over_a_restart(tmp_path: Path, open_intake: Ope
     intake = open_intake(config)
     publish(intake, step=0)
     lease = leases_of(intake, at_most=1)[0]
-    intake.fail(b"a", lease.position, lease.attempt, "no tokens", is_prompts_fault=True)
+    intake.fail(b"a", lease.position, lease.attempt, "no tokens", is_prompts_fault=True, now=0.0)
     intake.ledger.close()
     intake = open_intake(config)
     publish(intake, step=0)
     intake.release_unlisted(now=100.0)
     again = leases_of(intake, at_most=1)[0]
-    intake.fail(b"a", again.position, again.attempt, "no tokens", is_prompts_fault=True)
+    intake.fail(b"a", again.position, again.attempt, "no tokens", is_prompts_fault=True, now=0.0)
     assert len(intake.quarantined) == 1
 
 
@@ -228,8 +229,8 @@ def test_when_every_prompt_is_quarantined_the_run_ends_with_the_reason(tmp_path:
     intake = open_intake(config, num_prompts=2)
     publish(intake, step=0)
     for lease in leases_of(intake):
-        intake.fail(b"a", lease.position, lease.attempt, "no tokens", is_prompts_fault=True)
-    with pytest.raises(ConfigError, match="all 2 prompts failed 1 times"):
+        intake.fail(b"a", lease.position, lease.attempt, "no tokens", is_prompts_fault=True, now=0.0)
+    with pytest.raises(ConfigError, match=r"all 2 prompts are quarantined, .* no tokens; .* `dcpo release .* --all`"):
         intake.grant(b"a", now=0.0)
 
 
@@ -286,3 +287,32 @@ def test_a_batch_committed_before_a_kill_is_read_back_after_it(tmp_path: Path, o
     assert [(e.group.position, e.advantages, e.visit) for e in after] == [
         (e.group.position, e.advantages, e.visit) for e in before
     ]
+
+
+def test_the_newest_version_in_the_store_serves_leases_before_the_trainer_is_up(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    config = make_config(tmp_path, groups_per_step=1, max_lag=2)
+    intake = trained_to_step(open_intake(config), 3)
+    newest = publish(intake, step=3)
+    intake.ledger.close()
+    intake = open_intake(config)
+    assert intake.grant(b"a", now=0.0) is None
+    intake.offer(newest)
+    # Steps 3, 4 and 5 may train on what the weights of step 3 answer, as at any other time.
+    assert [lease.min_version for lease in leases_of(intake)] == [newest] * 3
+    assert intake.versions.newest.weights_version == newest
+    # The trainer has lost the steps since its checkpoint: no further lease asks for a state that is gone.
+    intake.versions.resume(1)
+    intake.release_session(b"a")
+    assert intake.grant(b"a", now=0.0) is None
+    version = publish(intake, step=3)
+    assert version > newest
+    assert [lease.min_version for lease in leases_of(intake)] == [version] * 3
+
+
+def test_a_version_that_this_run_never_granted_is_not_offered(tmp_path: Path, open_intake: OpenIntake) -> None:
+    intake = open_intake(make_config(tmp_path))
+    for version in (None, 7):
+        intake.offer(version)
+        assert intake.grant(b"a", now=0.0) is None

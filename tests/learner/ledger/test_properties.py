@@ -218,13 +218,17 @@ class Ledger(RuleBasedStateMachine):
     def fail(self, data: st.DataObject, is_prompts_fault: bool) -> None:
         session, lease = data.draw(st.sampled_from(self.held))
         if len(self.intake.quarantined) < self.num_prompts - 1:
-            self.intake.fail(session, lease.position, lease.attempt, "a reason", is_prompts_fault)
+            self.intake.fail(
+                session, lease.position, lease.attempt, "a reason", is_prompts_fault=is_prompts_fault, now=self.now
+            )
         self.intake.ledger.commit()
 
     @precondition(lambda self: not self.is_calm)
     @rule(session=st.sampled_from(SESSIONS))
     def session_is_lost(self, session: bytes) -> None:
-        self.intake.release_session(session)
+        if len(self.intake.quarantined) < self.num_prompts - 1:
+            self.intake.release_session(session, fell_at=self.now)
+        self.intake.ledger.commit()
 
     @rule(session=st.sampled_from(SESSIONS), data=st.data())
     def session_joins_again(self, session: bytes, data: st.DataObject) -> None:
