@@ -13,7 +13,7 @@ def quarantined_run(folder: Path, open_intake: OpenIntake, *, is_stopped: bool =
     """A run with two quarantined prompts; their ids."""
     intake = open_intake(make_config(folder, actor={"max_failures": 1}))
     publish(intake, step=0)
-    leases = leases_of(intake, at_most=2)
+    leases = leases_of(intake, b"here", at_most=2)
     for lease, reason in zip(leases, ("too long", "no \x1b[31mtokens"), strict=True):
         intake.fail(b"here", lease.position, lease.attempt, reason, is_prompts_fault=True, now=0.0)
     intake.ledger.commit()

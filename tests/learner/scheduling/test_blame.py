@@ -149,7 +149,7 @@ def test_a_host_on_which_every_engine_dies_quarantines_nothing() -> None:
         fall(table, blame, "a", 0, 1, 2, 3, now=now)
     for _ in range(40):
         now += 2 * WAVE_SECONDS
-        slot = table.next_to_lease(lambda slot: blame.may_lease(slot, b"a", now))[1]
+        slot = table.next_to_lease(lambda slot, now=now: blame.may_lease(slot, b"a", now))[1]  # type: ignore[misc]
         assert slot is not None
         fall(table, blame, "a", slot.position, now=now)
         assert max(slot.failures for slot in table.open_slots) < 3
