@@ -144,6 +144,21 @@ async def test_a_child_whose_codes_mean_something_else_is_started_again(tmp_path
     assert num_starts(tmp_path) == 3
 
 
+async def test_a_child_that_asks_for_a_new_start_gets_it_at_once_and_has_not_failed(tmp_path: Path) -> None:
+    renews = "sys.exit(4 if len(open({!r}).readlines()) < 5 else 0)".format(str(tmp_path / "starts"))
+    child = replace(counting(tmp_path, renews), renewing_codes=(4,), pause_seconds=60.0, max_failures=0)
+    await asyncio.wait_for(keep_running(child), 50)
+    assert num_starts(tmp_path) == 5
+
+
+async def test_each_failure_in_a_row_doubles_the_pause(tmp_path: Path) -> None:
+    child = replace(counting(tmp_path, "sys.exit(1)"), pause_seconds=0.2, max_failures=3)
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(EngineError):
+        await keep_running(child)
+    assert asyncio.get_running_loop().time() - began >= 0.2 + 0.4 + 0.8
+
+
 async def test_a_stop_during_the_pause_ends_the_supervision(tmp_path: Path) -> None:
     child, stopping = replace(counting(tmp_path, "sys.exit(1)"), pause_seconds=60.0), asyncio.Event()
     keeping = asyncio.create_task(keep_running(replace(child, restarting=stopping.set), stopping))
