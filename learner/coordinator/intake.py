@@ -132,6 +132,10 @@ class Intake:
         if newest is not None and newest in self.versions.steps:
             self.versions.offer(newest)
 
+    def resume(self, step: int) -> None:
+        """The trainer starts from the state after `step`, and repeats the batches that were committed beyond."""
+        self.versions.resume(step, self._next_step)
+
     # ---- leases
 
     def grant(self, session: bytes, now: float) -> Lease | None:

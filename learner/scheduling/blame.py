@@ -23,7 +23,7 @@ class Fall(NamedTuple):
 
 
 class Blame:
-    """Decides which failures count against a prompt, and who may try it next (decision 31).
+    """Decides which failures count against a prompt, and who may try it next (decision 30).
 
     A failure that a host reports as the prompt's counts once for each host; again on the same host only where no other
     is there to try. A host that fails at everything is not believed: what it reported is withdrawn. A refused group

@@ -30,6 +30,7 @@ class PublishedVersions:
         self.steps = dict(steps)
         self._gate, self._publish_interval = gate, publish_interval
         self._published: list[PublishedVersion] = []
+        self._repeats_until = 0
 
     @property
     def published(self) -> tuple[PublishedVersion, ...]:
@@ -48,16 +49,17 @@ class PublishedVersions:
     def publish(self, weights_version: int, next_step: int) -> bool:
         """A granted version stands; returns whether actors should hear of it, and leases may ask for it.
 
-        While the trainer repeats committed batches, it publishes weights that lag behind those which actors have.
+        While a trainer that came back repeats batches, it publishes weights that lag behind those which actors have.
         Adopted, they would only make groups too old; the version that stands when it needs new groups is offered.
+        Otherwise each is, whatever batches have been committed by the time that it stands.
 
         Args:
             next_step: first step that no committed batch covers.
         """
         step = self.steps[weights_version]
-        if (step // self._publish_interval + 1) * self._publish_interval <= next_step:
+        if (step // self._publish_interval + 1) * self._publish_interval <= self._repeats_until:
             return False
-        self.resume(step - 1)
+        self._abandon(step - 1)
         self._published.append(PublishedVersion(weights_version, step))
         self.forget_old(next_step)
         return True
@@ -69,12 +71,16 @@ class PublishedVersions:
         """
         self._published = [PublishedVersion(weights_version, self.steps[weights_version])]
 
-    def resume(self, step: int) -> None:
+    def resume(self, step: int, next_step: int) -> None:
         """The trainer starts from the state after `step`: versions that it had published beyond are abandoned.
 
         What actors generated with them stays valid, but the weight store does not keep them.
+
+        Args:
+            next_step: first step that no committed batch covers; until then it repeats.
         """
-        self._published = [version for version in self._published if version.step <= step]
+        self._repeats_until = next_step
+        self._abandon(step)
 
     def forget_old(self, next_step: int) -> None:
         """Drop all that no lease can ask for any more, but the newest."""
@@ -86,3 +92,6 @@ class PublishedVersions:
         """The oldest version that group `number` may start from; all after it may serve too."""
         oldest_step = self._gate.oldest_step(number, next_step)
         return next((version for version in self._published if version.step >= oldest_step), None)
+
+    def _abandon(self, step: int) -> None:
+        self._published = [version for version in self._published if version.step <= step]

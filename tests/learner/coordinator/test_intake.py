@@ -114,7 +114,7 @@ def test_versions_that_the_trainer_repeats_after_a_crash_are_not_offered_before_
 ) -> None:
     intake = trained_to_step(open_intake(make_config(tmp_path, groups_per_step=1, max_lag=1)), 3)
     newest = intake.versions.published[-1]
-    intake.versions.resume(1)
+    intake.resume(1)
     assert [version.step for version in intake.versions.published if version.step > 1] == []
     offered = [intake.publish(intake.grant_version(step)) for step in (1, 2)]
     assert offered == [False, False]
@@ -131,7 +131,7 @@ def test_with_rare_publications_the_last_one_before_new_groups_are_needed_is_off
 ) -> None:
     config = make_config(tmp_path, groups_per_step=1, max_lag=2, lag={"publish_interval": 3})
     intake = trained_to_step(open_intake(config), 5)
-    intake.versions.resume(0)
+    intake.resume(0)
     offered = {step: intake.publish(intake.grant_version(step)) for step in (0, 3)}
     assert offered == {0: False, 3: True}
     assert intake.grant(b"a", now=0.0) is not None
@@ -303,7 +303,7 @@ def test_the_newest_version_in_the_store_serves_leases_before_the_trainer_is_up(
     assert [lease.min_version for lease in leases_of(intake)] == [newest] * 3
     assert intake.versions.newest.weights_version == newest
     # The trainer has lost the steps since its checkpoint: no further lease asks for a state that is gone.
-    intake.versions.resume(1)
+    intake.resume(1)
     intake.release_session(b"a")
     assert intake.grant(b"a", now=0.0) is None
     version = publish(intake, step=3)

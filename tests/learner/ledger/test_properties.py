@@ -115,7 +115,7 @@ class Ledger(RuleBasedStateMachine):
 
     def resume_trainer(self) -> None:
         self.step = self.checkpoint
-        self.intake.versions.resume(self.step)
+        self.intake.resume(self.step)
         self.publish()
 
     def check_step(self, step: int) -> None:
