@@ -214,7 +214,7 @@ class ActorSettings(Section):
     kv_after_update: Literal["keep", "recompute"] = "keep"
     """After new weights: keep the KV cache of responses in flight, or recompute it."""
     max_failures: Positive = 3
-    """A prompt whose generation fails this often is quarantined, counted and reported."""
+    """A prompt that fails on so many hosts, or as often where there are fewer, is quarantined, counted and reported."""
     regrade_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of responses that the learner grades again to measure disagreement."""
 

@@ -205,6 +205,7 @@ class Intake:
         self.table.take_back(position)
         prompt = self._in_order[slot.prompt_index]
         log.warning("lease %d of prompt %s came back and goes out again first: %s", position, prompt.id, reason)
+        self.counts["lease_failures"] += is_prompts_fault
         if is_prompts_fault:
             self._count_failures(self.blame.failed(slot, session, now), session, reason)
 
@@ -229,7 +230,6 @@ class Intake:
         if self.blame.is_doubted(session):
             log.warning("%s fails at everything: it is not believed any more", self.blame.host_of(session))
         for slot in changed:
-            self.counts["lease_failures"] += 1
             self.ledger.write_failure(slot.position, slot.failures)
             if slot.failures >= self.config.actor.max_failures:
                 self._quarantine(slot, reason)

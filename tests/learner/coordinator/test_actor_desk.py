@@ -158,6 +158,19 @@ async def test_actors_of_a_learner_that_stops_are_told_to_wait_and_lose_nothing(
         assert learner.intake.counts["leases_released"] == 0
 
 
+@pytest.mark.parametrize(("has_failed", "falls"), [(True, 1), (False, 0)])
+async def test_an_engine_that_fails_with_a_lease_is_remembered_against_its_prompt_and_one_that_leaves_is_not(
+    tmp_path: Path, open_intake: OpenIntake, has_failed: bool, falls: int
+) -> None:
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        actor, lease = await holding_one_lease(learner)
+        await actor.say(Bye(reason="it ends", has_failed=has_failed))
+        await until(lambda: learner.intake.counts["leases_released"] == 1)
+        slot = learner.intake.table.get(lease.position)
+        assert slot is not None
+        assert (slot.falls, slot.failures) == (falls, 0)
+
+
 async def test_a_failed_lease_goes_out_again_first(tmp_path: Path, open_intake: OpenIntake) -> None:
     async with learning(make_config(tmp_path), open_intake) as learner:
         actor, lease = await holding_one_lease(learner)
