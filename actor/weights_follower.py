@@ -36,12 +36,14 @@ class WeightsPlan:
         connect_to_relay: opens channels to relays; None where the weight server alone is asked.
         ask: a relay to ask in place of the one that the coordinator names; empty for that one.
         in_place: versions of a learner on this machine are used where they are.
+        patience_seconds: how long a lease waits here for its version; then others may answer it.
     """
 
     folder_of: Callable[[str], Path] = default_cache_folder
     connect_to_relay: Connect | None = None
     ask: str = ""
     in_place: bool = True
+    patience_seconds: float = 20.0
 
 
 class Retry:
@@ -90,10 +92,16 @@ class WeightsFollower:
     async def reach(self, engine: Engine, weights_version: int) -> None:
         """Wait until the engine's next token is sampled from at least this version.
 
-        Raises WeightsError where the version cannot be fetched for now: others may answer the lease meanwhile.
+        Raises WeightsError where the version cannot be fetched for now, or takes long: others may answer the lease
+        meanwhile, and this engine asks for none before it has a newer version.
         """
-        async with self._adopted:
-            await self._adopted.wait_for(lambda: engine.weights_version >= weights_version or bool(self._failure))
+        seconds = self._plan.patience_seconds
+        try:
+            async with asyncio.timeout(seconds), self._adopted:
+                await self._adopted.wait_for(lambda: engine.weights_version >= weights_version or bool(self._failure))
+        except TimeoutError:
+            self._link.session.takes_leases = False
+            raise WeightsError(f"no version {weights_version} here after {seconds:g} s") from None
         if engine.weights_version < weights_version:
             raise WeightsError(f"no version {weights_version} here yet: {self._failure}")
 
@@ -159,6 +167,7 @@ class WeightsFollower:
             session.canary_refusals += 1
             raise
         session.adopted(version, difference)
+        session.takes_leases = True
         async with self._adopted:
             self._adopted.notify_all()
         return pause

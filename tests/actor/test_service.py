@@ -11,6 +11,7 @@ import pytest
 from actor.engine.scripted import ScriptedEngine
 from actor.service import ActorService
 from actor.weights.cache import default_cache_folder
+from actor.weights_follower import WeightsPlan
 from dcpo_async.errors import (
     CanaryError,
     EngineError,
@@ -300,11 +301,25 @@ async def test_an_engine_without_the_version_that_its_leases_need_gives_them_bac
             assert engine.weights_version == version
 
 
+async def test_leases_do_not_wait_for_a_weight_server_that_says_nothing(tmp_path: Path) -> None:
+    async with World(tmp_path) as world:
+        actor = world.actor(plan=WeightsPlan(patience_seconds=0.2))
+        async with serving(actor):
+            await world.publish(0)
+            await until(lambda: world.ledger.num_groups == 4 and bool(world.intake.commit_batch(0)))
+            await world.stop_weight_server()
+            await world.publish(1)
+            await until(lambda: not actor.session.takes_leases and actor.session.num_working == 0)
+            await until(lambda: all(slot.holder is None for slot in world.intake.table.open_slots))
+            assert world.intake.counts["lease_failures"] == 0
+
+
 async def test_a_machine_that_can_never_keep_a_version_ends_its_engine_at_once(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
     cache.chmod(0o777)
-    async with World(tmp_path) as world, serving(world.actor(cache=cache)) as life:
+    plan = WeightsPlan(folder_of=lambda run_id: cache / run_id)
+    async with World(tmp_path) as world, serving(world.actor(plan=plan)) as life:
         await world.publish(0)
         with pytest.raises(UnusableError, match=r"others may write to .*cache; run chmod go-w on it"):
             await asyncio.wait_for(life, 5.0)

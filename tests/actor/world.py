@@ -97,6 +97,11 @@ class World:
         await rank.announce(version, step)
         return version
 
+    async def stop_weight_server(self) -> None:
+        """From now on nobody answers who asks for weights."""
+        self._running[1].cancel()
+        await asyncio.gather(self._running[1], return_exceptions=True)
+
     def spoil(self, version: int) -> None:
         """Turn the bits of a byte of a version on the disk; once more, and it is whole again."""
         path = version_folder(self.store, version) / "model.safetensors"
@@ -110,13 +115,12 @@ class World:
         self.start()
 
     def actor(
-        self, engine: ScriptedEngine | None = None, join_seconds: float = 5.0, cache: Path | None = None
+        self, engine: ScriptedEngine | None = None, join_seconds: float = 5.0, plan: WeightsPlan | None = None
     ) -> ActorService:
         """An actor that has not begun to serve; its engine answers at once unless one is given."""
         made = engine or ScriptedEngine()
         link = LearnerLink(self._connect, ADDRESS, engine="scripted", join_seconds=join_seconds)
-        plan = WeightsPlan() if cache is None else WeightsPlan(folder_of=lambda run_id: cache / run_id)
-        weights = WeightsFollower(link, lambda: None, plan)
+        weights = WeightsFollower(link, lambda: None, plan or WeightsPlan())
         return ActorService(link, lambda welcome: made, grading_of, weights)
 
     def _connect(self, address: str, identity: bytes) -> Dealer:
