@@ -128,8 +128,12 @@ class Intake:
         return self.versions.publish(weights_version, self._next_step)
 
     def offer(self, newest: int | None) -> None:
-        """Lease by the newest version in the weight store, where this run granted it, until the trainer is up."""
-        if newest is not None and newest in self.versions.steps:
+        """Lease by the newest version in the weight store, where this run granted it, until the trainer is up.
+
+        Not by one that a trainer repeated, on its way to where it had been: actors would go back for it.
+        """
+        steps = self.versions.steps
+        if newest is not None and newest in steps and steps[newest] == max(steps.values()):
             self.versions.offer(newest)
 
     def resume(self, step: int) -> None:

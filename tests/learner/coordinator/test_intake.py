@@ -311,6 +311,19 @@ def test_the_newest_version_in_the_store_serves_leases_before_the_trainer_is_up(
     assert [lease.min_version for lease in leases_of(intake)] == [version] * 3
 
 
+def test_a_version_that_a_trainer_had_repeated_is_not_offered_after_a_restart(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    config = make_config(tmp_path, groups_per_step=1, max_lag=2)
+    intake = trained_to_step(open_intake(config), 3)
+    intake.resume(1)
+    repeated = publish(intake, step=1)
+    intake.ledger.close()
+    intake = open_intake(config)
+    intake.offer(repeated)
+    assert intake.grant(b"a", now=0.0) is None
+
+
 def test_a_version_that_this_run_never_granted_is_not_offered(tmp_path: Path, open_intake: OpenIntake) -> None:
     intake = open_intake(make_config(tmp_path))
     for version in (None, 7):

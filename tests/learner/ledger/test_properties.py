@@ -262,7 +262,17 @@ class Ledger(RuleBasedStateMachine):
         self.config = self.config.model_copy(update={"folder": folder})
         self.intake = self.open_ledger()
         self.intake.start_clock(self.now)
+        self.lease_before_the_trainer_is_up()
         self.resume_trainer()
+
+    def lease_before_the_trainer_is_up(self) -> None:
+        newest = max(self.steps_of)
+        self.intake.offer(newest)
+        is_offered = self.intake.versions.newest.weights_version == newest
+        assert is_offered == (self.steps_of[newest] == max(self.steps_of.values()))
+        if is_offered and newest not in self.announced:
+            self.announced.append(newest)
+        self.want(b"b", 2)
 
     # ---- what always holds
 

@@ -6,6 +6,7 @@ import pytest
 
 from learner.ledger.copy import open_copy
 from learner.reports.release import main
+from learner.reports.show import main as show
 from tests.learner.small_run import OpenIntake, leases_of, make_config, publish
 
 
@@ -37,6 +38,15 @@ def test_without_a_prompt_it_lists_them_with_their_reasons(
         f"prompt {second}, position 1: failed 1 times, on here; at last: no \\x1b[31mtokens",
     ]
     assert len(still_quarantined(tmp_path)) == 2
+
+
+def test_dcpo_show_says_why_a_prompt_is_not_leased_any_more(
+    tmp_path: Path, open_intake: OpenIntake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, _ = quarantined_run(tmp_path, open_intake)
+    (tmp_path / "config.json").write_text(make_config(tmp_path).model_dump_json())
+    show([str(tmp_path), "--prompt", first, "--json"])
+    assert '"quarantine": "failed 1 times, on here; at last: too long"' in capsys.readouterr().out
 
 
 def test_one_prompt_or_all_are_released_for_the_next_start(
