@@ -13,7 +13,7 @@ from pathlib import Path
 from actor.engine.choice import add_engine_arguments, engine_words
 from actor.weights_options import add_relay_arguments, add_weights_arguments, checked_relay, weights_words
 from dcpo_async.devices import checked_gpus, cuda_environment, require_choice
-from dcpo_async.errors import ConfigError, DcpoError, EngineError, WeightsError
+from dcpo_async.errors import ConfigError, DcpoError, EngineError, OutdatedError, UnsoundError, WeightsError
 from dcpo_async.processes import be_private, last_lines, module_argv, private_folder
 from dcpo_async.supervision import Child, keep_running
 from dcpo_async.transport.security import check_address, load_client_keys
@@ -22,6 +22,8 @@ log = logging.getLogger("actor")
 
 MAX_QUICK_FAILURES = 5
 QUICK_SECONDS = 120.0
+UNSOUND_SECONDS = 3600.0
+"""An engine that was refused for what it made has worked only if it ran so long: a sick GPU may show late."""
 RESTART_SECONDS = 2.0
 
 
@@ -95,6 +97,7 @@ async def _supervise(
     # Of an earlier run, where the folder is the same.
     offer.unlink(missing_ok=True)
     words = ["--relay", relay, "--offer", str(offer)] if relay else []
+    given_up = list[EngineError]()
     try:
         async with asyncio.TaskGroup() as tasks:
             if relay:
@@ -105,17 +108,28 @@ async def _supervise(
             async with asyncio.TaskGroup() as engines:
                 for index, gpus in enumerate(groups):
                     child = _engine(options, index, gpus, words, logs / f"engine-{index}.log")
-                    engines.create_task(keep_running(child, stopping))
+                    engines.create_task(_keep_engine(child, stopping, given_up))
             for task in relaying:
                 # Not asked to end: one that was stopped would not hear it.
                 task.cancel()
     except ExceptionGroup as failures:
         raise _first_of(failures) from None
+    if given_up:
+        raise given_up[0]
 
 
 def _first_of(failures: ExceptionGroup[Exception]) -> Exception:
     first = failures.exceptions[0]
     return _first_of(first) if isinstance(first, ExceptionGroup) else first
+
+
+async def _keep_engine(engine: Child, stopping: asyncio.Event, given_up: list[EngineError]) -> None:
+    """Run an engine process to its end; one that fails again and again, as on a sick GPU, does not end the others."""
+    try:
+        await keep_running(engine, stopping)
+    except EngineError as error:
+        given_up.append(error)
+        log.error("%s; it is given up, the other engines of this machine go on", engine.name)
 
 
 async def _keep_relay(relay: Child) -> None:
@@ -151,24 +165,33 @@ def _engine(
     options: argparse.Namespace, index: int, gpus: tuple[int, ...], relay_words: Sequence[str], log_file: Path
 ) -> Child:
     """One engine process, which runs until the learner or a signal ends it."""
-    ready = log_file.with_suffix(".ready")
+    ready, codes = log_file.with_suffix(".ready"), list[int]()
 
     def argv() -> list[str]:
         ready.unlink(missing_ok=True)
         return [*_engine_argv(options, ready), *relay_words]
+
+    def failed(code: int) -> str:
+        codes.append(code)
+        return last_lines(log_file, 1).removeprefix("dcpo-actor: ")
+
+    def has_progressed(seconds: float) -> bool:
+        # A large model may take minutes to fail at its start, which is no progress either.
+        needed = UNSOUND_SECONDS if codes.pop() == UnsoundError.exit_code else QUICK_SECONDS
+        return seconds >= needed and ready.exists()
 
     return Child(
         name=f"engine process {index}",
         argv=argv,
         log_file=log_file,
         environment=_environment(gpus),
-        # A large model may take minutes to fail at its start, which is no progress either.
-        has_progressed=lambda seconds: seconds >= QUICK_SECONDS and ready.exists(),
-        failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-actor: "),
+        has_progressed=has_progressed,
+        failed=failed,
         max_failures=MAX_QUICK_FAILURES,
         error=EngineError,
         grace_seconds=5,
         pause_seconds=RESTART_SECONDS,
+        renewing_codes=(OutdatedError.exit_code,),
     )
 
 

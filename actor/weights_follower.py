@@ -10,17 +10,21 @@ from pathlib import Path
 
 from actor.engine.interface import Engine, UpdateTiming
 from actor.learner_link import Connect, LearnerLink
-from actor.weights.cache import default_cache_folder
+from actor.weights.cache import default_cache_folder, sweep_siblings
 from actor.weights.parent import Parent
 from actor.weights.puller import WeightPuller
-from dcpo_async.errors import CanaryError, NoRoomError, WeightsError
+from dcpo_async.errors import CanaryError, NoRoomError, UnusableError, WeightsError
+from dcpo_async.protocol.transitions import ActorState
 from dcpo_async.weights.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 2.0
+RETRY_SECONDS, MOST_RETRY_SECONDS = 2.0, 60.0
+"""Before a fetch is tried again; twice as long after each one more that fails in a row, up to the second."""
 MAX_WITHOUT_ROOM = 4
 """Other engines of the machine may let go of a version meanwhile; beyond that it does not fit."""
+MAX_FAILURES = 8
+"""Fetches that may fail in a row while the learner answers; while it is away they do not count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +36,37 @@ class WeightsPlan:
         connect_to_relay: opens channels to relays; None where the weight server alone is asked.
         ask: a relay to ask in place of the one that the coordinator names; empty for that one.
         in_place: versions of a learner on this machine are used where they are.
+        patience_seconds: how long a lease waits here for its version; then others may answer it.
     """
 
     folder_of: Callable[[str], Path] = default_cache_folder
     connect_to_relay: Connect | None = None
     ask: str = ""
     in_place: bool = True
+    patience_seconds: float = 20.0
+
+
+class Retry:
+    """When a fetch that failed is tried again. Pure."""
+
+    def __init__(self) -> None:
+        self._num_failures = self._num_without_room = 0
+
+    def seconds_after(self, error: WeightsError, *, is_away: bool) -> float:
+        """How long to wait after one more failure in a row; raises it where trying again does not help.
+
+        Args:
+            is_away: the learner is, so that nothing can be fetched, whoever asks.
+        """
+        if isinstance(error, NoRoomError):
+            self._num_without_room += 1
+            if self._num_without_room > MAX_WITHOUT_ROOM:
+                raise error
+            return RETRY_SECONDS
+        if isinstance(error, UnusableError) or self._num_failures >= MAX_FAILURES:
+            raise error
+        self._num_failures += not is_away
+        return float(min(MOST_RETRY_SECONDS, RETRY_SECONDS * 2 ** max(0, self._num_failures - 1)))
 
 
 class WeightsFollower:
@@ -57,15 +86,28 @@ class WeightsFollower:
         self.is_updating = False
         self._heard = asyncio.Event()
         self._adopted = asyncio.Condition()
+        self._retry = Retry()
+        self._failure = ""
 
     def hear(self) -> None:
         """There is a newer version than before."""
         self._heard.set()
 
     async def reach(self, engine: Engine, weights_version: int) -> None:
-        """Wait until the engine's next token is sampled from at least this version."""
-        async with self._adopted:
-            await self._adopted.wait_for(lambda: engine.weights_version >= weights_version)
+        """Wait until the engine's next token is sampled from at least this version.
+
+        Raises WeightsError where the version cannot be fetched for now, or takes long: others may answer the lease
+        meanwhile, and this engine asks for none before it has a newer version.
+        """
+        seconds = self._plan.patience_seconds
+        try:
+            async with asyncio.timeout(seconds), self._adopted:
+                await self._adopted.wait_for(lambda: engine.weights_version >= weights_version or bool(self._failure))
+        except TimeoutError:
+            self._link.session.takes_leases = False
+            raise WeightsError(f"no version {weights_version} here after {seconds:g} s") from None
+        if engine.weights_version < weights_version:
+            raise WeightsError(f"no version {weights_version} here yet: {self._failure}")
 
     async def follow(self, engine: Engine, has_weights: Callable[[], None]) -> None:
         """Adopt the newest version whenever a newer one is heard of; the first one starts the engine.
@@ -74,10 +116,12 @@ class WeightsFollower:
             has_weights: called once the engine holds its first version.
 
         Raises:
-            EngineError, WeightsError: the engine cannot go on.
-            NoRoomError: again and again there was no room for a version.
+            EngineError: the engine cannot go on.
+            WeightsError: again and again a version could not be fetched, though the learner is there.
+            UnusableError: no version can be kept here, or there was no room for one again and again.
         """
-        num_without_room = 0
+        for left in await asyncio.to_thread(sweep_siblings, self._plan.folder_of(self._link.session.run_id)):
+            log.info("removed %s, which nobody uses any more", left)
         with opened_puller(self._link, self._plan) as puller:
             while True:
                 await self._heard.wait()
@@ -86,13 +130,15 @@ class WeightsFollower:
                 try:
                     folder, manifest = await puller.fetch()
                 except WeightsError as error:
-                    num_without_room = num_without_room + 1 if isinstance(error, NoRoomError) else 0
-                    if num_without_room > MAX_WITHOUT_ROOM:
-                        raise
-                    log.warning("%s; the fetch is tried again in %.0f s", error, RETRY_SECONDS)
-                    await asyncio.sleep(RETRY_SECONDS)
+                    is_away = self._link.session.state is ActorState.REJOINING
+                    seconds = self._retry.seconds_after(error, is_away=is_away)
+                    await self._tell(str(error))
+                    log.warning("%s; the fetch is tried again in %.0f s", error, seconds)
+                    await asyncio.sleep(seconds)
                     self._heard.set()
                     continue
+                self._retry = Retry()
+                await self._tell("")
                 if puller.is_in_place:
                     # Nothing is in the cache that the relay could hand on.
                     self._link.session.relay = ""
@@ -128,9 +174,17 @@ class WeightsFollower:
         finally:
             self.is_updating = False
         session.adopted(version, difference)
+        session.takes_leases = True
         async with self._adopted:
             self._adopted.notify_all()
         return pause
+
+    async def _tell(self, failure: str) -> None:
+        """Let leases that wait for a version go on, or be given back; there is room for none while it does not come."""
+        self._link.session.takes_leases = not failure
+        async with self._adopted:
+            self._failure = failure
+            self._adopted.notify_all()
 
 
 def _told(timing: UpdateTiming) -> str:

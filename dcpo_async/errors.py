@@ -41,14 +41,30 @@ class NotHereError(WeightsError):
     """Whoever was asked has not got a version, or no longer; others may have it."""
 
 
-class NoRoomError(WeightsError):
-    """A version does not fit where versions are kept on this machine; starting again does not help."""
+class UnusableError(WeightsError):
+    """Versions of the weights cannot be kept or used on this machine; asking or starting again does not help."""
 
     exit_code = 2
 
 
+class NoRoomError(UnusableError):
+    """A version does not fit where versions are kept on this machine; other processes of it may yet let go of one."""
+
+
 class EngineError(DcpoError):
     """The generation engine failed or died."""
+
+
+class UnsoundError(EngineError):
+    """The learner refuses what this engine makes; however long it has worked, that is a failure."""
+
+    exit_code = 3
+
+
+class OutdatedError(DcpoError):
+    """The learner's settings need another engine than this one: a new start, at once, makes it."""
+
+    exit_code = 4
 
 
 class CanaryError(EngineError):

@@ -119,6 +119,7 @@ class Group:
         rewards: one for each response.
         reasons: the grader's reason for each verdict.
         seconds: of waiting for weights, of generation, of grading; told to the learner, and not kept.
+        made_by: digest of the settings that it was sampled and graded by; told to the learner, and not kept.
     """
 
     position: int
@@ -127,6 +128,7 @@ class Group:
     rewards: tuple[float, ...]
     reasons: tuple[str, ...]
     seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    made_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 SIGNS = "DCPO_SIGNS"
 """Environment variable of a child: the file for its signs."""
 LOOK_SECONDS = 1.0
+MOST_PAUSES = 8
 SUFFER_SECONDS = 2.0
 """When one process of a part has failed, the others have so long to say what they suffer from."""
 _SIGN_BYTES = 120
@@ -46,8 +47,10 @@ class Child:
         max_failures: this many in a row are borne.
         error: raised after one more.
         grace_seconds: how long it may take to end when this task is cancelled.
-        pause_seconds: before it is started again.
+        pause_seconds: before it is started again; twice as long after each further failure in a row, up to
+            MOST_PAUSES times.
         final_codes: exit codes by which it says that starting again does not help.
+        renewing_codes: exit codes by which it asks to be started anew at once, which is no failure.
         is_endless: it has no good end, so that exit code 0 is a failure too.
     """
 
@@ -67,6 +70,7 @@ class Child:
     ask_to_end: Callable[[], None] | None = None
     pause_seconds: float = 0.0
     final_codes: tuple[int, ...] = (ConfigError.exit_code,)
+    renewing_codes: tuple[int, ...] = ()
     is_endless: bool = False
 
 
@@ -86,6 +90,9 @@ async def keep_running(child: Child, stopping: asyncio.Event | None = None) -> N
         code, late = await _run_once(child, stopping)
         if stopping.is_set() or (code == 0 and not child.is_endless):
             return
+        if code in child.renewing_codes:
+            log.info("%s is started anew: %s", child.name, last_lines(child.log_file, 1))
+            continue
         reason = late or child.failed(code)
         if code in child.final_codes:
             raise ConfigError(reason)
@@ -98,7 +105,7 @@ async def keep_running(child: Child, stopping: asyncio.Event | None = None) -> N
         log.warning("%s ended with code %d and is started again: %s", child.name, code, reason)
         child.restarting()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(child.pause_seconds):
+            async with asyncio.timeout(child.pause_seconds * min(MOST_PAUSES, 2 ** (failures - 1))):
                 await stopping.wait()
 
 

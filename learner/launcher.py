@@ -59,6 +59,9 @@ def parsed(argv: Sequence[str] | None) -> tuple[RunConfig, Devices, argparse.Nam
     where.add_argument("--workers", type=int, default=None, help="trainer processes on the CPU")
     parser.add_argument("--keys", type=Path, help="folder of the CURVE keys that `dcpo keygen` made")
     parser.add_argument("--insecure", action="store_true", help="listen off loopback without keys")
+    parser.add_argument(
+        "--dismiss", action="store_true", help="stopped, it ends its actors; they wait for it otherwise"
+    )
     parser.add_argument("--check", action="store_true", help="say what the run will take, and do not start it")
     where.add_argument("--on", metavar="NxGB", help="with --check: GPUs of another machine, such as 4x80")
     parser.add_argument("--even-if-too-large", action="store_true", help="start a run that is estimated not to fit")
@@ -168,8 +171,9 @@ def resolved_model(model: ModelSettings, devices: Devices, *, with_weights: bool
 class Launcher:
     """Runs the parts of the learner to the end, or until it is stopped."""
 
-    def __init__(self, config: RunConfig, coordinator: "Coordinator", parts: Parts) -> None:
+    def __init__(self, config: RunConfig, coordinator: "Coordinator", parts: Parts, *, dismiss: bool = False) -> None:
         self._stop_seconds, self._coordinator, self._parts = config.checkpoint.stop_seconds, coordinator, parts
+        self._dismiss = dismiss
         self._stopping, self._hurrying = asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
@@ -206,6 +210,8 @@ class Launcher:
                 "it at once",
                 self._stop_seconds,
             )
+        if not self._dismiss:
+            self._coordinator.actors.pause("the learner stops")
         self._stopping.set()
 
     async def _out_of_time(self) -> None:
@@ -224,7 +230,8 @@ class Launcher:
         is_finished = ranks.is_finished
         log.info("the run is finished" if is_finished else "stopped; the same command goes on from here")
         log.info("%s", self._coordinator.status.advice())
-        await self._coordinator.end("the run is finished" if is_finished else "the learner stops")
+        reason = "the run is finished" if is_finished else "the learner stops"
+        await self._coordinator.end(reason, dismiss=is_finished or self._dismiss)
 
 
 if __name__ == "__main__":

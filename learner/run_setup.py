@@ -18,7 +18,8 @@ from dcpo_async.errors import ConfigError
 from dcpo_async.model_folder import load_tokenizer
 from dcpo_async.prompts import EncodedPrompts, LoadedProblems, encode_prompts
 from dcpo_async.run_folder import RunFolder
-from learner.coordinator.intake import Intake, require_window
+from dcpo_async.weights.places import newest_version
+from learner.coordinator.intake import Intake
 from learner.ledger.ledger import Ledger, expect_meta
 from learner.sizing.fit import needs, told
 from learner.sizing.machine import Machine
@@ -73,7 +74,7 @@ def prepare(config: RunConfig, problems: LoadedProblems) -> Prepared:
         template=config.data.prompt_template,
         max_prompt_tokens=config.data.max_prompt_tokens,
     )
-    require_window(config, len(encoded.prompts))
+    config.require_window(len(encoded.prompts))
     return Prepared(problems, tokenizer, encoded, model)
 
 
@@ -110,6 +111,7 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
     ledger = Ledger(folder.ledger)
     run_id = _identify(ledger, config, encoded.digest)
     intake = Intake(config, encoded.prompts, prepared.model.num_embeddings, ledger)
+    intake.offer(newest_version(folder.weights))
     log.info("%s", write_start(ledger, config.model_dump(mode="json"), __version__, datetime.now(UTC)))
     ledger.commit()
     write_text(folder.config, config.model_dump_json(indent=2))

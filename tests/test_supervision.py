@@ -104,6 +104,21 @@ async def test_a_cancelled_supervision_leaves_no_child(tmp_path: Path) -> None:
     assert await asyncio.to_thread(wait_until_dead, int(last_lines(child.log_file, 1).split()[1]))
 
 
+async def test_a_child_that_asks_for_a_new_start_gets_it_at_once_and_has_not_failed(tmp_path: Path) -> None:
+    renews = "sys.exit(4 if len(open({!r}).readlines()) < 5 else 0)".format(str(tmp_path / "starts"))
+    child = replace(counting(tmp_path, renews), renewing_codes=(4,), pause_seconds=60.0, max_failures=0)
+    await asyncio.wait_for(keep_running(child), 50)
+    assert num_starts(tmp_path) == 5
+
+
+async def test_each_failure_in_a_row_doubles_the_pause(tmp_path: Path) -> None:
+    child = replace(counting(tmp_path, "sys.exit(1)"), pause_seconds=0.2, max_failures=3)
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(EngineError):
+        await keep_running(child)
+    assert asyncio.get_running_loop().time() - began >= 0.2 + 0.4 + 0.8
+
+
 # ---- several processes, and signs of progress
 
 SIGN = "from dcpo_async.supervision import sign_of_progress as sign; import os; number = os.environ['NUMBER']; "

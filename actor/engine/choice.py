@@ -23,6 +23,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hang-after-groups", type=int, help="the scripted engine stands still when it is asked for one group more"
     )
+    parser.add_argument("--nan-after-groups", type=int, help="log-probs of the scripted engine are NaN after so many")
 
 
 def engine_words(options: argparse.Namespace) -> list[str]:
@@ -30,7 +31,7 @@ def engine_words(options: argparse.Namespace) -> list[str]:
     words = ["--engine", options.engine, "--device", options.device, "--tensor-parallel", str(options.tensor_parallel)]
     words += ["--kv-cache-gib", str(options.kv_cache_gib), "--memory-share", str(options.memory_share)]
     words += ["--cpu-threads", str(options.cpu_threads)]
-    for name in ("tokens_per_second", "hang_after_groups"):
+    for name in ("tokens_per_second", "hang_after_groups", "nan_after_groups"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
     return words
@@ -44,7 +45,11 @@ def make_engine(options: argparse.Namespace, **of_the_run: Any) -> Engine:
         of_the_run: dtype, max_model_tokens, max_responses, kv_after_update, as the learner says, and start_folder.
     """
     if options.engine == "scripted":
-        return ScriptedEngine(tokens_per_second=options.tokens_per_second, hang_after_groups=options.hang_after_groups)
+        return ScriptedEngine(
+            tokens_per_second=options.tokens_per_second,
+            hang_after_groups=options.hang_after_groups,
+            nan_after_groups=options.nan_after_groups,
+        )
     # vLLM takes seconds to import, and grading workers, which import this module again, must not pay for it.
     from actor.engine.vllm import VllmEngine
 

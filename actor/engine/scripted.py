@@ -34,8 +34,10 @@ class ScriptedEngine:
         correct_share: probability of a right answer, in [0, 1].
         tokens_per_second: speed of each response, however many there are; None answers at once.
         fail_prompts: ids of prompts whose generation always fails.
+        kill_prompts: ids of prompts that the engine dies of.
         crash_after_groups: the engine dies when it is asked for one group more than this.
         hang_after_groups: all that it works on stands still from when it is asked for one group more than this.
+        nan_after_groups: its log-probs are no numbers after so many groups, as those of a broken GPU.
         canary_offsets: by weights version, nats by which its log-probs of a canary are off at first, and once it was
             started anew; a version that is not listed has none.
     """
@@ -46,13 +48,17 @@ class ScriptedEngine:
         correct_share: float = 0.5,
         tokens_per_second: float | None = None,
         fail_prompts: Set[str] = frozenset(),
+        kill_prompts: Set[str] = frozenset(),
         crash_after_groups: int | None = None,
         hang_after_groups: int | None = None,
+        nan_after_groups: int | None = None,
         canary_offsets: Mapping[int, tuple[float, float]] = MappingProxyType({}),
     ) -> None:
         self._correct_share = correct_share
         self._tokens_per_second = tokens_per_second
         self._fail_prompts = fail_prompts
+        self._kill_prompts = kill_prompts
+        self._sound_groups_left = math.inf if nan_after_groups is None else nan_after_groups
         self._groups_left = math.inf if crash_after_groups is None else crash_after_groups
         self._groups_to_hang = math.inf if hang_after_groups is None else hang_after_groups
         self._stands_still_since = math.inf
@@ -113,16 +119,20 @@ class ScriptedEngine:
 
         Raises:
             PromptError: the prompt is one of `fail_prompts`.
-            EngineError: `crash_after_groups` groups have been asked for before.
+            EngineError: `crash_after_groups` groups have been asked for before, or the prompt is one of `kill_prompts`.
         """
-        if self._groups_left <= 0:
-            raise EngineError("the scripted engine has died, as crash_after_groups says; start it again")
+        if self._groups_left <= 0 or lease.prompt_id in self._kill_prompts:
+            self._groups_left = 0
+            raise EngineError(
+                "the scripted engine has died, as crash_after_groups says, or kill_prompts; start it again"
+            )
         if lease.prompt_id in self._fail_prompts:
             raise PromptError(f"prompt {lease.prompt_id} fails, as fail_prompts says")
         self._groups_left -= 1
         self._groups_to_hang -= 1
         if self._groups_to_hang < 0:
             self._stands_still_since = min(self._stands_still_since, asyncio.get_running_loop().time())
+        self._sound_groups_left -= 1
         seed = group_seed(sampling.seed, lease.prompt_id, lease.visit)
         responses = tuple(
             self._response(np.random.default_rng(seed + index), lease.answer, sampling.max_response_tokens)
@@ -161,7 +171,7 @@ class ScriptedEngine:
         is_correct = random.random() < self._correct_share
         return Response(
             token_ids=token_ids,
-            behavior_logprobs=logprobs.astype(np.float32),
+            behavior_logprobs=(logprobs if self._sound_groups_left >= 0 else logprobs * np.nan).astype(np.float32),
             segments=(VersionSegment(self._weights_version, length),),
             finish_reason="length" if is_truncated else "stop",
             text=f"The answer is \\boxed{{{answer if is_correct else answer + '+1'}}}",

@@ -10,10 +10,11 @@ from typing import Self
 
 from actor.learner_link import LearnerLink
 from actor.weights.puller import WeightPuller
-from actor.weights_follower import RETRY_SECONDS, opened_puller
+from actor.weights_follower import Retry, opened_puller
 from dcpo_async.errors import RefusedError, WeightsError
 from dcpo_async.protocol.events import Dismissed, Event, Joined, NewVersion, Refused
 from dcpo_async.protocol.messages import Welcome
+from dcpo_async.protocol.transitions import ActorState
 from dcpo_async.weights.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class RunFollower:
 
         The version that was held before is let go. Returns the version's folder and manifest, None at the run's end.
         """
+        retry = Retry()
         while True:
             await self._has_changed.wait()
             self._has_changed.clear()
@@ -88,8 +90,10 @@ class RunFollower:
                     continue
                 folder, manifest = await self._puller.fetch(manifest.weights_version)
             except WeightsError as error:
-                log.warning("%s; it is tried again in %.0f s", error, RETRY_SECONDS)
-                await asyncio.sleep(RETRY_SECONDS)
+                is_away = self.link.session.state is ActorState.REJOINING
+                seconds = retry.seconds_after(error, is_away=is_away)
+                log.warning("%s; it is tried again in %.0f s", error, seconds)
+                await asyncio.sleep(seconds)
                 self._has_changed.set()
                 continue
             await asyncio.to_thread(self._puller.prune, {manifest.weights_version})

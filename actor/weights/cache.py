@@ -4,8 +4,10 @@ import asyncio
 import fcntl
 import logging
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from stat import S_ISVTX
@@ -14,10 +16,10 @@ from typing import NamedTuple
 from actor.weights import spare
 from actor.weights.marks import MARKS_NAME, CheckedMarks
 from actor.weights.silence import Silence
-from dcpo_async.errors import WeightsError
+from dcpo_async.errors import UnusableError
 from dcpo_async.weights.locks import has_lock, hold, let_go, opened
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
-from dcpo_async.weights.places import version_folder, versions
+from dcpo_async.weights.places import UNFINISHED, patches_folder, version_folder, versions
 from dcpo_async.weights.store import discard, discard_unused, prune_patches, remove_unfinished, unfinished_folder
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ LOCK_NAME = ".fetch.lock"
 POLL_SECONDS = 0.05
 MIN_MEMORY_BYTES = 1 << 30
 OTHERS_WRITE = 0o022
+JUST_BEGUN_SECONDS = 60.0
+"""A cache that was written to so recently is not swept: who wrote may not hold anything yet."""
 
 
 def cache_folder(run_id: str, parent: Path | None = None) -> Path:
@@ -49,7 +53,7 @@ def default_cache_folder(run_id: str) -> Path:
 
 def _check_name(run_id: str) -> None:
     if Path(run_id).name != run_id or run_id in ("", ".."):
-        raise WeightsError(f"run id {run_id!r} cannot name a folder")
+        raise UnusableError(f"run id {run_id!r} cannot name a folder")
 
 
 class Place(NamedTuple):
@@ -86,10 +90,13 @@ class WeightsCache:
         Raises:
             WeightsError: the bytes do not match, there is no room for them, or the process that downloads fell silent.
         """
-        await asyncio.to_thread(_make_private, self._folder)
         folder = version_folder(self._folder, manifest.weights_version)
         rejected: set[int] = set()
-        while not await self._hold_cached(folder, manifest, rejected):
+        while True:
+            # Each time: an actor of another run may have swept this one's folder, where nobody used it.
+            await asyncio.to_thread(_make_private, self._folder)
+            if await self._hold_cached(folder, manifest, rejected):
+                break
             with opened(self._folder / LOCK_NAME, os.O_RDWR | os.O_CREAT) as lock:
                 if await self._may_download(lock, folder, rejected):
                     await self._download(manifest, folder, download)
@@ -186,7 +193,8 @@ class WeightsCache:
                 silence.broken()
             holder = os.pread(lock, 20, 0).decode(errors="replace").strip()
             silence.check(f"process {holder} of this machine, which fetches weights to {folder.parent},")
-        if is_ours and _inode(folder) in {None, *rejected}:
+        is_swept = _inode(self._folder / LOCK_NAME) != os.fstat(lock).st_ino
+        if is_ours and not is_swept and _inode(folder) in {None, *rejected}:
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             return True
@@ -207,10 +215,54 @@ class WeightsCache:
             await asyncio.to_thread(self._marks.add, writing, manifest)
             # Held before it has its name, so that no other process can remove it in between.
             if not self._hold(writing, manifest.weights_version):
-                raise WeightsError(f"{writing} cannot be locked; put the cache on another file system")
+                raise UnusableError(f"{writing} cannot be locked; put the cache on another file system")
             await asyncio.to_thread(discard, folder)
             writing.rename(folder)
             self._held[manifest.weights_version, folder] = self._held.pop((manifest.weights_version, writing))
+
+
+def sweep_siblings(folder: Path) -> list[Path]:
+    """Remove what killed actors of other runs have left beside a cache folder; returns the folders removed.
+
+    One that somebody may use stays: a process that holds a version, fetches one, has an engine's place there, or has
+    just begun, and one that holds what no cache has.
+    """
+    removed = []
+    for sibling in sorted(folder.parent.iterdir()) if folder.parent.is_dir() else []:
+        try:
+            if sibling != folder and sibling.lstat().st_uid == os.getuid() and _is_swept(sibling):
+                removed.append(sibling)
+        except OSError as error:
+            log.info("%s stays: %s", sibling, error)
+    return removed
+
+
+def _is_swept(cache: Path) -> bool:
+    if cache.is_symlink() or not cache.is_dir() or not all(map(_is_of_cache, cache.iterdir())):
+        return False
+    touched = [path.lstat().st_mtime for path in (cache, cache / LOCK_NAME) if path.exists()]
+    if time.time() - max(touched) < JUST_BEGUN_SECONDS:
+        return False
+    with opened(cache / LOCK_NAME, os.O_RDWR | os.O_CREAT) as lock:
+        if not has_lock(lock, fcntl.LOCK_EX) or not all(map(_is_free, cache.glob("engine-*"))):
+            return False
+        if not all(discard_unused(version_folder(cache, version)) for version in versions(cache)):
+            return False
+        shutil.rmtree(cache)
+        return True
+
+
+def _is_of_cache(path: Path) -> bool:
+    is_named = path.name in (LOCK_NAME, MARKS_NAME, spare.SPARE_NAME, patches_folder(path.parent).name)
+    return is_named or re.fullmatch(r"v\d{8,}|engine-\d+", path.name) is not None or path.name.startswith(UNFINISHED)
+
+
+def _is_free(place: Path) -> bool:
+    """Whether no engine process has locked its place."""
+    if (held := hold(place)) is None:
+        return False
+    let_go(held)
+    return True
 
 
 def _make_private(folder: Path) -> None:
@@ -220,12 +272,12 @@ def _make_private(folder: Path) -> None:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = path.lstat()
             if (owner := found.st_uid) not in owners:
-                raise WeightsError(f"{path} belongs to user {owner}, not {os.getuid()}: weights there are not safe")
+                raise UnusableError(f"{path} belongs to user {owner}, not {os.getuid()}: weights there are not safe")
             is_sticky = path == folder.parent and found.st_mode & S_ISVTX
             if found.st_mode & OTHERS_WRITE and not is_sticky:
-                raise WeightsError(f"others may write to {path}; run chmod go-w on it")
+                raise UnusableError(f"others may write to {path}; run chmod go-w on it")
     except OSError as error:
-        raise WeightsError(f"no folder for versions of the weights at {folder}: {error}") from error
+        raise UnusableError(f"no folder for versions of the weights at {folder}: {error}") from error
 
 
 def _is_private(folder: Path) -> bool:

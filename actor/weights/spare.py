@@ -44,8 +44,9 @@ def new_file(path: Path, num_bytes: int) -> None:
 
 
 def remove(cache: Path) -> None:
-    """Remove what is kept in a cache."""
-    discard(cache / SPARE_NAME)
+    """Remove what is kept in a cache, if there is one."""
+    if (cache / SPARE_NAME).exists():
+        discard(cache / SPARE_NAME)
 
 
 def _is_ours_alone(path: Path) -> bool:

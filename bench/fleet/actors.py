@@ -10,6 +10,7 @@ import zmq
 import zmq.asyncio
 
 from dcpo_async.protocol.codec import decode, encode
+from dcpo_async.protocol.conversion import made_by
 from dcpo_async.protocol.events import GroupAcknowledged, Joined, LeaseGranted
 from dcpo_async.protocol.messages import Hello, Want
 from dcpo_async.protocol.session import ActorSession
@@ -87,7 +88,7 @@ class SimulatedActor:
                 if self._wanted_at is not None:
                     self.seen.leases.append(now - self._wanted_at)
                     self._wanted_at = None
-                task = asyncio.create_task(self._answer(event.lease))
+                task = asyncio.create_task(self._answer(event.lease, made_by(event.welcome)))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             elif isinstance(event, GroupAcknowledged):
@@ -95,14 +96,14 @@ class SimulatedActor:
                 self.seen.acks.append(now - self._sent_at.pop(event.ack.position))
                 self.seen.groups += 1
 
-    async def _answer(self, lease: Lease) -> None:
+    async def _answer(self, lease: Lease, settings: str) -> None:
         await asyncio.sleep(self._draws.uniform(0.5, 1.5) * self._mean_seconds)
         now = time.monotonic()
         self._sent_at[lease.position] = now
-        self._session.finish(self._group(lease), now)
+        self._session.finish(self._group(lease, settings), now)
         await self._send_due()
 
-    def _group(self, lease: Lease) -> Group:
+    def _group(self, lease: Lease, settings: str) -> Group:
         number = 8
         responses = tuple(
             Response(
@@ -115,7 +116,7 @@ class SimulatedActor:
             for _ in range(number)
         )
         rewards = tuple(float(reward) for reward in self._draws.integers(0, 2, number))
-        return Group(lease.position, lease.attempt, responses, rewards, ("equal",) * number)
+        return Group(lease.position, lease.attempt, responses, rewards, ("equal",) * number, made_by=settings)
 
 
 async def crowd(address: str, number: int, groups_per_second: float, seconds: float, warm_up: float) -> Sequence[Seen]:

@@ -73,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="read what a run's model writes, and what it got for it", add_help=False)
     show.set_defaults(command=_become("learner.reports.show"))
 
+    release = commands.add_parser(
+        "release", help="list quarantined prompts, or let them be leased again", add_help=False
+    )
+    release.set_defaults(command=_become("learner.reports.release"))
+
     stats = commands.add_parser("stats", help="statistics of every prompt of a run, as tables and plot", add_help=False)
     stats.set_defaults(command=_become("learner.reports.stats"))
 

@@ -21,6 +21,7 @@ from dcpo_async.config.sections import (
     TrainingSettings,
     WeightsSettings,
 )
+from dcpo_async.errors import ConfigError
 
 
 class RunConfig(BaseSettings):
@@ -49,6 +50,16 @@ class RunConfig(BaseSettings):
         """Groups that may be leased and not yet trained: (⌊max_lag / U⌋ + 1)·U·B."""
         updates = self.algorithm.updates_per_batch
         return (self.lag.max_lag // updates + 1) * updates * self.training.groups_per_step
+
+    def require_window(self, num_prompts: int) -> None:
+        """Raise ConfigError where the prompts are fewer than may be leased at once."""
+        if num_prompts < self.admission_window:
+            raise ConfigError(
+                f"data.source has {num_prompts} usable prompts, fewer than the admission window of "
+                f"{self.admission_window} = (⌊max_lag / U⌋ + 1)·U·groups_per_step with U = "
+                f"{self.algorithm.updates_per_batch}: a prompt would be open twice; lower lag.max_lag, "
+                "algorithm.updates_per_batch or training.groups_per_step, or add problems"
+            )
 
     def digest(self) -> str:
         """Hash of every setting that shapes the result; folder and addresses do not."""

@@ -234,7 +234,7 @@ class ActorSettings(Section):
     """A lease goes back when no token of any of its holder's leases has come for so long; five times as long where that
     one says that it starts, waits for weights or grades. It gets no lease for as long, twice as long each time."""
     max_failures: Positive = 3
-    """A prompt whose generation fails this often is quarantined, counted and reported."""
+    """A prompt that fails on so many hosts, or as often where there are fewer, is quarantined, counted and reported."""
     regrade_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of responses that the learner grades again to measure disagreement."""
 

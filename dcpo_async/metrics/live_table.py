@@ -73,4 +73,5 @@ def _foot(status: Mapping[str, Any]) -> str:
         for_whom += ": lease {position} of {holder}, {lease_seconds:.0f} s old, {tokens} tokens so far"
     late = for_whom.format(**waits) if waits["seconds"] >= LATE_SECONDS else ""
     lines = [f"actors connected: {len(actors)} {names}{waiting}", counts, late, status.get("advice", "")]
+    lines += [f"quarantined: prompt {row['prompt_id']} {row['reason']}" for row in status.get("quarantined", [])[:5]]
     return "\n".join(filter(None, lines))

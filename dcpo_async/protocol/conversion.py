@@ -1,12 +1,13 @@
 """Groups, leases and settings as messages, and back; and the check of a group that a peer sent."""
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 
 import numpy as np
 
 from dcpo_async.columns import joined, parted
-from dcpo_async.config import RunConfig
+from dcpo_async.config import GradingSettings, RunConfig, SamplingSettings
 from dcpo_async.protocol.messages import Array, GroupMessage, LeaseMessage, Welcome
 from dcpo_async.records import Group, Lease, Response, Sampling, VersionSegment
 
@@ -39,6 +40,17 @@ def sampling_of(welcome: Welcome) -> Sampling:
     return Sampling(sampling.group_size, sampling.temperature, sampling.max_response_tokens, welcome.seed)
 
 
+def made_by(welcome: Welcome) -> str:
+    """What a group says that is made under these settings."""
+    return settings_digest(welcome.sampling, welcome.grading)
+
+
+def settings_digest(sampling: SamplingSettings, grading: GradingSettings) -> str:
+    """What tells groups apart that were sampled or graded by other settings; it does not matter by how many workers."""
+    shape = sampling.model_dump_json() + grading.model_dump_json(exclude={"workers"})
+    return hashlib.blake2b(shape.encode(), digest_size=8).hexdigest()
+
+
 def group_to_message(group: Group) -> tuple[GroupMessage, dict[str, Array]]:
     """The header and the arrays of a group, its responses one after another."""
     responses = group.responses
@@ -52,6 +64,7 @@ def group_to_message(group: Group) -> tuple[GroupMessage, dict[str, Array]]:
         reasons=group.reasons,
         texts=tuple(response.text for response in responses),
         seconds=group.seconds,
+        made_by=group.made_by,
     )
     arrays = {
         "token_ids": joined([response.token_ids for response in responses], "<i4"),
@@ -73,7 +86,9 @@ def group_from_message(message: GroupMessage, arrays: Mapping[str, Array]) -> Gr
             strict=True,
         )
     )
-    return Group(message.position, message.attempt, responses, message.rewards, message.reasons)
+    return Group(
+        message.position, message.attempt, responses, message.rewards, message.reasons, made_by=message.made_by
+    )
 
 
 def check_group(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dcpo_async.errors import DcpoError, RefusedError, UnsoundError
 from dcpo_async.protocol.messages import Ack, Reject, Welcome
 from dcpo_async.records import Lease, LeaseName
 
@@ -15,9 +16,10 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class LeaseGranted:
-    """A lease to work on."""
+    """A lease to work on, by the settings under which it was granted."""
 
     lease: Lease
+    welcome: Welcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,26 @@ class Refused:
 
     reject: Reject
 
+    @property
+    def error(self) -> DcpoError:
+        """What it is for the service: whether a new start may help depends on the reason."""
+        return (UnsoundError if self.reject.reason == "unsound" else RefusedError)(self.reject.detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The learner stops for a while: what is held is kept until it is back."""
+
+    detail: str
+    until: str = ", until it is back"
+
 
 @dataclass(frozen=True, slots=True)
 class Dismissed:
     """The run takes no more groups; the session is over and nothing is wrong."""
 
     detail: str
+    until: str = ""
 
 
-Event = Joined | LeaseGranted | LeaseRevoked | GroupAcknowledged | NewVersion | Refused | Dismissed
+Event = Joined | LeaseGranted | LeaseRevoked | GroupAcknowledged | NewVersion | Refused | Paused | Dismissed

@@ -71,7 +71,7 @@ class Want(Message):
 
 
 class GroupMessage(Message):
-    """A finished group; arrays hold the responses one after another."""
+    """A finished group, responses one after another; `made_by` is the digest of how it was sampled and graded."""
 
     kind = "group"
     array_dtypes = {"token_ids": "<i4", "behavior_logprobs": "<f4"}
@@ -85,6 +85,7 @@ class GroupMessage(Message):
     texts: tuple[Text, ...]
     seconds: tuple[Seconds, Seconds, Seconds] = (0.0, 0.0, 0.0)
     """Of waiting for weights, of generation, of grading."""
+    made_by: Annotated[str, Field(max_length=64)] = ""
 
 
 class LeaseFailed(Message):
@@ -126,12 +127,13 @@ class Heartbeat(Message):
 
 
 class Bye(Message):
-    """The actor leaves; whatever it still holds goes back."""
+    """The actor leaves; whatever it still holds goes back, and may be the reason where its engine `has_failed`."""
 
     kind = "bye"
     reason: Text
     canary_refusals: Count = 0
     """As in the heartbeat: one that makes an actor leave is in no heartbeat any more."""
+    has_failed: bool = False
 
 
 # ---- coordinator → actor
@@ -183,7 +185,7 @@ class Reject(Message):
     """The coordinator will not talk on as things are."""
 
     kind = "reject"
-    reason: Literal["rejoin", "protocol_version", "run_id", "draining", "invalid"]
+    reason: Literal["rejoin", "protocol_version", "run_id", "draining", "stopping", "unsound", "invalid"]
     detail: Text
 
 

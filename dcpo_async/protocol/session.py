@@ -13,6 +13,7 @@ from dcpo_async.protocol.events import (
     LeaseGranted,
     LeaseRevoked,
     NewVersion,
+    Paused,
     Refused,
 )
 from dcpo_async.protocol.in_work import InWork, name_of
@@ -57,6 +58,7 @@ class ActorSession:
         update: fetch and pause of the last change of weights, in seconds, and when it ended; the service sets it.
         relay: where this machine hands on the weights that it has; empty for nowhere.
         ask: the relay to ask for weights, as the coordinator last said; empty for the weight server.
+        takes_leases: whether there is room for leases at all; the service sets it.
         welcome: the run's settings, once joined.
     """
 
@@ -91,6 +93,7 @@ class ActorSession:
         self.running_tokens: Mapping[LeaseName, int] = {}
         self.canary_difference: float | None = None
         self.update: tuple[float, float, float] | None = None
+        self.takes_leases, self._has_failed = True, False
         self.welcome: Welcome | None = None
         self.relay, self.ask, self._lost_relay = hello.relay, "", ""
         self._run_id, self._incarnation, self._newest_version = "", 0, 0
@@ -152,11 +155,15 @@ class ActorSession:
         self._in_work.end(name_of(lease))
         self._give_back(lease, reason, is_prompts_fault)
 
-    def drain(self, now: float, timeout_seconds: float, reason: str) -> None:
-        """Take no more leases; say bye when nothing is held, or at the deadline with what is held then."""
+    def drain(self, now: float, timeout_seconds: float, reason: str, *, has_failed: bool = False) -> None:
+        """Take no more leases; say bye when nothing is held, or at the deadline with what is held then.
+
+        Args:
+            has_failed: the engine failed, perhaps by what is held.
+        """
         self._advance(ActorInput.DRAIN)
         self._drain_deadline = min(self._drain_deadline, now + timeout_seconds)
-        self._bye_reason = self._bye_reason or reason
+        self._bye_reason, self._has_failed = self._bye_reason or reason, self._has_failed or has_failed
 
     def messages_due(self, now: float) -> list[Envelope]:
         """What must be sent now, in order; a failed send needs no care, what matters falls due again.
@@ -250,7 +257,7 @@ class ActorSession:
             return []
         assert self.welcome is not None
         self._in_work.begin(name, self.welcome.sampling.group_size)
-        return [LeaseGranted(lease)]
+        return [LeaseGranted(lease, self.welcome)]
 
     def _on_ack(self, ack: Ack) -> list[Event]:
         name = LeaseName(ack.position, ack.attempt)
@@ -274,6 +281,11 @@ class ActorSession:
         if happened is ActorInput.REJOIN:
             self._forget_welcome(now)
             return []
+        if happened is ActorInput.STOP:
+            is_news = self._is_known
+            self._forget_welcome(now)
+            self._hello_due_at = now + self._resend_seconds
+            return [Paused(reject.detail)] if is_news else []
         return [Dismissed(reject.detail) if happened is ActorInput.DISMISS else Refused(reject)]
 
     def _give_back(self, lease: Lease, reason: str, is_prompts_fault: bool) -> None:
@@ -309,7 +321,7 @@ class ActorSession:
 
     @property
     def _room(self) -> int:
-        if self.welcome is None or self.state is ActorState.DRAINING:
+        if self.welcome is None or self.state is ActorState.DRAINING or not self.takes_leases:
             return 0
         groups_in_flight = self.welcome.actor.groups_in_flight
         if len(self._outbox) >= groups_in_flight:
@@ -365,12 +377,12 @@ class ActorSession:
         return self._outbox.tokens(name) or self._in_work.tokens(name) + self.running_tokens.get(name, 0)
 
     def _bye(self) -> Bye:
-        return Bye(reason=self._bye_reason, canary_refusals=self.canary_refusals)
+        return Bye(reason=self._bye_reason, canary_refusals=self.canary_refusals, has_failed=self._has_failed)
 
 
 def _actor_input(message: Message) -> ActorInput:
     if isinstance(message, Reject):
-        reasons = {"rejoin": ActorInput.REJOIN, "draining": ActorInput.DISMISS}
+        reasons = {"rejoin": ActorInput.REJOIN, "stopping": ActorInput.STOP, "draining": ActorInput.DISMISS}
         return reasons.get(message.reason, ActorInput.REFUSE)
     inputs: Mapping[type[Message], ActorInput] = {
         Welcome: ActorInput.WELCOME,

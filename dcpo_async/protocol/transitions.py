@@ -25,7 +25,8 @@ class ActorInput(Enum):
     ACK = "ack"
     VERSION = "version"
     REJOIN = "reject: rejoin"
-    REFUSE = "reject: protocol_version, run_id or invalid"
+    STOP = "reject: stopping"
+    REFUSE = "reject: protocol_version, run_id, unsound or invalid"
     DISMISS = "reject: draining"
     SILENCE = "nothing heard for silence_seconds"
     DRAIN = "drain requested"
@@ -39,6 +40,7 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
         _AI.WELCOME: _A.WORKING,
         _AI.VERSION: _A.JOINING,
         _AI.REJOIN: _A.JOINING,
+        _AI.STOP: _A.JOINING,
         _AI.REFUSE: _A.REFUSED,
         _AI.DISMISS: _A.ENDED,
         _AI.DRAIN: _A.DRAINING,
@@ -50,6 +52,7 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
         _AI.ACK: _A.WORKING,
         _AI.VERSION: _A.WORKING,
         _AI.REJOIN: _A.REJOINING,
+        _AI.STOP: _A.REJOINING,
         _AI.REFUSE: _A.REFUSED,
         _AI.DISMISS: _A.ENDED,
         _AI.SILENCE: _A.REJOINING,
@@ -61,6 +64,7 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
         _AI.ACK: _A.REJOINING,
         _AI.VERSION: _A.REJOINING,
         _AI.REJOIN: _A.REJOINING,
+        _AI.STOP: _A.REJOINING,
         _AI.REFUSE: _A.REFUSED,
         _AI.DISMISS: _A.ENDED,
         _AI.DRAIN: _A.DRAINING,
@@ -72,6 +76,7 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
         _AI.ACK: _A.DRAINING,
         _AI.VERSION: _A.DRAINING,
         _AI.REJOIN: _A.DRAINING,
+        _AI.STOP: _A.DRAINING,
         _AI.REFUSE: _A.REFUSED,
         _AI.DISMISS: _A.ENDED,
         _AI.SILENCE: _A.DRAINING,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dcpo_async.config import RunConfig
 from dcpo_async.metrics.timeline import SpanLog
@@ -36,6 +36,8 @@ LEASES_AT_ONCE, ROUNDS_AT_ONCE = 512, 64
 """Leases, and rounds of one to each hungry actor, before anything else is done: far fewer than a channel queues."""
 UNSEEN_SECONDS = 5.0
 """A lease that has not arrived by then does not count as on its way any more."""
+MAX_REFUSED = 3
+"""Leases in a row for which a session's groups are refused, before the session is."""
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class ConnectedActor:
         activity, groups_in_flight, responses_in_flight, response_capacity, preemptions: as in its last heartbeat.
         tokens_generated: response tokens by its own count; None until its first heartbeat.
         canary_difference: largest difference from the canary of `weights_version` in its engine, in nats.
+        refused: positions of the groups that were not sound since its last one that was.
     """
 
     heard_at: float
@@ -67,6 +70,7 @@ class ConnectedActor:
     preemptions: int = 0
     groups_accepted: int = 0
     canary_difference: float | None = None
+    refused: set[int] = field(default_factory=set)
 
 
 class ActorDesk:
@@ -105,6 +109,7 @@ class ActorDesk:
         self._rate, self._relays = TokenRate(), RelayTree()
         self._spans, self._leased_at = spans, dict[int, float]()
         self._canary_refusals: dict[bytes, int] = {}
+        self._stopping: Reject | None = None
         intake.start_clock(clock())
         self.rotation = Rotation()
         self.stragglers = Stragglers(
@@ -136,27 +141,33 @@ class ActorDesk:
             case Heartbeat() as heartbeat:
                 self._take_heartbeat(peer, actor, heartbeat, now)
             case LeaseFailed() as failed:
-                self._intake.fail(peer, failed.position, failed.attempt, failed.reason, failed.is_prompts_fault)
+                is_prompts = failed.is_prompts_fault
+                self._intake.fail(
+                    peer, failed.position, failed.attempt, failed.reason, is_prompts_fault=is_prompts, now=now
+                )
             case other:
                 self._post(peer, Reject(reason="invalid", detail=f"an actor does not send {other.kind}"))
 
     def grant_leases(self) -> None:
         """Hand out what the gate allows, one lease at a time to each actor in turn."""
         now, num_passed = self._clock(), 0
+        if self._stopping:
+            return
         for _ in range(min(LEASES_AT_ONCE, ROUNDS_AT_ONCE * len(self.rotation))):
             peer = self.rotation.first
             if peer is None or num_passed == len(self.rotation):
                 return
-            if self._intake.is_shunned(peer, now):
+            if self._grant(peer, self.connected[peer].weights_version, now):
+                num_passed = 0
+            elif self._intake.table.has_waiting:
+                # What waits now may wait for another host.
                 self.rotation.pass_over(peer)
                 num_passed += 1
-            elif self._grant(peer, self.connected[peer].weights_version, now):
-                num_passed = 0
             else:
                 return
 
     def _grant(self, peer: bytes, weights_version: int, now: float) -> bool:
-        """Lease the next visit to a peer whose turn it is; False while none may go out."""
+        """Lease the next visit to a peer whose turn it is; False while none may go out to it."""
         lease = self._intake.grant(peer, now, weights_version)
         if lease is None:
             return False
@@ -182,8 +193,17 @@ class ActorDesk:
         for peer in self.connected:
             self._post(peer, Reject(reason="draining", detail=reason))
 
+    def pause(self, reason: str) -> None:
+        """Tell everybody, and whoever joins from now on, to keep what they have and to say hello later."""
+        if self._stopping is None:
+            self._stopping = Reject(reason="stopping", detail=reason)
+            for peer in self.connected:
+                self._post(peer, self._stopping)
+
     def drop_silent(self) -> None:
         """Lose the sessions that have been silent for too long, and leases that no heartbeat lists any more."""
+        if self._stopping:
+            return
         now, limit = self._clock(), self._config.network.silence_seconds
         for peer, actor in list(self.connected.items()):
             if now - actor.heard_at >= limit:
@@ -195,10 +215,9 @@ class ActorDesk:
 
     def lose(self, peer: bytes, reason: str) -> None:
         """A peer cannot be reached; what it held goes out again."""
-        if self.connected.pop(peer, None) is not None:
-            self.stragglers.left(peer)
-            self._relays.leave(peer)
-            released = self._intake.release_session(peer)
+        if peer in self.connected:
+            released = self._intake.release_session(peer, fell_at=self._clock())
+            self._forget(peer)
             log.warning("actor %s lost: %s; %d leases go out again", name_of(peer), reason, released)
 
     def metrics(self) -> dict[str, float]:
@@ -218,23 +237,25 @@ class ActorDesk:
     # ---- what comes in
 
     def _join(self, peer: bytes, hello: Hello, now: float) -> None:
+        if self._stopping:
+            self._post(peer, self._stopping)
+            return
         actor = self.connected.setdefault(peer, ConnectedActor(now, hello.host, hello.engine, hello.role, hello.gpus))
         actor.heard_at, actor.num_granted = now, 0
         self.rotation.want(peer, 0)
-        self._intake.reclaim(peer, hello.held, now)
+        self._intake.table.reclaim(peer, hello.held, now)
         # An evaluator asks the weight server: it is behind as it likes, and has nothing to hand on.
         if hello.role == "actor":
+            self._intake.blame.join(peer, hello.host)
             self._relays.join(peer, hello.relay)
         log.info("%s %s joined from %s with %s", hello.role, name_of(peer), hello.host, hello.engine)
         newest = self._newest_for(peer)
         self._post(peer, welcome_of(self._config, self._weights_port, newest.weights_version, newest.ask))
 
     def _leave(self, peer: bytes, bye: Bye) -> None:
-        self.connected.pop(peer, None)
-        self.stragglers.left(peer)
-        self._relays.leave(peer)
         self._count_refusals(peer, bye.canary_refusals)
-        released = self._intake.release_session(peer)
+        released = self._intake.release_session(peer, fell_at=self._clock() if bye.has_failed else None)
+        self._forget(peer)
         log.info("actor %s left (%s); %d leases go out again", name_of(peer), bye.reason, released)
 
     def _take_group(
@@ -242,16 +263,33 @@ class ActorDesk:
     ) -> None:
         slot = self._intake.table.get(group.position)
         tokens, leased_at = (slot.tokens, slot.leased_at) if slot is not None else (0, now)
-        ack = self._intake.accept(peer, envelope)
+        ack = self._intake.accept(peer, envelope, now)
         if ack.outcome == "accepted":
             actor.groups_accepted += 1
+            actor.refused.clear()
             self.stragglers.finished(peer, group, tokens, leased_at, now)
             self._span_group(peer, group)
             self._regrader.sample(group, self._intake.answer_at(group.position))
         if ack.outcome == "invalid":
             log.warning("group %d of %s refused: %s", ack.position, name_of(peer), ack.detail)
-            self._intake.fail(peer, group.position, group.attempt, ack.detail, is_prompts_fault=True)
+            actor.refused.add(ack.position)
         self._post(peer, ack)
+        if len(actor.refused) >= MAX_REFUSED:
+            self._refuse(peer, actor, ack.detail)
+
+    def _refuse(self, peer: bytes, actor: ConnectedActor, reason: str) -> None:
+        """End a session whose groups are not sound, which says nothing against the prompts that it had."""
+        self._post(peer, Reject(reason="unsound", detail=f"its groups are refused: {reason}; is its GPU healthy?"))
+        released = self._intake.release_session(peer)
+        self._forget(peer)
+        text = "actor %s on %s is refused: %d groups in a row were not sound, at last: %s; %d leases go out again"
+        log.error(text, name_of(peer), actor.host, MAX_REFUSED, reason, released)
+
+    def _forget(self, peer: bytes) -> None:
+        self.connected.pop(peer, None)
+        self.stragglers.left(peer)
+        self._relays.leave(peer)
+        self._intake.blame.leave(peer)
 
     def _take_heartbeat(self, peer: bytes, actor: ConnectedActor, heartbeat: Heartbeat, now: float) -> None:
         """Note what the actor says of itself; the answer tells it that the learner is alive."""

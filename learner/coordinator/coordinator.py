@@ -88,9 +88,9 @@ class Coordinator:
             self.status.close()
             self._spans.close()
 
-    async def end(self, reason: str) -> None:
-        """Tell every actor that the run is over, and stop serving."""
-        self.actors.dismiss(reason)
+    async def end(self, reason: str, *, dismiss: bool = True) -> None:
+        """Tell every actor that the run is over, or that it goes on later, and stop serving."""
+        (self.actors.dismiss if dismiss else self.actors.pause)(reason)
         await self._flush()
         self.status.write()
         self.has_ended = True

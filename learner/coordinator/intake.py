@@ -11,51 +11,43 @@ from numpy.typing import NDArray
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, LedgerError
 from dcpo_async.prompts.order import PromptOrder
-from dcpo_async.protocol.conversion import check_group, group_from_message
+from dcpo_async.protocol.conversion import check_group, group_from_message, settings_digest
 from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage
-from dcpo_async.records import Group, GroupOutcome, Lease, LeaseName, Prompt
+from dcpo_async.records import Group, GroupOutcome, Lease, Prompt
 from learner.coordinator.scoring import score
 from learner.ledger.group_format import encode_group
 from learner.ledger.ledger import Ledger, expect_meta
-from learner.ledger.reader import StoredGroup, VisitRow
+from learner.ledger.reader import QuarantineRow, StoredGroup, VisitRow, quarantined
 from learner.scheduling.batches import Awaited, fill, too_old
+from learner.scheduling.blame import Blame
 from learner.scheduling.leases import LeaseTable, Slot, SlotState
 from learner.scheduling.staleness import StalenessGate
 from learner.scheduling.versions import PublishedVersion, PublishedVersions
 
 log = logging.getLogger(__name__)
 
+RETRY_SILENCES = 2
+"""After so many times network.silence_seconds a lease may go to a host again where it failed; to others at once."""
 DISCARDED_BATCHES = 10
 """Batches' worth of groups that dynamic sampling discards in a row before it warns."""
-
-
-def require_window(config: RunConfig, num_prompts: int) -> None:
-    """Raise ConfigError where the prompts are fewer than may be leased at once."""
-    if num_prompts < config.admission_window:
-        raise ConfigError(
-            f"data.source has {num_prompts} usable prompts, fewer than the admission window of "
-            f"{config.admission_window} = (⌊max_lag / U⌋ + 1)·U·groups_per_step with U = "
-            f"{config.algorithm.updates_per_batch}: a prompt would be open twice; lower lag.max_lag, "
-            "algorithm.updates_per_batch or training.groups_per_step, or add problems"
-        )
 
 
 class Intake:
     """Hands out prompt visits within the staleness bound and takes each group's rewards exactly once.
 
-    Every method runs inside the ledger's open transaction; the caller commits before anything is sent.
+    Every method runs inside the ledger's open transaction; the caller commits before it sends.
 
     Attributes:
         counts: what happened since this start, by name.
         versions: that leases may ask for.
         prompts: by id.
-        generated_tokens: counted in all starts of the run, discarded groups included; None where an earlier release,
-            which did not count them, began it.
+        generated_tokens: in all starts, discarded groups included; None in a run of releases that did not count them.
         table: open visits.
         awaited: what the batch that ranks ask for waits for; None while they wait for none.
         hand_over: called with the lease that a batch waits for; gives it to another session, or says that it can't.
         num_batches: filled since this start.
-        quarantined: indices of prompts that are not leased any more.
+        blame: which failures count.
+        quarantined: why prompts are not leased any more, by index.
 
     Raises:
         ConfigError: the data set is smaller than the admission window.
@@ -63,7 +55,7 @@ class Intake:
     """
 
     def __init__(self, config: RunConfig, prompts: Sequence[Prompt], vocab_size: int, ledger: Ledger) -> None:
-        require_window(config, len(prompts))
+        config.require_window(len(prompts))
         self.config, self.ledger = config, ledger
         self.prompts = {prompt.id: prompt for prompt in prompts}
         self.counts: Counter[str] = Counter()
@@ -77,7 +69,7 @@ class Intake:
         ledger.write_prompts(prompts)
         self._gate = StalenessGate(config.lag.max_lag, config.training.groups_per_step, updates)
         self.versions = PublishedVersions(self._gate, config.lag.publish_interval, ledger.version_steps())
-        self._vocab_size = vocab_size
+        self._vocab_size, self._made_by = vocab_size, settings_digest(config.sampling, config.grading)
         self._in_order = prompts
         self._index_of = {prompt.id: index for index, prompt in enumerate(prompts)}
         # The window may change from start to start, the order of the prompts must not.
@@ -86,7 +78,8 @@ class Intake:
         self._order = PromptOrder(len(prompts), config.seed, min_gap)
         rows = ledger.visits("leased", "accepted", is_open=True)
         self.table = LeaseTable(map(self._slot, rows), ledger.next_position())
-        self.quarantined = {self._index_of[row.prompt_id] for row in ledger.visits("quarantined")}
+        self.blame = Blame(self.table, RETRY_SILENCES * config.network.silence_seconds)
+        self.quarantined = {self._index_of[row.prompt_id]: row for row in quarantined(ledger)}
         self._next_step = ledger.next_batch_step()
         self.num_batches = 0
         self.awaited: Awaited | None = None
@@ -128,16 +121,33 @@ class Intake:
         """A granted version stands; returns whether actors should hear of it."""
         return self.versions.publish(weights_version, self._next_step)
 
+    def offer(self, newest: int | None) -> None:
+        """Lease by the newest version in the weight store, where this run granted it, until the trainer is up.
+
+        Not by one that a trainer repeated, on its way to where it had been: actors would go back for it.
+        """
+        steps = self.versions.steps
+        if newest is not None and newest in steps and steps[newest] == max(steps.values()):
+            self.versions.offer(newest)
+
+    def resume(self, step: int) -> None:
+        """The trainer starts from the state after `step`, and repeats the batches that were committed beyond."""
+        self.versions.resume(step, self._next_step)
+
     # ---- leases
 
     def grant(self, session: bytes, now: float, weights_version: int = 0) -> Lease | None:
         """Lease the next visit to a session; None while the staleness gate is shut or the order must wait.
 
+        What was taken back from this session a moment ago, and what failed on its host, goes to others first.
+
         Args:
             weights_version: that the session has: its tokens will be of this one or newer, so that the group may train
                 later than the oldest version would allow.
         """
-        number, slot = self.table.next_to_lease()
+        number, slot = self.table.next_to_lease(
+            lambda slot: not slot.is_shunning(session, now) and self.blame.may_lease(slot, session, now)
+        )
         version = self._version_for(number, weights_version)
         if version is None:
             return None
@@ -165,11 +175,6 @@ class Intake:
         """U·B, groups that are assembled together."""
         return self._gate.groups_per_batch
 
-    def is_shunned(self, session: bytes, now: float) -> bool:
-        """Whether the visit that goes out next was taken back from this session a moment ago."""
-        _, slot = self.table.next_to_lease()
-        return slot is not None and slot.is_shunning(session, now)
-
     def _version_for(self, number: int, weights_version: int) -> PublishedVersion | None:
         """The oldest published version that group number `number` may start from; None where it must wait."""
         last_step = self.config.training.max_steps
@@ -186,9 +191,10 @@ class Intake:
     def _open_next_visit(self) -> Slot | None:
         """Open the next visit that may go out; None while the next prompt's last visit is still open."""
         if len(self.quarantined) == len(self.prompts):
+            first = next(iter(self.quarantined.values()))
             raise ConfigError(
-                f"all {len(self.prompts)} prompts failed {self.config.actor.max_failures} times and are quarantined; "
-                "the learner's log has the reasons that actors gave"
+                f"all {len(self.prompts)} prompts are quarantined, such as {first.prompt_id}: {first.reason}; once the "
+                f"cause is mended, `dcpo release {self.config.folder} --all` lets them be leased again"
             )
         while True:
             position = self.table.next_position
@@ -201,27 +207,52 @@ class Intake:
             else:
                 return self.table.open_new(prompt_index, visit)
 
-    def fail(self, session: bytes, position: int, attempt: int, reason: str, is_prompts_fault: bool) -> None:
-        """Take a lease back from an actor that could not finish it; quarantine the prompt after max_failures."""
-        slot = self.table.fail(session, position, attempt, is_prompts_fault)
-        if slot is None:
+    def fail(
+        self, session: bytes, position: int, attempt: int, reason: str, *, is_prompts_fault: bool, now: float
+    ) -> None:
+        """Take a lease back from an actor that could not finish it; quarantine a prompt that failed too often."""
+        slot = self.table.get(position)
+        if slot is None or slot.holder != session or slot.attempt != attempt:
             return
-        self.counts["lease_failures"] += is_prompts_fault
-        self.ledger.write_failure(position, slot.failures)
+        self.table.take_back(position)
         prompt = self._in_order[slot.prompt_index]
-        if slot.failures < self.config.actor.max_failures:
-            log.warning("lease %d of prompt %s came back and goes out again first: %s", position, prompt.id, reason)
-            return
-        self.table.remove([position])
-        self.quarantined.add(slot.prompt_index)
-        self.ledger.write_quarantine(position, prompt.id, slot.visit)
-        log.error("prompt %s failed %d times and is quarantined, at last: %s", prompt.id, slot.failures, reason)
+        log.warning("lease %d of prompt %s came back and goes out again first: %s", position, prompt.id, reason)
+        self.counts["lease_failures"] += is_prompts_fault
+        if is_prompts_fault:
+            self._count_failures(self.blame.failed(slot, session, now), session, reason)
 
-    def release_session(self, session: bytes) -> int:
-        """Give back the leases of a lost or leaving session; returns how many."""
-        num_released = self.table.release_session(session)
-        self.counts["leases_released"] += num_released
-        return num_released
+    def release_session(self, session: bytes, *, fell_at: float | None = None) -> int:
+        """Give back the leases of a session that leaves; returns how many.
+
+        Args:
+            fell_at: when it ended without a word or by a failure of its engine, if it did.
+        """
+        released = self.table.release_session(session)
+        self.counts["leases_released"] += len(released)
+        if fell_at is not None:
+            changed = self.blame.fell(released, session, fell_at)
+            self._count_failures(changed, session, "whoever held it ended without a word")
+            for slot in filter(lambda slot: slot.is_suspect, released):
+                name = self._in_order[slot.prompt_index].id
+                log.warning("%d sessions ended while they held prompt %s: it goes out apart", slot.falls, name)
+        return len(released)
+
+    def _count_failures(self, changed: Sequence[Slot], session: bytes, reason: str) -> None:
+        """Write down what has changed, and quarantine what has failed too often."""
+        if self.blame.is_doubted(session):
+            log.warning("%s fails at everything: it is not believed any more", self.blame.host_of(session))
+        for slot in changed:
+            self.ledger.write_failure(slot.position, slot.failures)
+            if slot.failures >= self.config.actor.max_failures:
+                self._quarantine(slot, reason)
+
+    def _quarantine(self, slot: Slot, reason: str) -> None:
+        prompt, hosts = self._in_order[slot.prompt_index], ", ".join(slot.failed_on)
+        row = QuarantineRow(prompt.id, slot.position, f"failed {slot.failures} times, on {hosts}; at last: {reason}")
+        self.table.remove([slot.position])
+        self.quarantined[slot.prompt_index] = row
+        self.ledger.write_quarantine(slot.position, prompt.id, slot.visit, row.reason)
+        log.error("prompt %s is quarantined: it %s", prompt.id, row.reason)
 
     def release_unlisted(self, now: float) -> int:
         """Give back the leases that no heartbeat lists any more; returns how many."""
@@ -234,27 +265,28 @@ class Intake:
         for slot in self.table.open_slots:
             slot.listed_at = now
 
-    def heartbeat(self, session: bytes, held: Sequence[LeaseName], tokens: Sequence[int], now: float) -> int:
-        """A session still works on these leases, which have so many tokens; returns by how many they have grown."""
-        return self.table.heartbeat(session, held, tokens, now)
-
-    def reclaim(self, session: bytes, held: Sequence[LeaseName], now: float) -> None:
-        """A session joins again and says what it holds."""
-        self.table.reclaim(session, held, now)
-
     # ---- groups
 
-    def accept(self, session: bytes, envelope: Envelope) -> Ack:
-        """Judge a group and, if it is new and sound, count it: one transaction for group, statistics, advantages."""
+    def accept(self, session: bytes, envelope: Envelope, now: float = 0.0) -> Ack:
+        """Judge a group and, if it is new and sound, count it: one transaction for group, statistics, advantages.
+
+        One that is not sound, or was made by other settings, gives its lease back; the prompt is not blamed for it.
+        """
         message = envelope.message
         assert isinstance(message, GroupMessage)
         outcome, detail = self._judge(session, message), ""
-        if outcome == "accepted" and (fault := self._fault(message, envelope.arrays)):
-            outcome, detail = "invalid", fault
-        elif outcome == "invalid":
+        if outcome == "invalid":
             detail = "the lease was never issued, or another session holds it"
-        if outcome == "accepted":
+        elif outcome == "accepted" and message.made_by != self._made_by:
+            outcome, detail = "superseded", "it was made by other settings of sampling or grading than today's"
+            self.table.take_back(message.position)
+        elif outcome == "accepted" and (fault := self._fault(message, envelope.arrays)):
+            outcome, detail = "invalid", fault
+            slot = self.table.take_back(message.position)
+            self.blame.failed(slot, session, now, is_prompts_fault=False)
+        elif outcome == "accepted":
             self._count(group_from_message(message, envelope.arrays))
+            self.blame.delivered(session)
         self.counts[f"groups_{outcome}"] += 1
         return Ack(position=message.position, attempt=message.attempt, outcome=outcome, detail=detail)
 

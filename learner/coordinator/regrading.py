@@ -6,17 +6,18 @@ import random
 from collections import Counter
 
 from dcpo_async.config import RunConfig
-from dcpo_async.errors import GradingError
 from dcpo_async.grading import GradingPool, reward_of
 from dcpo_async.protocol.messages import GroupMessage
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 1000
+PAUSE_SECONDS, MOST_PAUSE_SECONDS = 1.0, 60.0
+"""Before it begins again after a failure; twice as long after each one more in a row, up to the second."""
 
 
 class Regrader:
-    """Counts `regraded` and `regrade_disagreements`; rewards that were counted stay as they are.
+    """Counts `regraded`, `regrade_disagreements` and `regrader_restarts`; rewards that were counted stay as they are.
 
     Args:
         config: of the run; `actor.regrade_share` of the responses are graded again.
@@ -35,7 +36,27 @@ class Regrader:
                 self._waiting.put_nowait((message.position, text, answer, reward))
 
     async def run(self) -> None:
-        """Grade what was sampled, until cancelled."""
+        """Grade what was sampled, until cancelled; workers that fail are started again, which is counted."""
+        failures = 0
+        while True:
+            num_graded = self._counts["regraded"]
+            try:
+                await self._grade_all()
+            except Exception as error:
+                failures = 1 if self._counts["regraded"] > num_graded else failures + 1
+                self._counts["regrader_restarts"] += 1
+                seconds = min(MOST_PAUSE_SECONDS, PAUSE_SECONDS * 2 ** (failures - 1))
+                log.error(
+                    "the regrader failed, training goes on: %s: %s; it begins again in %.0f s, %d responses wait",
+                    type(error).__name__,
+                    error,
+                    seconds,
+                    self._waiting.qsize(),
+                )
+                await asyncio.sleep(seconds)
+
+    async def _grade_all(self) -> None:
+        """Grade in a pool of its own, which is made when there is something to grade."""
         grading = self._config.grading
         first = await self._waiting.get()
         pool = GradingPool(1, grading.timeout_seconds, grading.extraction)
@@ -43,8 +64,6 @@ class Regrader:
             await self._grade(pool, *first)
             while True:
                 await self._grade(pool, *await self._waiting.get())
-        except GradingError as error:
-            log.error("responses are not graded again any more, training goes on: %s", error)
         finally:
             pool.close()
 

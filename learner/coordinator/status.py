@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dcpo_async.config import RunConfig
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 ADVICE_STEPS, ADVICE_SAMPLES = 20, 600
 """What advice looks at: so many of the newest steps, and of the seconds in which the status was written."""
 LOGGED_METRICS = ("reward", "rur", "tcr", "lag_mean", "actors")
+SHOWN_QUARANTINED = 100
+"""Prompts whose quarantine is told with its reason; `dcpo release RUN` lists all."""
 WARN_SHARE_OF_BOUND = 0.5
 """Of the difference at which an engine refuses a version; rounding alone stays well below (decision 22)."""
 
@@ -89,6 +92,7 @@ class Status:
             **self._actors.metrics(),
             **self._intake.summary(),
             "waiting_for": stragglers.waiting_for(now),
+            "quarantined": [asdict(row) for row in list(self._intake.quarantined.values())[:SHOWN_QUARANTINED]],
             "advice": self.advice(),
             "last_step": self._last_report,
             "actors_connected": [

@@ -71,7 +71,7 @@ class Stragglers:
 
     def heard(self, session: bytes, heartbeat: Heartbeat, now: float) -> None:
         """A heartbeat; who still works on a lease that another has got is told."""
-        grown = self._intake.heartbeat(session, heartbeat.held, heartbeat.tokens, now)
+        grown = self._intake.table.heartbeat(session, heartbeat.held, heartbeat.tokens, now)
         in_flight, num_held = heartbeat.responses_in_flight, self._num_held(session)
         self.progress.heard(session, heartbeat.activity, in_flight, num_held, grown, now)
         for name in heartbeat.held:
@@ -136,7 +136,7 @@ class Stragglers:
             slot.tokens,
             late.reason,
         )
-        self._intake.table.take_back(slot, now, SHUN_SECONDS)
+        self._intake.table.take_back(slot.position, shun_until=now + SHUN_SECONDS)
         self._intake.counts["leases_stalled"] += 1
         self._rotation.want(session, 0)
         self._revoke(session, name, late.reason)
@@ -164,7 +164,7 @@ class Stragglers:
             reason,
         )
         slot.num_handed_over += 1
-        self._intake.table.take_back(slot, now, SHUN_SECONDS)
+        self._intake.table.take_back(slot.position, shun_until=now + SHUN_SECONDS)
         self._intake.counts["leases_handed_over"] += 1
         self._rotation.call(other)
         self._grant(other)

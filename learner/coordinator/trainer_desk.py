@@ -169,7 +169,7 @@ class TrainerDesk:
     def _join(self, hello: TrainerHello) -> None:
         if hello.rank == 0:
             self.step = self._begun = self._saved = hello.step
-            self._intake.versions.resume(hello.step)
+            self._intake.resume(hello.step)
         log.info("trainer rank %d of %d is at step %d", hello.rank, hello.num_ranks, hello.step)
 
     def _take_version(self, published: Published) -> None:

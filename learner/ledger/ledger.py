@@ -28,6 +28,7 @@ from learner.ledger.schema import (
     OLD_LOGPROBS,
     PROMPT_STATS,
     PROMPTS,
+    QUARANTINES,
     STARTS,
     STEPS,
     VERSIONS,
@@ -146,8 +147,10 @@ class Ledger(LedgerReader):
         """Count a failed attempt."""
         self._put_visit(dataclasses.replace(self._known_visit(position), failures=failures))
 
-    def write_quarantine(self, position: int, prompt_id: str, visit: int) -> None:
-        """Close a visit of a prompt that is quarantined."""
+    def write_quarantine(self, position: int, prompt_id: str, visit: int, reason: str | None = None) -> None:
+        """Close a visit of a prompt that is quarantined; a reason quarantines it, until it is released."""
+        if reason is not None:
+            self._rows.put(QUARANTINES, position, prompt_id, reason, 0)
         before = self.visit(position) or VisitRow(position, prompt_id, visit, 0, 0, 0, "quarantined")
         self._put_visit(dataclasses.replace(before, state="quarantined"))
 

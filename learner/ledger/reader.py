@@ -16,6 +16,7 @@ from learner.ledger.schema import (
     OLD_LOGPROBS,
     PROMPT_STATS,
     PROMPTS,
+    QUARANTINES,
     STARTS,
     STEPS,
     VERSIONS,
@@ -38,6 +39,15 @@ class VisitRow:
     weights_step: int
     state: VisitState
     step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineRow:
+    """A prompt that is not leased any more, since the visit at a position failed for this reason."""
+
+    prompt_id: str
+    position: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,3 +243,9 @@ def segments_folder(folder: Path) -> Path:
 
 def _parsed(text: str) -> tuple[float, ...]:
     return tuple(map(float, text.split()))
+
+
+def quarantined(reader: LedgerReader) -> list[QuarantineRow]:
+    """Prompts that are quarantined and were not released, oldest first."""
+    rows = reader._rows.find(QUARANTINES, "WHERE NOT is_released ORDER BY position")
+    return [QuarantineRow(prompt_id, position, reason) for position, prompt_id, reason, _ in rows]

@@ -49,6 +49,10 @@ CREATE TABLE IF NOT EXISTS old_logprobs (
     PRIMARY KEY (position, response)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS old_logprobs_by_segment ON old_logprobs (segment);
+CREATE TABLE IF NOT EXISTS quarantines (
+    position INTEGER PRIMARY KEY, prompt_id TEXT NOT NULL, reason TEXT NOT NULL, is_released INTEGER NOT NULL,
+    row_digest INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS totals (
     name TEXT PRIMARY KEY, num_rows INTEGER NOT NULL, digest_sum INTEGER NOT NULL, row_digest INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -63,6 +67,8 @@ COUNTED_IN_BILLIONTHS = (
 """What makes statistics of a ledger from before billionths, counted in millionths, those of this release."""
 NUMBERED_FORMATS = ("ALTER TABLE groups ADD COLUMN format INTEGER NOT NULL DEFAULT 1",)
 """What tells the groups of a ledger from before numbered formats from those that are added to it."""
+KEPT_REASON = "failed too often, in an earlier release"
+"""What quarantined the prompts of a ledger from before reasons were kept."""
 
 
 def _tables() -> dict[str, Table]:
@@ -81,7 +87,7 @@ def _tables() -> dict[str, Table]:
 TABLES = _tables()
 META, STARTS, PROMPTS, VISITS, GROUPS = (TABLES[name] for name in ["meta", "starts", "prompts", "visits", "groups"])
 PROMPT_STATS, STEPS, VERSIONS = (TABLES[name] for name in ["prompt_stats", "steps", "versions"])
-OLD_LOGPROBS = TABLES["old_logprobs"]
+OLD_LOGPROBS, QUARANTINES = TABLES["old_logprobs"], TABLES["quarantines"]
 
 
 def prepare_tables(rows: Rows) -> None:
@@ -112,6 +118,8 @@ def prepare_tables(rows: Rows) -> None:
         for row in rows.each(f"SELECT {', '.join(table.columns)} FROM old_{table.name}"):
             rows.add(table, *row)
         rows.query(f"DROP TABLE old_{table.name}")
+    if "quarantines" not in names:
+        _keep_quarantines(rows)
     if began_in_millionths:
         rows.put(META, BEGAN_IN_MILLIONTHS, "yes")
     rows.query(f"PRAGMA user_version = {LEDGER_FORMAT}")
@@ -127,6 +135,13 @@ def _bring_up(rows: Rows, names: set[str]) -> None:
         _execute(rows, NUMBERED_FORMATS)
     for (index,) in rows.query("SELECT name FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"):
         rows.query(f"DROP INDEX {index}")
+
+
+def _keep_quarantines(rows: Rows) -> None:
+    """Quarantine what an earlier release had quarantined without saying why."""
+    query = "SELECT MIN(position), prompt_id FROM visits WHERE state = 'quarantined' GROUP BY prompt_id"
+    for position, prompt_id in rows.query(query):
+        rows.add(QUARANTINES, position, prompt_id, KEPT_REASON, 0)
 
 
 def _columns(rows: Rows, table: str) -> list[str]:

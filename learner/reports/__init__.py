@@ -1,1 +1,1 @@
-"""What people look at: `dcpo show` and `dcpo stats`, from a copy of the ledger."""
+"""What people look at: `dcpo show`, `dcpo stats` and `dcpo release`, from a copy of the ledger."""

@@ -10,7 +10,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, ReleasedError
 from dcpo_async.grading import extract_answer
 from dcpo_async.records import Group, Response
-from learner.ledger.reader import LedgerReader, VisitRow
+from learner.ledger.reader import LedgerReader, VisitRow, quarantined
 
 Outcome = Literal["correct", "wrong", "mixed"]
 
@@ -83,6 +83,7 @@ class ShownGroup:
             largest; None where nothing was sampled, trained or kept.
         responses: empty until the group is counted.
         is_released: whether its arrays are deleted, so that only rewards and advantages are known.
+        quarantine: why the prompt is not leased any more; None where it is.
     """
 
     visit: VisitRow
@@ -93,6 +94,7 @@ class ShownGroup:
     lags: tuple[int, int] | None
     responses: tuple[ShownResponse, ...]
     is_released: bool
+    quarantine: str | None = None
 
     @property
     def step(self) -> int | None:
@@ -119,6 +121,7 @@ class ShownGroup:
             "prompt_stats": {"visits": stats.visits, "count": stats.count, "mean": stats.mean, "std": self.std},
             "lags": self.lags,
             "arrays_deleted": self.is_released,
+            "quarantine": self.quarantine,
             "responses": [response.as_json() for response in self.responses],
         }
 
@@ -212,6 +215,7 @@ def _shown(reader: LedgerReader, config: RunConfig, version_steps: dict[int, int
             for index, reward in enumerate(rewards)
         ),
         is_released=scores is not None and group is None,
+        quarantine=next((row.reason for row in quarantined(reader) if row.prompt_id == visit.prompt_id), None),
     )
 
 

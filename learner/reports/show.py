@@ -166,6 +166,8 @@ def _summary(group: ShownGroup) -> Iterator[str]:
         yield f"lag {low}" if low == high else f"lag {low} to {high}"
     stats = group.stats
     yield f"prompt so far: visits {stats.visits}, rewards {stats.count}, mean {stats.mean:.3g}, std {group.std:.3g}"
+    if group.quarantine is not None:
+        yield f"quarantined: {readable(group.quarantine)}; `dcpo release` lifts it"
     if group.is_released:
         yield "the texts are deleted: every checkpoint that is kept contains this step"
 

@@ -3,11 +3,14 @@
 import heapq
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 
 from dcpo_async.records import LeaseName
+
+SUSPECT_FALLS = 5
+"""A prompt whose holders have ended so often without a word, before any of them could answer it, is a suspect."""
 
 
 class SlotState(Enum):
@@ -25,7 +28,9 @@ class Slot:
     Attributes:
         position: place in the prompt order; the group's identity.
         attempt: newest fencing token, 0 before the first lease.
-        failures: attempts that failed by the prompt's own fault.
+        failures: attempts that failed by the prompt's own fault, as far as that is believed.
+        failed_on: when it failed last, by host, in monotonic seconds; as all that follows not kept over a restart.
+        falls: sessions that ended without a word while they held it, until it is a suspect.
         weights_step: optimizer step of the oldest weights that the group may carry, once leased or accepted.
         holder: session that holds the lease; None after a restart until the session says so itself.
         listed_at: when the lease was issued or last listed by a heartbeat, in monotonic seconds.
@@ -41,6 +46,8 @@ class Slot:
     visit: int
     attempt: int = 0
     failures: int = 0
+    failed_on: dict[str, float] = field(default_factory=dict)
+    falls: int = 0
     state: SlotState = SlotState.WAITING
     weights_step: int = 0
     holder: bytes | None = None
@@ -55,6 +62,11 @@ class Slot:
     def is_shunning(self, session: bytes, now: float) -> bool:
         """Whether it was taken back from a session, and goes to others first."""
         return session == self.shunned and now < self.shunned_until
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what ends its holders."""
+        return self.falls >= SUSPECT_FALLS
 
 
 class LeaseTable:
@@ -99,17 +111,30 @@ class LeaseTable:
         """Whether the prompt has a visit that has not been accepted."""
         return prompt_index in self._open_prompts
 
-    def next_to_lease(self) -> tuple[int, Slot | None]:
+    def next_to_lease(self, may_lease: Callable[[Slot], bool] = lambda _: True) -> tuple[int, Slot | None]:
         """Number among the open visits, and the visit, that goes out next; None stands for a new one.
 
-        A visit that was given back keeps its place and goes out before any new one.
+        A visit that was given back keeps its place and goes out before any new one; suspects, those with the fewest
+        failures first, after others that were given back.
+
+        Args:
+            may_lease: whether a visit that was given back may go to whoever asks.
         """
-        while self._waiting:
-            slot = self._slots.get(self._waiting[0])
-            if slot is not None and slot.state is SlotState.WAITING:
-                return self._number_of(slot.position), slot
+        while self._waiting and not self._waits(self._waiting[0]):
             heapq.heappop(self._waiting)
-        return len(self._slots), None
+        slot = self._slots[self._waiting[0]] if self._waiting else None
+        if slot is not None and (slot.is_suspect or not may_lease(slot)):
+            waiting = (self._slots[position] for position in set(self._waiting) if self._waits(position))
+            slot = min(filter(may_lease, waiting), key=_by_suspicion, default=None)
+        if slot is None:
+            return len(self._slots), None
+        return self._number_of(slot.position), slot
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a visit waits for its next lease."""
+        self.next_to_lease()
+        return bool(self._waiting)
 
     def open_new(self, prompt_index: int, visit: int) -> Slot:
         """Open the visit at the next position."""
@@ -160,26 +185,26 @@ class LeaseTable:
             if slot.holder is None and not slot.is_shunning(session, now):
                 self._hold(slot, session, now)
 
-    def release_session(self, session: bytes) -> int:
-        """Give back all that a lost or leaving session holds; returns how many."""
-        return self._release(list(self.held.get(session, {}).values()))
+    def release_session(self, session: bytes) -> list[Slot]:
+        """Give back all that a lost or leaving session holds; returns it."""
+        held = list(self.held.get(session, {}).values())
+        self._release(held)
+        return held
 
     def release_unlisted(self, now: float, silence_seconds: float) -> int:
         """Give back leases that their holder's heartbeats have not listed for too long; returns how many."""
         held = (slot for slots in self.held.values() for slot in slots.values())
         return self._release([slot for slot in held if now - slot.listed_at > silence_seconds])
 
-    def take_back(self, slot: Slot, now: float, shun_seconds: float) -> None:
-        """Let a lease go out again to whoever is next, but not to its holder for some seconds."""
-        slot.shunned, slot.shunned_until = slot.holder, now + shun_seconds
-        self._wait(slot)
+    def take_back(self, position: int, *, shun_until: float = 0.0) -> Slot:
+        """Let an open visit wait for its next lease, whoever holds it.
 
-    def fail(self, session: bytes, position: int, attempt: int, is_prompts_fault: bool) -> Slot | None:
-        """Take a reported failure; None when the lease was not the session's newest."""
-        slot = self._slots.get(position)
-        if slot is None or slot.holder != session or slot.attempt != attempt:
-            return None
-        slot.failures += is_prompts_fault
+        Args:
+            shun_until: until then it goes to anybody but its holder.
+        """
+        slot = self._slots[position]
+        if shun_until:
+            slot.shunned, slot.shunned_until = slot.holder, shun_until
         self._wait(slot)
         return slot
 
@@ -206,6 +231,10 @@ class LeaseTable:
             self._positions = list(self._slots)
         return bisect_left(self._positions, position)
 
+    def _waits(self, position: int) -> bool:
+        slot = self._slots.get(position)
+        return slot is not None and slot.state is SlotState.WAITING
+
     def _hold(self, slot: Slot, session: bytes, now: float) -> None:
         self._let_go(slot)
         slot.state, slot.holder, slot.listed_at = SlotState.LEASED, session, now
@@ -229,3 +258,7 @@ class LeaseTable:
         for slot in slots:
             self._wait(slot)
         return len(slots)
+
+
+def _by_suspicion(slot: Slot) -> tuple[bool, int, int]:
+    return slot.is_suspect, slot.failures if slot.is_suspect else 0, slot.position

@@ -30,6 +30,7 @@ class PublishedVersions:
         self.steps = dict(steps)
         self._gate, self._publish_interval = gate, publish_interval
         self._published: list[PublishedVersion] = []
+        self._repeats_until = 0
 
     @property
     def published(self) -> tuple[PublishedVersion, ...]:
@@ -48,26 +49,38 @@ class PublishedVersions:
     def publish(self, weights_version: int, next_step: int) -> bool:
         """A granted version stands; returns whether actors should hear of it, and leases may ask for it.
 
-        While the trainer repeats committed batches, it publishes weights that lag behind those which actors have.
+        While a trainer that came back repeats batches, it publishes weights that lag behind those which actors have.
         Adopted, they would only make groups too old; the version that stands when it needs new groups is offered.
+        Otherwise each is, whatever batches have been committed by the time that it stands.
 
         Args:
             next_step: first step that no committed batch covers.
         """
         step = self.steps[weights_version]
-        if (step // self._publish_interval + 1) * self._publish_interval <= next_step:
+        if (step // self._publish_interval + 1) * self._publish_interval <= self._repeats_until:
             return False
-        self.resume(step - 1)
+        self._abandon(step - 1)
         self._published.append(PublishedVersion(weights_version, step))
         self.forget_old(next_step)
         return True
 
-    def resume(self, step: int) -> None:
+    def offer(self, weights_version: int) -> None:
+        """A version of an earlier start is the newest in the store: leases may ask for it until the trainer says more.
+
+        Its step counts as that of any other. A trainer that comes back at an earlier step abandons it (`resume`).
+        """
+        self._published = [PublishedVersion(weights_version, self.steps[weights_version])]
+
+    def resume(self, step: int, next_step: int) -> None:
         """The trainer starts from the state after `step`: versions that it had published beyond are abandoned.
 
         What actors generated with them stays valid, but the weight store does not keep them.
+
+        Args:
+            next_step: first step that no committed batch covers; until then it repeats.
         """
-        self._published = [version for version in self._published if version.step <= step]
+        self._repeats_until = next_step
+        self._abandon(step)
 
     def forget_old(self, next_step: int) -> None:
         """Drop all that no lease can ask for any more, but the newest."""
@@ -85,3 +98,6 @@ class PublishedVersions:
         fitting = [version for version in self._published if version.step >= oldest_step]
         has = [version for version in fitting if version.weights_version <= at_least]
         return has[-1] if has else next(iter(fitting), None)
+
+    def _abandon(self, step: int) -> None:
+        self._published = [version for version in self._published if version.step <= step]

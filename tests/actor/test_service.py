@@ -1,6 +1,7 @@
 """The whole life of an actor with a real coordinator and weight server, without a process or a socket."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,16 @@ import pytest
 from actor.engine.scripted import ScriptedEngine
 from actor.service import ActorService
 from actor.weights.cache import default_cache_folder
-from dcpo_async.errors import CanaryError, EngineError, RefusedError, UnreachableError
+from actor.weights_follower import WeightsPlan
+from dcpo_async.errors import (
+    CanaryError,
+    EngineError,
+    OutdatedError,
+    RefusedError,
+    UnreachableError,
+    UnsoundError,
+    UnusableError,
+)
 from dcpo_async.weights.canary import Canary
 from dcpo_async.weights.places import version_folder, versions
 from dcpo_async.weights.store import discard_unused
@@ -209,5 +219,117 @@ async def test_a_prompt_that_always_fails_is_given_back_by_name_and_quarantined(
                 if world.intake.quarantined:
                     break
                 await world.publish(step + 1)
-        assert world.intake.quarantined == {0}
+        assert list(world.intake.quarantined) == [0]
         assert world.intake.counts["lease_failures"] == 2
+
+
+async def test_finished_groups_wait_for_a_learner_that_stops_and_count_when_it_is_back(tmp_path: Path) -> None:
+    async with World(tmp_path) as world:
+        engine = ScriptedEngine(tokens_per_second=SLOW)
+        actor = world.actor(engine)
+        async with serving(actor) as life:
+            await world.publish(0)
+            await until(lambda: actor.session.num_working == 4)
+            await world.coordinator.end("the learner stops", dismiss=False)
+            await world.stop()
+            await until(lambda: actor.session.num_working == 0)
+            assert not life.done()
+            world.start()
+            await until(lambda: world.ledger.num_groups == 4, within_seconds=20.0)
+            assert [row.attempt for row in world.ledger.visits("accepted")] == [1] * 4
+
+
+async def test_settings_that_need_no_new_engine_hold_from_the_next_lease_on(tmp_path: Path) -> None:
+    """Groups of leases that were granted before are whole, by the settings of before, and do not count any more."""
+    async with World(tmp_path) as world:
+        actor = world.actor(ScriptedEngine(tokens_per_second=SLOW))
+        async with serving(actor):
+            await world.publish(0)
+            await until(lambda: actor.session.num_working == 4)
+            await world.stop()
+            world.restart_with(sampling={"temperature": 0.5})
+            await world.publish(0)
+            await until(lambda: world.ledger.num_groups == 4, within_seconds=20.0)
+            assert world.intake.counts["groups_superseded"] > 0
+            assert world.intake.counts["groups_invalid"] == world.intake.counts["lease_failures"] == 0
+            assert all(row.attempt > 1 for row in world.ledger.visits("accepted"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "changed", "is_kept"),
+    [
+        ({"grading": {"extraction": "boxed"}}, "grading.extraction: answer → boxed", False),
+        ({"sampling": {"max_response_tokens": 6}}, "sampling.max_response_tokens: 8 → 6", False),
+        ({"actor": {"groups_in_flight": 3}}, "actor.groups_in_flight: 64 → 3", True),
+    ],
+)
+async def test_settings_that_need_another_engine_end_the_actor_for_a_new_start(
+    tmp_path: Path, sections: dict[str, dict[str, object]], changed: str, is_kept: bool
+) -> None:
+    async with World(tmp_path) as world:
+        actor = world.actor(ScriptedEngine(tokens_per_second=SLOW))
+        async with serving(actor) as life:
+            await world.publish(0)
+            await until(lambda: actor.session.num_working == 4)
+            await world.stop()
+            world.restart_with(**sections)
+            with pytest.raises(OutdatedError, match=re.escape(changed)):
+                await asyncio.wait_for(life, 20.0)
+        await until(lambda: not world.coordinator.actors.connected)
+        # What still counts is finished first; what another grader or sampler made is never counted.
+        assert world.ledger.num_groups == (4 if is_kept else 0)
+        assert SlotState.LEASED not in {slot.state for slot in world.intake.table.open_slots}
+        await world.publish(0)
+        async with serving(world.actor()):
+            await until(lambda: world.ledger.num_groups == 4)
+
+
+async def test_an_engine_without_the_version_that_its_leases_need_gives_them_back(tmp_path: Path) -> None:
+    async with World(tmp_path) as world:
+        engine = ScriptedEngine()
+        actor = world.actor(engine)
+        async with serving(actor):
+            await world.publish(0)
+            await until(lambda: world.ledger.num_groups == 4 and bool(world.intake.commit_batch(0)))
+            version = await world.publish(1, is_spoilt=True)
+            await until(lambda: not actor.session.takes_leases)
+            await until(lambda: actor.session.num_working == 0)
+            await until(lambda: all(slot.holder is None for slot in world.intake.table.open_slots))
+            assert world.intake.counts["lease_failures"] == 0
+            world.spoil(version)
+            await until(lambda: world.ledger.num_groups == 6, within_seconds=30.0)
+            assert engine.weights_version == version
+
+
+async def test_leases_do_not_wait_for_a_weight_server_that_says_nothing(tmp_path: Path) -> None:
+    async with World(tmp_path) as world:
+        actor = world.actor(plan=WeightsPlan(patience_seconds=0.2))
+        async with serving(actor):
+            await world.publish(0)
+            await until(lambda: world.ledger.num_groups == 4 and bool(world.intake.commit_batch(0)))
+            await world.stop_weight_server()
+            await world.publish(1)
+            await until(lambda: not actor.session.takes_leases and actor.session.num_working == 0)
+            await until(lambda: all(slot.holder is None for slot in world.intake.table.open_slots))
+            assert world.intake.counts["lease_failures"] == 0
+
+
+async def test_a_machine_that_can_never_keep_a_version_ends_its_engine_at_once(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    plan = WeightsPlan(folder_of=lambda run_id: cache / run_id)
+    async with World(tmp_path) as world, serving(world.actor(plan=plan)) as life:
+        await world.publish(0)
+        with pytest.raises(UnusableError, match=r"others may write to .*cache; run chmod go-w on it"):
+            await asyncio.wait_for(life, 5.0)
+
+
+async def test_an_engine_whose_groups_are_refused_ends_for_a_new_start_and_blames_no_prompt(tmp_path: Path) -> None:
+    async with World(tmp_path) as world, serving(world.actor(ScriptedEngine(nan_after_groups=1))) as life:
+        await world.publish(0)
+        with pytest.raises(UnsoundError, match=r"its groups are refused: log-probability nan.*; is its GPU healthy\?"):
+            await asyncio.wait_for(life, 5.0)
+        assert world.ledger.num_groups == 1
+        assert world.intake.counts["lease_failures"] == 0
+        assert not world.intake.quarantined

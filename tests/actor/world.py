@@ -19,6 +19,7 @@ from dcpo_async.protocol.trainer_messages import TrainerHello, VersionGrant, Ver
 from dcpo_async.transport.interfaces import Dealer
 from dcpo_async.transport.memory_channel import MemoryNetwork
 from dcpo_async.weights.canary import Canary
+from dcpo_async.weights.places import version_folder
 from dcpo_async.weights.store import write_snapshot
 from learner.coordinator.coordinator import Coordinator
 from learner.coordinator.intake import Intake
@@ -75,8 +76,8 @@ class World:
         self.ledger.abandon()
         shutil.rmtree(default_cache_folder(self.run_id), ignore_errors=True)
 
-    async def publish(self, step: int, canary: Canary | None = None) -> int:
-        """Publish weights of a step as rank 0 does; returns their version."""
+    async def publish(self, step: int, canary: Canary | None = None, *, is_spoilt: bool = False) -> int:
+        """Publish weights of a step as rank 0 does, one byte of them wrong on the disk if asked; their version."""
         rank = Peer(self.ranks, "rank-0", self.run_id, self.ledger.incarnation)
         await rank.say(TrainerHello(rank=0, num_ranks=1, step=step))
         await rank.say(VersionWant(step=step))
@@ -91,14 +92,35 @@ class World:
             skeleton_folder=self.skeleton,
             canary=canary,
         )
+        if is_spoilt:
+            self.spoil(version)
         await rank.announce(version, step)
         return version
 
-    def actor(self, engine: ScriptedEngine | None = None, join_seconds: float = 5.0) -> ActorService:
+    async def stop_weight_server(self) -> None:
+        """From now on nobody answers who asks for weights."""
+        self._running[1].cancel()
+        await asyncio.gather(self._running[1], return_exceptions=True)
+
+    def spoil(self, version: int) -> None:
+        """Turn the bits of a byte of a version on the disk; once more, and it is whole again."""
+        path = version_folder(self.store, version) / "model.safetensors"
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
+
+    def restart_with(self, **sections: dict[str, object]) -> None:
+        """Start the learner again, once it was stopped, with some settings changed."""
+        changed = {name: getattr(self.config, name).model_copy(update=values) for name, values in sections.items()}
+        self.config = self.config.model_copy(update=changed)
+        self.start()
+
+    def actor(
+        self, engine: ScriptedEngine | None = None, join_seconds: float = 5.0, plan: WeightsPlan | None = None
+    ) -> ActorService:
         """An actor that has not begun to serve; its engine answers at once unless one is given."""
         made = engine or ScriptedEngine()
         link = LearnerLink(self._connect, ADDRESS, engine="scripted", join_seconds=join_seconds)
-        weights = WeightsFollower(link, lambda: None, WeightsPlan())
+        weights = WeightsFollower(link, lambda: None, plan or WeightsPlan())
         return ActorService(link, lambda welcome: made, grading_of, weights)
 
     def _connect(self, address: str, identity: bytes) -> Dealer:

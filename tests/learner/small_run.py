@@ -8,7 +8,7 @@ import numpy as np
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import DcpoError
-from dcpo_async.protocol.conversion import group_to_message
+from dcpo_async.protocol.conversion import group_to_message, settings_digest
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.records import Group, Lease, Prompt, Response, VersionSegment
 from learner.coordinator.intake import Intake
@@ -68,15 +68,17 @@ def answer(
     rewards: Sequence[float] = (1.0, 0.0),
     num_tokens: int = 2,
     text: str = "response {index}",
+    made_by: str | None = None,
+    log_prob: float = -0.5,
 ) -> Envelope:
-    """The group of a lease; every response has `num_tokens` tokens under each of the versions."""
+    """The group of a lease, by the settings of `make_config`; responses have `num_tokens` tokens under each version."""
     spans = [versions] if isinstance(versions, int) else versions
     segments = tuple(VersionSegment(version, num_tokens) for version in spans if num_tokens)
     length = num_tokens * len(spans)
     responses = tuple(
         Response(
             token_ids=np.arange(length, dtype=np.int32),
-            behavior_logprobs=np.full(length, -0.5, dtype=np.float32),
+            behavior_logprobs=np.full(length, log_prob, dtype=np.float32),
             segments=segments,
             finish_reason="stop",
             text=text.replace("{index}", str(index)),
@@ -84,7 +86,8 @@ def answer(
         for index in range(len(rewards))
     )
     reasons = tuple("equal" if reward > 0 else "different" for reward in rewards)
-    group = Group(lease.position, lease.attempt, responses, tuple(rewards), reasons)
+    made_by = MADE_BY if made_by is None else made_by
+    group = Group(lease.position, lease.attempt, responses, tuple(rewards), reasons, made_by=made_by)
     return Envelope(*group_to_message(group), "run", 1)
 
 
@@ -100,10 +103,10 @@ def train(intake: Intake, *steps: Sequence[Sequence[float]], text: str = "respon
         assert intake.commit_batch(step)
 
 
-def leases_of(intake: Intake, session: bytes = b"a", at_most: int = 100) -> list[Lease]:
+def leases_of(intake: Intake, session: bytes = b"a", at_most: int = 100, now: float = 0.0) -> list[Lease]:
     """Everything that the gate gives out now, at most `at_most`."""
     granted: list[Lease] = []
-    while len(granted) < at_most and (lease := intake.grant(session, now=0.0)) is not None:
+    while len(granted) < at_most and (lease := intake.grant(session, now)) is not None:
         granted.append(lease)
     return granted
 
@@ -115,3 +118,7 @@ def stored_groups(intake: Intake, step: int) -> list[StepGroup]:
 
 def outcome(intake: Intake, group: Envelope, session: bytes = b"a") -> str:
     return intake.accept(session, group).outcome
+
+
+MADE_BY = settings_digest(make_config(Path("nowhere")).sampling, make_config(Path("nowhere")).grading)
+"""What groups say that are made by the settings of `make_config`, where a test does not change them."""

@@ -44,7 +44,7 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Run]:
     with Services(tmp_path_factory.mktemp("elastic"), model) as services:
-        run = Run(services, services.start_learner(*WORDS), services.start_actor(*SLOW))
+        run = Run(services, services.start_learner(*WORDS, "--dismiss"), services.start_actor(*SLOW))
         services.until_step(2)
         yield run
 

@@ -48,7 +48,7 @@ def test_an_actor_fetches_from_anothers_relay_and_goes_on_when_it_is_killed_and_
     tmp_path: Path, model: Path
 ) -> None:
     with Services(tmp_path, model) as services:
-        learner = services.start_learner("--training.max_steps", "4000")
+        learner = services.start_learner("--training.max_steps", "4000", "--dismiss")
         actors = [start_actor(services, name) for name in "abc"]
         # Two ask the weight server, the third the first one's relay.
         parent = services.until("weights from a relay", lambda: parent_of(actors))

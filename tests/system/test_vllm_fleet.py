@@ -30,7 +30,7 @@ def leases_of(services: Services, engine: psutil.Process) -> int:
 
 def test_a_fleet_of_vllm_engines_joins_dies_and_loses_nothing(tmp_path: Path, model: Path) -> None:
     with Services(tmp_path, model) as services:
-        learner = services.start_learner(*WORDS, *CHECKPOINTS)
+        learner = services.start_learner(*WORDS, *CHECKPOINTS, "--dismiss")
         first = services.start_actor("--engine", "vllm", "--kv-cache-gib", "0.25")
         services.until("the first steps", lambda: services.status().get("step", 0) >= 3, seconds=200)
 

@@ -1,21 +1,27 @@
 """The folder that the processes of a machine share: one downloads, nobody removes what another uses."""
 
 import asyncio
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actor.weights.cache import default_cache_folder
+from actor.weights.cache import default_cache_folder, sweep_siblings
 from dcpo_async.errors import WeightsError
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ManifestMessage
 from dcpo_async.transport.interfaces import Dealer, Router
 from dcpo_async.transport.memory_channel import MemoryNetwork
+from dcpo_async.weights.locks import has_lock, hold, let_go, opened
 from dcpo_async.weights.places import version_folder, versions
 from dcpo_async.weights.store import discard_unused, prune
 from tests.actor.weights.served import NUM_CHUNKS, Watched, contents, names, publish, puller, served
@@ -216,3 +222,66 @@ async def test_a_version_on_another_machine_or_in_another_folder_is_fetched(
         relay.cancel()
         await asyncio.gather(relay, return_exceptions=True)
         client.close()
+
+
+def abandoned(cache: Path, version: int) -> Path:
+    """A run's cache as a killed actor leaves it, two minutes ago."""
+    folder = version_folder(cache, version)
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    for name in (".checked", ".unfinished-x", "patches", "engine-0"):
+        (cache / name).mkdir()
+    (cache / ".fetch.lock").touch()
+    for path in (cache, cache / ".fetch.lock"):
+        os.utime(path, (time.time() - 120,) * 2)
+    return folder
+
+
+def test_what_killed_actors_of_other_runs_left_is_swept(tmp_path: Path) -> None:
+    abandoned(tmp_path / "dead", 3)
+    own = abandoned(tmp_path / "own", 3)
+    assert sweep_siblings(tmp_path / "own") == [tmp_path / "dead"]
+    assert not (tmp_path / "dead").exists()
+    assert own.exists()
+    assert sweep_siblings(tmp_path / "none" / "own") == []
+
+
+def test_what_somebody_may_use_is_not_swept(tmp_path: Path) -> None:
+    for name in ("held", "fetching", "engine", "new", "foreign"):
+        abandoned(tmp_path / name, 3)
+    held = hold(version_folder(tmp_path / "held", 3))
+    assert held is not None
+    os.utime(tmp_path / "new" / ".fetch.lock")
+    (tmp_path / "foreign" / "notes.txt").touch()
+    os.utime(tmp_path / "foreign", (time.time() - 120,) * 2)
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    with (
+        opened(tmp_path / "fetching" / ".fetch.lock", os.O_RDWR) as lock,
+        opened(tmp_path / "engine" / "engine-0", os.O_RDONLY | os.O_DIRECTORY) as place,
+    ):
+        assert has_lock(lock, fcntl.LOCK_EX)
+        assert has_lock(place, fcntl.LOCK_EX)
+        assert sweep_siblings(tmp_path / "own") == []
+    let_go(held)
+    assert sweep_siblings(tmp_path / "own") == [tmp_path / name for name in ("engine", "fetching", "held")]
+
+
+async def test_a_fetch_goes_on_where_its_cache_is_swept_before_it_begins(store: Path, cache: Path) -> None:
+    publish(store, 1)
+    network = MemoryNetwork()
+    async with served(network.router(), store):
+        with opened_lock(cache):
+            fetching = asyncio.create_task(puller(network.dealer(b"a"), cache).fetch())
+            await asyncio.sleep(0.3)
+            shutil.rmtree(cache)
+        folder, _ = await fetching
+    assert contents(folder) == contents(store / "v00000001")
+
+
+@contextmanager
+def opened_lock(cache: Path) -> Iterator[None]:
+    """Somebody sweeps the cache: it has the lock on downloads."""
+    cache.mkdir(mode=0o700)
+    with opened(cache / ".fetch.lock", os.O_RDWR | os.O_CREAT) as lock:
+        assert has_lock(lock, fcntl.LOCK_EX)
+        yield

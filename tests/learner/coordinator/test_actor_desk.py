@@ -1,6 +1,7 @@
 """What actors and evaluators are told, and when."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -89,9 +90,85 @@ async def test_an_unsound_group_is_refused_and_its_lease_goes_out_again(
         ack = await actor.hear(Ack)
         assert ack.outcome == "invalid"
         assert "weights versions [77] were never published" in ack.detail
+        # Not to the same host at once, which is all there is.
+        await actor.say(Want(num_leases=1))
+        assert (await actor.lease()).position == lease.position + 1
+        learner.wait(30.0)
         await actor.say(Want(num_leases=1))
         again = await actor.lease()
         assert (again.position, again.attempt) == (lease.position, 2)
+
+
+async def test_a_session_whose_groups_are_refused_is_ended_by_name_and_another_gets_its_leases(
+    tmp_path: Path, open_intake: OpenIntake, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        await learner.publish()
+        sick, well = learner.actor("sick"), learner.actor("well")
+        await sick.say(Hello(host="bad-gpu", engine="scripted"))
+        await sick.hear(Welcome)
+        await sick.say(Want(num_leases=4))
+        leases = [await sick.lease() for _ in range(4)]
+        for lease in leases[:3]:
+            await sick.send_group(lease, version=77)
+            assert (await sick.hear(Ack)).outcome == "invalid"
+        reject = await sick.hear(Reject)
+        assert reject.reason == "unsound"
+        assert re.fullmatch(r"its groups are refused: weights versions \[77\].*; is its GPU healthy\?", reject.detail)
+        (line,) = [record.getMessage() for record in caplog.records if "is refused: 3 groups" in record.getMessage()]
+        assert "actor sick on bad-gpu is refused" in line
+        await well.join()
+        await well.say(Want(num_leases=4))
+        assert [(await well.lease()).position for _ in range(4)] == [lease.position for lease in leases]
+        assert learner.intake.counts["lease_failures"] == 0
+
+
+async def test_a_sound_group_between_refused_ones_keeps_the_session(tmp_path: Path, open_intake: OpenIntake) -> None:
+    config = make_config(tmp_path, groups_per_step=3, max_lag=1)
+    async with learning(config, open_intake) as learner:
+        await learner.publish()
+        actor = learner.actor()
+        await actor.join()
+        await actor.say(Want(num_leases=5))
+        outcomes = []
+        for version in (77, 77, 1, 77, 77):
+            await actor.send_group(await actor.lease(), version=version)
+        for _ in range(5):
+            outcomes.append((await actor.hear(Ack)).outcome)
+        assert outcomes == ["invalid", "invalid", "accepted", "invalid", "invalid"]
+        assert await actor.hears_nothing()
+
+
+async def test_actors_of_a_learner_that_stops_are_told_to_wait_and_lose_nothing(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        actor, lease = await holding_one_lease(learner)
+        learner.coordinator.actors.pause("the learner stops")
+        assert (await actor.hear(Reject)) == Reject(reason="stopping", detail="the learner stops")
+        newcomer = learner.actor("b")
+        await newcomer.say(Hello(host="here", engine="scripted"))
+        assert (await newcomer.hear(Reject)).reason == "stopping"
+        # While it writes its last checkpoint nobody is lost, and what arrives counts.
+        learner.wait(60.0)
+        await actor.say(Want(num_leases=3))
+        assert await actor.hears_nothing()
+        await actor.send_group(lease)
+        assert (await actor.hear(Ack)).outcome == "accepted"
+        assert learner.intake.counts["leases_released"] == 0
+
+
+@pytest.mark.parametrize(("has_failed", "falls"), [(True, 1), (False, 0)])
+async def test_an_engine_that_fails_with_a_lease_is_remembered_against_its_prompt_and_one_that_leaves_is_not(
+    tmp_path: Path, open_intake: OpenIntake, has_failed: bool, falls: int
+) -> None:
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        actor, lease = await holding_one_lease(learner)
+        await actor.say(Bye(reason="it ends", has_failed=has_failed))
+        await until(lambda: learner.intake.counts["leases_released"] == 1)
+        slot = learner.intake.table.get(lease.position)
+        assert slot is not None
+        assert (slot.falls, slot.failures) == (falls, 0)
 
 
 async def test_a_failed_lease_goes_out_again_first(tmp_path: Path, open_intake: OpenIntake) -> None:

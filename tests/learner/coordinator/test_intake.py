@@ -118,7 +118,7 @@ def test_versions_that_the_trainer_repeats_after_a_crash_are_not_offered_before_
 ) -> None:
     intake = trained_to_step(open_intake(make_config(tmp_path, groups_per_step=1, max_lag=1)), 3)
     newest = intake.versions.published[-1]
-    intake.versions.resume(1)
+    intake.resume(1)
     assert [version.step for version in intake.versions.published if version.step > 1] == []
     offered = [intake.publish(intake.grant_version(step)) for step in (1, 2)]
     assert offered == [False, False]
@@ -135,7 +135,7 @@ def test_with_rare_publications_the_last_one_before_new_groups_are_needed_is_off
 ) -> None:
     config = make_config(tmp_path, groups_per_step=1, max_lag=2, lag={"publish_interval": 3})
     intake = trained_to_step(open_intake(config), 5)
-    intake.versions.resume(0)
+    intake.resume(0)
     offered = {step: intake.publish(intake.grant_version(step)) for step in (0, 3)}
     assert offered == {0: False, 3: True}
     assert intake.grant(b"a", now=0.0) is not None
@@ -194,14 +194,15 @@ def test_a_prompt_is_quarantined_after_max_failures_of_its_own_fault_and_stays_s
     intake = open_intake(config, num_prompts=3)
     publish(intake, step=0)
     lease = leases_of(intake, at_most=1)[0]
-    intake.fail(b"a", lease.position, lease.attempt, "the engine died", is_prompts_fault=False)
-    for attempt in (2, 3):
-        again = leases_of(intake, at_most=1)[0]
+    intake.fail(b"a", lease.position, lease.attempt, "the engine died", is_prompts_fault=False, now=0.0)
+    for attempt, host in ((2, b"a"), (3, b"b")):
+        again = leases_of(intake, host, at_most=1)[0]
         assert (again.position, again.attempt) == (lease.position, attempt)
-        intake.fail(b"a", again.position, again.attempt, "no tokens", is_prompts_fault=True)
+        intake.fail(host, again.position, again.attempt, "no tokens", is_prompts_fault=True, now=0.0)
     intake.ledger.close()
     intake = open_intake(config, num_prompts=3)
-    assert len(intake.quarantined) == 1
+    (row,) = intake.quarantined.values()
+    assert (row.prompt_id, row.reason) == (lease.prompt_id, "failed 2 times, on a, b; at last: no tokens")
     publish(intake, step=0)
     for _ in range(4):
         leases = leases_of(intake)
@@ -217,13 +218,13 @@ def test_failures_are_remembered_over_a_restart(tmp_path: Path, open_intake: Ope
     intake = open_intake(config)
     publish(intake, step=0)
     lease = leases_of(intake, at_most=1)[0]
-    intake.fail(b"a", lease.position, lease.attempt, "no tokens", is_prompts_fault=True)
+    intake.fail(b"a", lease.position, lease.attempt, "no tokens", is_prompts_fault=True, now=0.0)
     intake.ledger.close()
     intake = open_intake(config)
     publish(intake, step=0)
     intake.release_unlisted(now=100.0)
     again = leases_of(intake, at_most=1)[0]
-    intake.fail(b"a", again.position, again.attempt, "no tokens", is_prompts_fault=True)
+    intake.fail(b"a", again.position, again.attempt, "no tokens", is_prompts_fault=True, now=0.0)
     assert len(intake.quarantined) == 1
 
 
@@ -232,8 +233,8 @@ def test_when_every_prompt_is_quarantined_the_run_ends_with_the_reason(tmp_path:
     intake = open_intake(config, num_prompts=2)
     publish(intake, step=0)
     for lease in leases_of(intake):
-        intake.fail(b"a", lease.position, lease.attempt, "no tokens", is_prompts_fault=True)
-    with pytest.raises(ConfigError, match="all 2 prompts failed 1 times"):
+        intake.fail(b"a", lease.position, lease.attempt, "no tokens", is_prompts_fault=True, now=0.0)
+    with pytest.raises(ConfigError, match=r"all 2 prompts are quarantined, .* no tokens; .* `dcpo release .* --all`"):
         intake.grant(b"a", now=0.0)
 
 
@@ -265,7 +266,7 @@ def test_after_a_restart_leases_wait_for_their_holders_and_then_go_out_again(
     intake.ledger.close()
     intake = open_intake(config)
     intake.start_clock(now=1000.0)
-    intake.reclaim(b"a", [LeaseName(position=first.position, attempt=first.attempt)], now=1001.0)
+    intake.table.reclaim(b"a", [LeaseName(position=first.position, attempt=first.attempt)], now=1001.0)
     publish(intake, step=0)
     assert intake.grant(b"b", now=1002.0) is None
     intake.table.heartbeat(b"a", [LeaseName(position=first.position, attempt=first.attempt)], [0], now=1010.0)
@@ -290,3 +291,45 @@ def test_a_batch_committed_before_a_kill_is_read_back_after_it(tmp_path: Path, o
     assert [(e.group.position, e.advantages, e.visit) for e in after] == [
         (e.group.position, e.advantages, e.visit) for e in before
     ]
+
+
+def test_the_newest_version_in_the_store_serves_leases_before_the_trainer_is_up(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    config = make_config(tmp_path, groups_per_step=1, max_lag=2)
+    intake = trained_to_step(open_intake(config), 3)
+    newest = publish(intake, step=3)
+    intake.ledger.close()
+    intake = open_intake(config)
+    assert intake.grant(b"a", now=0.0) is None
+    intake.offer(newest)
+    # Steps 3, 4 and 5 may train on what the weights of step 3 answer, as at any other time.
+    assert [lease.min_version for lease in leases_of(intake)] == [newest] * 3
+    assert intake.versions.newest.weights_version == newest
+    # The trainer has lost the steps since its checkpoint: no further lease asks for a state that is gone.
+    intake.resume(1)
+    intake.release_session(b"a")
+    assert intake.grant(b"a", now=0.0) is None
+    version = publish(intake, step=3)
+    assert version > newest
+    assert [lease.min_version for lease in leases_of(intake)] == [version] * 3
+
+
+def test_a_version_that_a_trainer_had_repeated_is_not_offered_after_a_restart(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    config = make_config(tmp_path, groups_per_step=1, max_lag=2)
+    intake = trained_to_step(open_intake(config), 3)
+    intake.resume(1)
+    repeated = publish(intake, step=1)
+    intake.ledger.close()
+    intake = open_intake(config)
+    intake.offer(repeated)
+    assert intake.grant(b"a", now=0.0) is None
+
+
+def test_a_version_that_this_run_never_granted_is_not_offered(tmp_path: Path, open_intake: OpenIntake) -> None:
+    intake = open_intake(make_config(tmp_path))
+    for version in (None, 7):
+        intake.offer(version)
+        assert intake.grant(b"a", now=0.0) is None

@@ -71,7 +71,7 @@ def test_the_group_of_a_quarantined_visit_is_superseded(tmp_path: Path, open_int
     intake = open_intake(make_config(tmp_path, actor={"max_failures": 1}))
     version = publish(intake, step=0)
     lease = leases_of(intake, at_most=1)[0]
-    intake.fail(b"a", lease.position, lease.attempt, "no tokens", is_prompts_fault=True)
+    intake.fail(b"a", lease.position, lease.attempt, "no tokens", is_prompts_fault=True, now=0.0)
     assert outcome(intake, answer(lease, version)) == "superseded"
     assert intake.ledger.reward_stats(lease.prompt_id).visits == 0
 

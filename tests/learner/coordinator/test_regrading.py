@@ -1,7 +1,11 @@
 """A sampled share of responses is graded again, and disagreement is counted."""
 
 import asyncio
+import contextlib
 from collections import Counter
+
+import psutil
+import pytest
 
 from dcpo_async.config.loading import load_config
 from dcpo_async.protocol.messages import GroupMessage
@@ -40,3 +44,28 @@ async def test_a_reward_that_grading_again_does_not_give_is_counted() -> None:
 
 async def test_a_share_of_zero_grades_nothing() -> None:
     assert await counts_after(0.0, group((1.0,), ("\\boxed{5}",))) == {}
+
+
+async def test_a_regrader_whose_workers_die_is_named_counted_and_begins_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    counts: Counter[str] = Counter()
+    regrader = Regrader(load_config(overrides=["--actor.regrade_share", "1.0"]), counts)
+    # What needs algebra goes to a worker.
+    regrader.sample(group((1.0,), ("\\boxed{\\frac{n(n+1)}{2}}",)), "\\sum_{k=1}^{n} k")
+    running = asyncio.create_task(regrader.run())
+    try:
+        async with asyncio.timeout(60.0):
+            while not counts["regrader_restarts"]:
+                for child in psutil.Process().children(recursive=True):
+                    with contextlib.suppress(psutil.Error):
+                        if "spawn_main" in " ".join(child.cmdline()):
+                            child.kill()
+                await asyncio.sleep(0.02)
+            regrader.sample(group((1.0,), ("\\boxed{4}",)), "4")
+            while not counts["regraded"]:  # noqa: ASYNC110 - a count has no event
+                await asyncio.sleep(0.02)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert "the regrader failed, training goes on: GradingError" in caplog.text

@@ -10,6 +10,7 @@ from dcpo_async.metrics.timeline import read_spans
 from dcpo_async.protocol.messages import (
     Ack,
     Bye,
+    LeaseFailed,
     VersionMessage,
     Want,
 )
@@ -183,3 +184,17 @@ async def test_what_actors_and_ranks_took_is_in_the_timeline(tmp_path: Path, ope
     fetch, pause = spans["a", "fetch"], spans["a", "pause"]
     assert (fetch.seconds, pause.seconds) == (2.0, 0.5)
     assert fetch.start + fetch.seconds == pytest.approx(pause.start, abs=0.05)
+
+
+async def test_quarantined_prompts_are_told_with_the_reason(tmp_path: Path, open_intake: OpenIntake) -> None:
+    async with learning(make_config(tmp_path, actor={"max_failures": 1}), open_intake) as learner:
+        actor, lease = await holding_one_lease(learner)
+        await actor.say(
+            LeaseFailed(position=lease.position, attempt=lease.attempt, reason="too long", is_prompts_fault=True)
+        )
+        await until(lambda: bool(learner.intake.quarantined))
+        learner.coordinator.status.write()
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["quarantined"] == [
+        {"prompt_id": lease.prompt_id, "position": 0, "reason": "failed 1 times, on here; at last: too long"}
+    ]

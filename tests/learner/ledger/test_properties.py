@@ -115,7 +115,7 @@ class Ledger(RuleBasedStateMachine):
 
     def resume_trainer(self) -> None:
         self.step = self.checkpoint
-        self.intake.versions.resume(self.step)
+        self.intake.resume(self.step)
         self.publish()
 
     def check_step(self, step: int) -> None:
@@ -218,20 +218,24 @@ class Ledger(RuleBasedStateMachine):
     def fail(self, data: st.DataObject, is_prompts_fault: bool) -> None:
         session, lease = data.draw(st.sampled_from(self.held))
         if len(self.intake.quarantined) < self.num_prompts - 1:
-            self.intake.fail(session, lease.position, lease.attempt, "a reason", is_prompts_fault)
+            self.intake.fail(
+                session, lease.position, lease.attempt, "a reason", is_prompts_fault=is_prompts_fault, now=self.now
+            )
         self.intake.ledger.commit()
 
     @precondition(lambda self: not self.is_calm)
     @rule(session=st.sampled_from(SESSIONS))
     def session_is_lost(self, session: bytes) -> None:
-        self.intake.release_session(session)
+        if len(self.intake.quarantined) < self.num_prompts - 1:
+            self.intake.release_session(session, fell_at=self.now)
+        self.intake.ledger.commit()
 
     @rule(session=st.sampled_from(SESSIONS), data=st.data())
     def session_joins_again(self, session: bytes, data: st.DataObject) -> None:
         names = [
             LeaseName(position=lease.position, attempt=lease.attempt) for who, lease in self.held if who == session
         ]
-        self.intake.reclaim(session, [name for name in names if data.draw(st.booleans())], self.now)
+        self.intake.table.reclaim(session, [name for name in names if data.draw(st.booleans())], self.now)
 
     @precondition(lambda self: not self.is_calm)
     @rule(session=st.sampled_from(SESSIONS), seconds=st.sampled_from([5.0, 16.0]))
@@ -258,7 +262,17 @@ class Ledger(RuleBasedStateMachine):
         self.config = self.config.model_copy(update={"folder": folder})
         self.intake = self.open_ledger()
         self.intake.start_clock(self.now)
+        self.lease_before_the_trainer_is_up()
         self.resume_trainer()
+
+    def lease_before_the_trainer_is_up(self) -> None:
+        newest = max(self.steps_of)
+        self.intake.offer(newest)
+        is_offered = self.intake.versions.newest.weights_version == newest
+        assert is_offered == (self.steps_of[newest] == max(self.steps_of.values()))
+        if is_offered and newest not in self.announced:
+            self.announced.append(newest)
+        self.want(b"b", 2)
 
     # ---- what always holds
 

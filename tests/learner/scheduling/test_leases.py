@@ -1,7 +1,7 @@
 """The lease table, event by event."""
 
 from dcpo_async.records import LeaseName
-from learner.scheduling.leases import LeaseTable, Slot, SlotState
+from learner.scheduling.leases import SUSPECT_FALLS, LeaseTable, Slot, SlotState
 
 
 def table_with(count: int, *, session: bytes | None = b"a") -> LeaseTable:
@@ -35,7 +35,7 @@ def test_a_new_visit_goes_out_when_none_was_given_back() -> None:
 
 def test_a_visit_that_was_given_back_goes_out_first_with_its_place_and_a_new_token() -> None:
     table = table_with(3)
-    table.fail(b"a", position=1, attempt=1, is_prompts_fault=False)
+    table.take_back(1)
     number, slot = table.next_to_lease()
     assert slot is not None
     assert (number, slot.position) == (1, 1)
@@ -48,14 +48,14 @@ def test_the_number_of_a_visit_does_not_count_those_that_are_trained() -> None:
     table = table_with(3)
     table.accept(0, weights_step=3)
     table.remove([0])
-    table.fail(b"a", position=2, attempt=1, is_prompts_fault=False)
+    table.take_back(2)
     assert table.next_to_lease() == (1, slot_of(table, 2))
 
 
 def test_a_lost_session_gives_back_all_its_leases_and_nobody_elses() -> None:
     table = table_with(2)
     table.lease(table.open_new(99, 1), b"b", weights_step=0, now=0.0)
-    assert table.release_session(b"a") == 2
+    assert [slot.position for slot in table.release_session(b"a")] == [0, 1]
     assert [slot.state for slot in table.open_slots] == [SlotState.WAITING, SlotState.WAITING, SlotState.LEASED]
 
 
@@ -73,18 +73,28 @@ def test_a_heartbeat_that_names_the_lease_of_another_or_an_old_token_keeps_nothi
     assert table.release_unlisted(now=15.5, silence_seconds=15.0) == 1
 
 
-def test_a_failure_reported_by_the_holder_counts_against_the_prompt_only_if_it_is_its_fault() -> None:
-    table = table_with(2)
-    assert table.fail(b"a", 0, attempt=1, is_prompts_fault=True) is slot_of(table, 0)
-    assert table.fail(b"a", 1, attempt=1, is_prompts_fault=False) is slot_of(table, 1)
-    assert [slot.failures for slot in table.open_slots] == [1, 0]
+def test_a_visit_that_may_not_go_to_this_session_is_passed_over_for_the_next_one() -> None:
+    table = table_with(3)
+    table.take_back(0)
+    table.take_back(1)
+    assert table.next_to_lease(lambda slot: slot.position != 0) == (1, slot_of(table, 1))
+    assert table.next_to_lease(lambda slot: False) == (3, None)
+    assert table.next_to_lease() == (0, slot_of(table, 0))
 
 
-def test_a_failure_of_another_session_or_an_old_token_changes_nothing() -> None:
-    table = table_with(1)
-    assert table.fail(b"b", 0, attempt=1, is_prompts_fault=True) is None
-    assert table.fail(b"a", 0, attempt=0, is_prompts_fault=True) is None
-    assert slot_of(table, 0).state is SlotState.LEASED
+def test_suspects_go_out_after_the_others_that_were_given_back_and_in_turn() -> None:
+    table = table_with(3)
+    table.release_session(b"a")
+    for position in (0, 1):
+        slot_of(table, position).falls = SUSPECT_FALLS
+    slot_of(table, 0).failures = 1
+    order = []
+    for _ in range(3):
+        slot = table.next_to_lease()[1]
+        assert slot is not None
+        order.append(slot.position)
+        table.lease(slot, b"b", weights_step=3, now=1.0)
+    assert order == [2, 1, 0]
 
 
 def test_a_session_that_joins_again_takes_back_what_nobody_else_has_got() -> None:
@@ -161,7 +171,7 @@ def test_heartbeats_tell_by_how_many_tokens_the_leases_of_a_session_have_grown()
 def test_a_lease_that_was_taken_back_goes_to_others_first_and_its_holder_cannot_claim_it() -> None:
     table = table_with(2)
     slot = slot_of(table, 1)
-    table.take_back(slot, now=10.0, shun_seconds=30.0)
+    table.take_back(slot.position, shun_until=40.0)
     assert table.next_to_lease() == (1, slot)
     assert slot.is_shunning(b"a", now=39.0)
     assert not slot.is_shunning(b"b", now=11.0)
@@ -172,7 +182,7 @@ def test_a_lease_that_was_taken_back_goes_to_others_first_and_its_holder_cannot_
 
 def test_leases_are_found_by_their_holder() -> None:
     table = table_with(3)
-    table.fail(b"a", 1, attempt=1, is_prompts_fault=False)
+    table.take_back(1)
     table.lease(slot_of(table, 1), b"b", weights_step=0, now=1.0)
     table.accept(0, weights_step=0)
     assert {session: list(slots) for session, slots in table.held.items()} == {b"a": [2], b"b": [1]}

@@ -58,7 +58,7 @@ class Fleet:
             for name, held in list(self.table.held.items()):
                 assert name is not None
                 for late in self.progress.stalled(name, list(held.values()), float(now)):
-                    self.table.take_back(late.slot, float(now), 30.0)
+                    self.table.take_back(late.slot.position, shun_until=now + 30.0)
                     self.num_taken_back += 1
             self.train(float(now))
             self.grant(float(now))
@@ -98,7 +98,7 @@ class Fleet:
             return False
         slot.num_handed_over += 1
         self.num_handed_over += 1
-        self.table.take_back(slot, now, 30.0)
+        self.table.take_back(slot.position, shun_until=now + 30.0)
         self.lease(slot, sooner[0], now)
         return True
 

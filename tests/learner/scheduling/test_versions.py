@@ -24,8 +24,17 @@ def test_a_group_may_start_from_the_oldest_version_within_max_lag() -> None:
     assert [found.weights_version if found else None for found in asked] == [1, 1, 1, 2, 3, 4]
 
 
-def test_a_version_that_lags_behind_committed_batches_is_not_offered() -> None:
+def test_a_version_is_offered_though_batches_were_committed_while_it_was_written() -> None:
+    """The next step trains while a version is written: with groups at hand its batch is there before the version is."""
     versions = with_versions(0)
+    versions.granted(2, 1)
+    assert versions.publish(2, next_step=2)
+    assert versions.newest.weights_version == 2
+
+
+def test_a_version_that_a_trainer_repeats_is_not_offered_before_it_has_caught_up() -> None:
+    versions = with_versions(0)
+    versions.resume(0, next_step=3)
     versions.granted(2, 1)
     assert not versions.publish(2, next_step=3)
     versions.granted(3, 3)
@@ -35,7 +44,7 @@ def test_a_version_that_lags_behind_committed_batches_is_not_offered() -> None:
 
 def test_versions_beyond_the_step_that_a_trainer_resumes_from_are_abandoned() -> None:
     versions = with_versions(0, 1, 2)
-    versions.resume(1)
+    versions.resume(1, next_step=3)
     assert versions.newest.weights_version == 2
     assert versions.steps == {1: 0, 2: 1, 3: 2}
 

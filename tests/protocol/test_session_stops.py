@@ -1,0 +1,54 @@
+"""A learner that stops for a while, and an engine that stops for good."""
+
+import pytest
+
+from dcpo_async.errors import UnreachableError
+from dcpo_async.protocol.events import Paused
+from dcpo_async.protocol.messages import Bye, Hello, Reject, Want
+from dcpo_async.protocol.transitions import ActorState
+from tests.protocol.made_session import WELCOME, group
+from tests.protocol.test_session import due, grant, kinds, names, take, working
+
+
+def test_a_learner_that_stops_is_asked_again_every_few_seconds_and_then_gets_all_that_was_kept() -> None:
+    session = working()
+    for position in (1, 2):
+        grant(session, position)
+    session.finish(group(1), 1.0)
+    stopping = Reject(reason="stopping", detail="back soon")
+    assert take(session, stopping, 1.0) == [Paused("back soon")]
+    assert session.state is ActorState.REJOINING
+    # Work goes on, nothing is sent but the question whether it is back.
+    session.finish(group(2), 2.0)
+    assert kinds(session, 2.0) == []
+    [hello] = due(session, 6.0)
+    assert isinstance(hello, Hello)
+    assert hello.held == names(1, 2)
+    assert take(session, stopping, 6.1) == []
+    assert kinds(session, 11.0) == []
+    assert kinds(session, 11.2) == ["hello"]
+    take(session, WELCOME, 20.0)
+    assert sorted(kinds(session, 20.0)) == ["group", "group", "heartbeat"]
+
+
+def test_a_learner_that_never_comes_back_is_given_up_after_the_time_out() -> None:
+    session = working()
+    take(session, Reject(reason="stopping", detail="back soon"), 1.0)
+    session.messages_due(600.9)
+    with pytest.raises(UnreachableError, match="within 600 s"):
+        session.messages_due(601.0)
+
+
+def test_a_session_that_takes_no_leases_gives_its_credit_back() -> None:
+    session = working()
+    session.takes_leases = False
+    assert due(session, 1.0) == [Want(num_leases=0)]
+    session.takes_leases = True
+    assert due(session, 2.0) == [Want(num_leases=2)]
+
+
+def test_what_an_engine_held_when_it_failed_is_told_at_its_end() -> None:
+    session = working()
+    grant(session, 1)
+    session.drain(1.0, 0.0, "the engine has died", has_failed=True)
+    assert due(session, 1.0) == [Bye(reason="the engine has died", has_failed=True)]
