@@ -14,6 +14,6 @@ def test_responses_that_end_together_had_a_place_until_then() -> None:
     step = IterationStats()
     step.finished_requests, step.num_preempted_reqs = [object()] * 3, 2  # type: ignore[list-item]
     reader.record(SchedulerStats(num_running_reqs=1, kv_cache_usage=0.5), step)
-    assert reader.load == EngineLoad(num_running=4, kv_cache_share=0.5, preemptions=2)
+    assert reader.load == EngineLoad(num_running=4, kv_cache_share=0.5, preemptions=2, steps=1)
     reader.record(SchedulerStats(num_running_reqs=4, kv_cache_usage=0.75), None)
-    assert reader.load == EngineLoad(num_running=4, kv_cache_share=0.75, preemptions=2)
+    assert reader.load == EngineLoad(num_running=4, kv_cache_share=0.75, preemptions=2, steps=2)
