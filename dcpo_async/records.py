@@ -13,8 +13,8 @@ STRETCH_BYTES = 4 << 20
 """Files of weights are digested, asked for and checked in stretches of this length, the last one apart."""
 FinishReason = Literal["stop", "length"]
 GroupOutcome = Literal["accepted", "duplicate", "superseded", "invalid"]
-Relay = Annotated[str, Field(max_length=300)]
-"""Address at which a machine hands on the weights that it has; empty for none."""
+Relay = Annotated[str, Field(max_length=300, pattern="^[!-~]*$")]
+"""Address at which a machine hands on the weights that it has, in printable ASCII; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ OWNERS = {
 # From the ground up: a part imports from the floors below its own, never from beside or above.
 FLOORS = (
     "errors records columns durable run_folder",
+    "limits",
     "config algorithm weights grading/math devices model_folder processes metrics",
     "grading protocol",
     "transport prompts evaluation",

@@ -7,14 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from dcpo_async import limits
 from dcpo_async.config import ActorSettings, GradingSettings, SamplingSettings
-from dcpo_async.records import Count, FinishReason, GroupOutcome, LeaseName, Relay
+from dcpo_async.limits import Column, Held, Name, Seconds, Segments, Sentence, ShownName, Text
+from dcpo_async.records import Count, FinishReason, GroupOutcome, Relay
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
-Text = Annotated[str, Field(max_length=1 << 20)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Array = NDArray[Any]
 
 
@@ -24,6 +23,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     kind: ClassVar[str]
     array_dtypes: ClassVar[Mapping[str, str]] = {}
+    max_header_bytes: ClassVar[int] = limits.SMALL_HEADER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,15 @@ class Hello(Message):
     """An actor joins, or joins again after a restart of the coordinator with what it holds."""
 
     kind = "hello"
-    host: Name
-    engine: Name
+    max_header_bytes = limits.HELD_HEADER_BYTES
+    session_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$", repr=False)]
+    """A secret, by which this actor alone can come back to what it holds after its connection broke."""
+    name: ShownName
+    host: ShownName
+    engine: ShownName
     role: Literal["actor", "evaluator"] = "actor"
     """An evaluator follows the weights and never wants a lease; it is not counted as an actor."""
-    held: tuple[LeaseName, ...] = ()
+    held: Held = ()
     """Leases being worked on, and those whose groups are not acknowledged yet."""
     relay: Relay = ""
     gpus: Count = 0
@@ -65,22 +69,23 @@ class Want(Message):
     """Credit: the actor has room for this many further leases."""
 
     kind = "want"
-    num_leases: Annotated[int, Field(ge=0, le=1 << 16)]
+    num_leases: Annotated[int, Field(ge=0, le=limits.MAX_HELD)]
 
 
 class GroupMessage(Message):
-    """A finished group; arrays hold the responses one after another."""
+    """A finished group; arrays hold the responses one after another, their texts in UTF-8."""
 
     kind = "group"
-    array_dtypes = {"token_ids": "<i4", "behavior_logprobs": "<f4"}
+    array_dtypes = {"token_ids": "<i4", "behavior_logprobs": "<f4", "texts": "|u1"}
+    max_header_bytes = limits.GROUP_HEADER_BYTES
     position: Count
     attempt: Count
-    lengths: tuple[Count, ...]
-    segments: tuple[tuple[tuple[Count, Count], ...], ...]
-    finish_reasons: tuple[FinishReason, ...]
-    rewards: tuple[float, ...]
-    reasons: tuple[Text, ...]
-    texts: tuple[Text, ...]
+    lengths: Column[Count]
+    segments: Column[Segments]
+    finish_reasons: Column[FinishReason]
+    rewards: Column[float]
+    reasons: Column[Sentence]
+    text_lengths: Column[Count]
     seconds: tuple[Seconds, Seconds, Seconds] = (0.0, 0.0, 0.0)
     """Of waiting for weights, of generation, of grading."""
 
@@ -91,7 +96,7 @@ class LeaseFailed(Message):
     kind = "lease_failed"
     position: Count
     attempt: Count
-    reason: Text
+    reason: Sentence
     is_prompts_fault: bool
     """False when the actor drains or its engine died: such a return does not count towards quarantine."""
 
@@ -100,7 +105,8 @@ class Heartbeat(Message):
     """The actor is alive and holds exactly these leases; `lost_relay` was silent, or sent wrong bytes."""
 
     kind = "heartbeat"
-    held: tuple[LeaseName, ...]
+    max_header_bytes = limits.HELD_HEADER_BYTES
+    held: Held
     weights_version: Count
     tokens_generated: Count
     """Response tokens since the session began."""
@@ -122,7 +128,7 @@ class Bye(Message):
     """The actor leaves; whatever it still holds goes back."""
 
     kind = "bye"
-    reason: Text
+    reason: Sentence
     canary_refusals: Count = 0
     """As in the heartbeat: one that makes an actor leave is in no heartbeat any more."""
 
@@ -145,7 +151,7 @@ class Welcome(Message):
     actor: ActorSettings
     heartbeat_seconds: Annotated[float, Field(gt=0)]
     silence_seconds: Annotated[float, Field(gt=0)]
-    chunk_bytes: Annotated[int, Field(gt=0)]
+    chunk_bytes: Annotated[int, Field(gt=0, le=limits.MAX_CHUNK_BYTES)]
 
 
 class LeaseMessage(Message):
@@ -153,6 +159,7 @@ class LeaseMessage(Message):
 
     kind = "lease"
     array_dtypes = {"prompt_token_ids": "<i4"}
+    max_header_bytes = 8 * limits.MAX_TEXT
     position: Count
     attempt: Count
     prompt_id: Name
@@ -168,7 +175,7 @@ class Ack(Message):
     position: Count
     attempt: Count
     outcome: GroupOutcome
-    detail: Text = ""
+    detail: Sentence = ""
 
 
 class Reject(Message):
@@ -176,7 +183,7 @@ class Reject(Message):
 
     kind = "reject"
     reason: Literal["rejoin", "protocol_version", "run_id", "draining", "invalid"]
-    detail: Text
+    detail: Sentence
 
 
 class VersionMessage(Message):

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from dcpo_async.limits import MAX_MESSAGE_BYTES, Sentence
 from dcpo_async.protocol.messages import Message
 from dcpo_async.records import Count
 
@@ -32,6 +33,7 @@ class ShardMessage(Message):
     """A rank's samples of one optimizer step, as parallel columns; arrays hold the samples one after another."""
 
     kind = "shard"
+    max_header_bytes = MAX_MESSAGE_BYTES
     array_dtypes = {
         "prompt_token_ids": "<i4",
         "token_ids": "<i4",
@@ -53,6 +55,7 @@ class OldLogprobs(Message):
     """A rank's log-probs of a shard at the start of its batch (`old: proximal`), in the order of the shard."""
 
     kind = "old_logprobs"
+    max_header_bytes = MAX_MESSAGE_BYTES
     array_dtypes = {"old_logprobs": "<f4"}
     step: Count
     positions: tuple[Count, ...]
@@ -138,7 +141,7 @@ class CheckpointFailed(Message):
 
     kind = "checkpoint_failed"
     step: Count
-    reason: str
+    reason: Sentence
     failures_left: Count
 
 

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dcpo_async.protocol.messages import Message, Name, Text
+from dcpo_async.limits import Name, Sentence, Text
+from dcpo_async.protocol.messages import Message
 from dcpo_async.records import STRETCH_BYTES, Count
 
 
@@ -22,13 +23,14 @@ class ManifestMessage(Message):
     """
 
     kind = "manifest"
+    max_header_bytes = 80 << 20
     weights_version: Count
     manifest_json: Annotated[str, Field(max_length=64 << 20)]
     machine: Text = ""
     folder: Text = ""
     device: Count = 0
     inode: Count = 0
-    error: Text = ""
+    error: Sentence = ""
 
 
 class ChunkWant(Message):
@@ -53,4 +55,4 @@ class ChunkMessage(Message):
     file: Name
     offset: Count
     later: bool = False
-    error: Text = ""
+    error: Sentence = ""

@@ -205,7 +205,7 @@ class ActorDesk:
         if ack.outcome == "accepted":
             actor.groups_accepted += 1
             self._span_group(peer, group)
-            self._regrader.sample(group, self._intake.answer_at(group.position))
+            self._regrader.sample(group, envelope.arrays, self._intake.answer_at(group.position))
         if ack.outcome == "invalid":
             log.warning("group %d of %s refused: %s", ack.position, name_of(peer), ack.detail)
             self._intake.fail(peer, group.position, group.attempt, ack.detail, is_prompts_fault=True)

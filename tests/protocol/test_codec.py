@@ -89,11 +89,12 @@ def group_frames() -> list[bytes]:
         finish_reasons=("stop", "length"),
         rewards=(1.0, 0.0),
         reasons=("correct", "no answer"),
-        texts=("4", "four"),
+        text_lengths=(1, 4),
     )
     arrays = {
         "token_ids": np.array([5, 6, 7], "<i4"),
         "behavior_logprobs": np.array([-0.5, -1.0, -2.0], "<f4"),
+        "texts": np.frombuffer(b"4four", "|u1"),
     }
     return [bytes(frame) for frame in encode(Envelope(message, arrays, "run", 2))]
 

@@ -18,7 +18,7 @@ def group(rewards: tuple[float, ...], texts: tuple[str, ...]) -> GroupMessage:
         finish_reasons=("stop",) * count,
         rewards=rewards,
         reasons=("equal",) * count,
-        texts=texts,
+        text_lengths=tuple(map(len, texts)),
     )
 
 

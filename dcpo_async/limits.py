@@ -1,0 +1,92 @@
+"""What one peer may say at most, how its words are shown to people, and how often it is worth a line in the log."""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, FailFast, Field
+
+from dcpo_async.records import Count, LeaseName
+
+T = TypeVar("T")
+
+MAX_WORDS = 200
+"""Characters of a peer's own words that are shown in one place."""
+MAX_SENTENCE = 1_000
+MAX_GROUP_SIZE = 1 << 10
+MAX_SEGMENTS = 1 << 8
+"""Weights versions that one response may have been sampled from."""
+MAX_GROUPS_IN_FLIGHT = 1 << 10
+OPEN_SHARE = 4
+"""Open groups, as a multiple of groups_in_flight: a group is open as long as its longest response runs, which for the
+long-tailed lengths of reasoning is some four times the mean."""
+MAX_HELD = 2 * OPEN_SHARE * MAX_GROUPS_IN_FLIGHT
+"""Leases that a session can name: those it works on, and those whose groups wait for their acknowledgement."""
+MAX_TEXT = 1 << 20
+"""Characters of one response, or of a reference answer."""
+MAX_MESSAGE_BYTES = 1 << 30
+"""No setting allows more, so that whoever has heard of none yet can go by it."""
+MAX_CHUNK_BYTES = 64 << 20
+"""Eight times as much may be asked for at once, in stretches of which 256 fit a peer's queue."""
+SMALL_HEADER_BYTES = 64 << 10
+"""Of a message whose kind does not say otherwise."""
+GROUP_HEADER_BYTES = 1 << 20
+"""Numbers and reasons; tokens and texts travel beside the header."""
+HELD_HEADER_BYTES = 32 * MAX_HELD
+COMPLAINT_SECONDS = 10.0
+
+
+def quoted(words: object, max_chars: int = MAX_WORDS) -> str:
+    r"""A peer's words, for a line that people read: cut, and without characters that would change what is around them.
+
+    `quoted("a\nb")` is `a\nb` in four characters, and bytes are read as UTF-8 as far as they can be.
+    """
+    text = bytes(words).decode("utf-8", "backslashreplace") if isinstance(words, bytes | bytearray) else str(words)
+    if len(text) <= max_chars and text.isprintable():
+        return text
+    shown = "".join(char if char.isprintable() else _escaped(char) for char in text[:max_chars])
+    return shown if len(shown) <= max_chars and len(text) <= max_chars else f"{shown[: max_chars - 1]}…"
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def _shown(max_chars: int) -> Any:
+    return BeforeValidator(lambda words: quoted(words, max_chars) if isinstance(words, str) else words)
+
+
+Sentence = Annotated[str, _shown(MAX_SENTENCE), Field(max_length=MAX_SENTENCE)]
+"""For people: whatever is put in, it can be sent, and be shown."""
+ShownName = Annotated[str, Field(min_length=1, max_length=MAX_WORDS), _shown(MAX_WORDS)]
+"""What a peer calls itself."""
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_WORDS)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Column = Annotated[tuple[T, ...], Field(max_length=MAX_GROUP_SIZE), FailFast()]
+"""An entry for each response of a group."""
+Segments = Annotated[tuple[tuple[Count, Count], ...], Field(max_length=MAX_SEGMENTS), FailFast()]
+Held = Annotated[tuple[LeaseName, ...], Field(max_length=MAX_HELD), FailFast()]
+
+
+def largest_group_bytes(group_size: int, max_response_tokens: int) -> int:
+    """Bytes that an honest group may take on the wire: an id and a log-prob for each token, texts, and a margin.
+
+    A token may stand for 256 characters (runs of spaces and dashes do), a text has at most MAX_TEXT of them, and
+    a character takes up to 4 bytes. `largest_group_bytes(16, 3072)` is 51 MiB... of which an honest one takes 1.
+    """
+    text_bytes = 4 * min(MAX_TEXT, 256 * max_response_tokens)
+    return group_size * (8 * max_response_tokens + text_bytes) + GROUP_HEADER_BYTES + SMALL_HEADER_BYTES
+
+
+class Complaints:
+    """Counts what is not worth a line each: a peer may do it ten thousand times a second."""
+
+    def __init__(self, seconds: float = COMPLAINT_SECONDS) -> None:
+        self._seconds, self._count, self._next_at = seconds, 0, 0.0
+
+    def due(self, now: float) -> int:
+        """Note one more; how many have not been told of, where it is time for a line, else 0."""
+        self._count += 1
+        if now < self._next_at:
+            return 0
+        count, self._count, self._next_at = self._count, 0, now + self._seconds
+        return count
