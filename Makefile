@@ -36,7 +36,7 @@ fast: setup
 	$(BIN)/python -m pytest -q -m "not system"
 
 system: setup
-	$(BIN)/python -m pytest -q -m "system and not thorough"
+	$(BIN)/python -m pytest -q -m "system and not thorough" --durations=25
 
 thorough: setup
 	$(BIN)/python -m pytest -q -m thorough

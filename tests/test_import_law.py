@@ -57,7 +57,7 @@ SERVICES = {
     "learner/timing": "",
     "learner/trainer": "checkpoints policy timing weights",
     "learner/publisher": "trainer weights",
-    "learner/sizing": "policy",
+    "learner/sizing": "policy weights",
     "learner/run_setup": "coordinator ledger sizing",
     "learner/launcher": "coordinator problems run_setup sizing",
 }

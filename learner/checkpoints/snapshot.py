@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.weights.host_memory import pin, populate, unpin
+from learner.weights.host_memory import pin, populate, require, unpin
 
 _ALIGNMENT = 64
 
@@ -70,6 +70,7 @@ class _Region:
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
+        require(num_bytes)
         self._mapping = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # A kernel built without huge pages does not know the advice.
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -141,7 +142,7 @@ def looked_at(samples: Sequence[TrainingSample], share: float) -> list[TrainingS
         share: of responses without a gradient, above 0; at least one is looked at.
     """
     others = [sample for sample in samples if not sample.has_gradient and len(sample.token_ids)]
-    measured = others[:: round(1 / share)]
+    measured = [others[min(int(number / share), len(others) - 1)] for number in range(math.ceil(len(others) * share))]
     num_tokens = sum(len(sample.token_ids) for sample in measured)
     count = sum(len(sample.token_ids) for sample in others) / max(1, num_tokens)
     with_gradient = [sample for sample in samples if sample.has_gradient]

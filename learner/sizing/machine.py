@@ -9,6 +9,7 @@ from pathlib import Path
 from dcpo_async.devices import Devices, cuda_environment
 from dcpo_async.errors import ConfigError
 from dcpo_async.run_folder import RunFolder
+from learner.weights.host_memory import available
 
 MIB, GB = 1 << 20, 10**9
 SMI = ("nvidia-smi", "--query-gpu=index,uuid,memory.total,mig.mode.current", "--format=csv,noheader,nounits")
@@ -49,7 +50,7 @@ def this_machine(devices: Devices, folder: Path) -> Machine:
     shared = Path("/dev/shm")
     return Machine(
         gpu=smallest_gpu(devices.gpus, listed_gpus()) if devices.gpus else None,
-        host=min(_available_memory(Path("/proc/meminfo").read_text()), _container_room(Path("/sys/fs/cgroup"))),
+        host=available(),
         shared=shutil.disk_usage(shared).free if shared.is_dir() else 0,
         disk=_disk(folder),
     )
@@ -94,24 +95,16 @@ def smallest_gpu(gpus: Sequence[int], listed: Sequence[Gpu]) -> int | None:
     return int(USABLE_SHARE * min(gpu.num_bytes for gpu in found))
 
 
-def _available_memory(meminfo: str) -> int:
-    line = next(line for line in meminfo.splitlines() if line.startswith("MemAvailable:"))
-    return int(line.split()[1]) * 1024
-
-
-def _container_room(cgroup: Path) -> int:
-    """Bytes until the limit of this container, page cache not counted; a very large number without a limit."""
-    limit, used, stat = (cgroup / name for name in ("memory.max", "memory.current", "memory.stat"))
-    if not all(path.is_file() for path in (limit, used, stat)) or limit.read_text().strip() == "max":
-        return 1 << 62
-    lines = (line.split() for line in stat.read_text().splitlines())
-    cached = next((int(value) for name, value in lines if name == "file"), 0)
-    return int(limit.read_text()) - int(used.read_text()) + cached
-
-
 def _disk(folder: Path) -> int:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     run = RunFolder(folder)
     own = (path for part in (run.checkpoints, run.weights) for path in part.rglob("*"))
-    # Files come and go while an actor of the run still holds versions.
-    return shutil.disk_usage(existing).free + sum(path.stat().st_size for path in own if path.is_file())
+    return shutil.disk_usage(existing).free + sum(map(_size, own))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 for a folder, and for what has gone: actors of the run still let go of versions."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0

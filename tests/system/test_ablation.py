@@ -30,6 +30,7 @@ def cells(table: str) -> dict[str, list[str]]:
     return {name: values for name, *values in rows}
 
 
+@pytest.mark.thorough
 def test_dcpo_learns_from_more_responses_clips_less_and_generates_less_than_its_rivals(tmp_path: Path) -> None:
     words = ablation(tmp_path / "out", "--only", "DCPO", "GRPO", "DAPO", "--steps", "40", "--every", "20")
     done = finished(words, seconds=380)

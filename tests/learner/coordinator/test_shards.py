@@ -200,3 +200,10 @@ def test_of_few_without_a_gradient_one_is_looked_at(tmp_path: Path) -> None:
     )
     assert [sample.index for sample in looked_at(samples, share=0.001)] == [0]
     assert looked_at([], share=0.125) == []
+
+
+@pytest.mark.parametrize(("share", "number"), [(0.7, 7), (0.4, 4), (0.125, 2), (1.0, 10), (0.99, 10)])
+def test_the_share_that_is_looked_at_is_the_one_that_was_asked_for(tmp_path: Path, share: float, number: int) -> None:
+    groups = [step_group(position, response(2), response(5), rewards=(0.5, 0.5)) for position in range(5)]
+    found = looked_at(step_samples(groups, 7, make_config(tmp_path), VERSION_STEPS), share)
+    assert len({(sample.position, sample.index) for sample in found}) == number

@@ -1,0 +1,1 @@
+"""Hundreds of simulated actors before one real coordinator: `python -m bench.fleet`."""

@@ -1,0 +1,137 @@
+"""Actors without engines, many to a process: real sessions over real sockets, which answer after a while."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import zmq
+import zmq.asyncio
+
+from dcpo_async.protocol.codec import decode, encode
+from dcpo_async.protocol.events import GroupAcknowledged, Joined, LeaseGranted
+from dcpo_async.protocol.messages import Hello, Want
+from dcpo_async.protocol.session import ActorSession
+from dcpo_async.records import Group, Lease, Response, VersionSegment
+
+MAX_BYTES = 1 << 30
+RESPONSE_TOKENS = 200
+POLL_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class Seen:
+    """What actors saw, in seconds.
+
+    Attributes:
+        acks: from the sending of a group to its acknowledgement.
+        leases: from a want to its lease.
+        groups: acknowledged.
+    """
+
+    acks: list[float] = field(default_factory=list)
+    leases: list[float] = field(default_factory=list)
+    groups: int = 0
+
+
+class SimulatedActor:
+    """A session that holds one lease, answered after a time that is drawn evenly around a mean.
+
+    Args:
+        context: shared by all actors of the process.
+        mean_seconds: from a lease to its group.
+    """
+
+    def __init__(self, context: zmq.asyncio.Context, address: str, number: int, mean_seconds: float) -> None:
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.setsockopt(zmq.IDENTITY, f"actor-{number}".encode())
+        self._socket.connect(address)
+        self._draws = np.random.default_rng(number)
+        self._mean_seconds = mean_seconds
+        now = time.monotonic()
+        hello = Hello(host=f"host-{number}", engine="simulated")
+        self._session = ActorSession(hello, address, now, join_timeout_seconds=120.0, rejoin_timeout_seconds=600.0)
+        self._wanted_at: float | None = None
+        self._sent_at: dict[int, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.seen = Seen()
+
+    async def run(self) -> None:
+        """Serve until this is cancelled."""
+        try:
+            while True:
+                await self._send_due()
+                wait = min(self._session.seconds_until_due(time.monotonic()), POLL_SECONDS)
+                if await self._socket.poll(max(1, int(wait * 1000))):
+                    self._take(decode(await self._socket.recv_multipart(), MAX_BYTES))
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    async def _send_due(self) -> None:
+        now = time.monotonic()
+        for envelope in self._session.messages_due(now):
+            if isinstance(envelope.message, Want) and envelope.message.num_leases:
+                self._wanted_at = self._wanted_at or now
+            await self._socket.send_multipart(encode(envelope))
+
+    def _take(self, envelope: object) -> None:
+        now = time.monotonic()
+        for event in self._session.on_envelope(envelope, now):  # type: ignore[arg-type]
+            if isinstance(event, Joined):
+                # One group's worth of responses at a time.
+                self._session.capacity = event.welcome.sampling.group_size
+            elif isinstance(event, LeaseGranted):
+                if self._wanted_at is not None:
+                    self.seen.leases.append(now - self._wanted_at)
+                    self._wanted_at = None
+                task = asyncio.create_task(self._answer(event.lease))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            elif isinstance(event, GroupAcknowledged):
+                assert event.ack.outcome == "accepted", event.ack
+                self.seen.acks.append(now - self._sent_at.pop(event.ack.position))
+                self.seen.groups += 1
+
+    async def _answer(self, lease: Lease) -> None:
+        await asyncio.sleep(self._draws.uniform(0.5, 1.5) * self._mean_seconds)
+        now = time.monotonic()
+        self._sent_at[lease.position] = now
+        self._session.finish(self._group(lease), now)
+        await self._send_due()
+
+    def _group(self, lease: Lease) -> Group:
+        number = 8
+        responses = tuple(
+            Response(
+                token_ids=self._draws.integers(0, 1000, RESPONSE_TOKENS, dtype=np.int32),
+                behavior_logprobs=np.full(RESPONSE_TOKENS, -1.0, dtype=np.float32),
+                segments=(VersionSegment(max(1, lease.min_version), RESPONSE_TOKENS),),
+                finish_reason="stop",
+                text="x" * 4 * RESPONSE_TOKENS,
+            )
+            for _ in range(number)
+        )
+        rewards = tuple(float(reward) for reward in self._draws.integers(0, 2, number))
+        return Group(lease.position, lease.attempt, responses, rewards, ("equal",) * number)
+
+
+async def crowd(address: str, number: int, groups_per_second: float, seconds: float, warm_up: float) -> Sequence[Seen]:
+    """Run so many actors for a while; what they saw before the warm-up's end is left out."""
+    context = zmq.asyncio.Context(io_threads=1)
+    context.set(zmq.MAX_SOCKETS, number + 100)
+    actors = [SimulatedActor(context, address, i, number / groups_per_second) for i in range(number)]
+    tasks = [asyncio.create_task(actor.run()) for actor in actors]
+    await asyncio.sleep(warm_up)
+    for actor in actors:
+        actor.seen = Seen()
+    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    for task in done:
+        task.result()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    context.destroy(linger=0)
+    return [actor.seen for actor in actors]
