@@ -1,5 +1,8 @@
 """What one peer may say at most, how its words are shown to people, and how often it is worth a line in the log."""
 
+import logging
+import time
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, FailFast, Field
@@ -28,10 +31,12 @@ MAX_CHUNK_BYTES = 64 << 20
 """Eight times as much may be asked for at once, in stretches of which 256 fit a peer's queue."""
 SMALL_HEADER_BYTES = 64 << 10
 """Of a message whose kind does not say otherwise."""
+MESSAGES_PER_SECOND, REQUESTS_PER_SECOND = 500.0, 5_000.0
+"""Of one connection, to the coordinator and to a weight server; what is more is not looked at."""
 GROUP_HEADER_BYTES = 1 << 20
 """Numbers and reasons; tokens and texts travel beside the header."""
 HELD_HEADER_BYTES = 32 * MAX_HELD
-COMPLAINT_SECONDS = 10.0
+MAX_LINES, LINE_SECONDS, MAX_LINE_KINDS = 50, 10.0, 1 << 12
 
 
 def quoted(words: object, max_chars: int = MAX_WORDS) -> str:
@@ -60,10 +65,12 @@ ShownName = Annotated[str, Field(min_length=1, max_length=MAX_WORDS), _shown(MAX
 """What a peer calls itself."""
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_WORDS)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Column = Annotated[tuple[T, ...], Field(max_length=MAX_GROUP_SIZE), FailFast()]
 """An entry for each response of a group."""
 Segments = Annotated[tuple[tuple[Count, Count], ...], Field(max_length=MAX_SEGMENTS), FailFast()]
+Credit = Annotated[int, Field(ge=0, le=MAX_HELD)]
+ChunkBytes = Annotated[int, Field(gt=0, le=MAX_CHUNK_BYTES)]
 Held = Annotated[tuple[LeaseName, ...], Field(max_length=MAX_HELD), FailFast()]
 
 
@@ -71,22 +78,39 @@ def largest_group_bytes(group_size: int, max_response_tokens: int) -> int:
     """Bytes that an honest group may take on the wire: an id and a log-prob for each token, texts, and a margin.
 
     A token may stand for 256 characters (runs of spaces and dashes do), a text has at most MAX_TEXT of them, and
-    a character takes up to 4 bytes. `largest_group_bytes(16, 3072)` is 51 MiB... of which an honest one takes 1.
+    a character takes up to 4 bytes. `largest_group_bytes(16, 3072)` is 53 MB, of which a usual one takes 1.
     """
     text_bytes = 4 * min(MAX_TEXT, 256 * max_response_tokens)
     return group_size * (8 * max_response_tokens + text_bytes) + GROUP_HEADER_BYTES + SMALL_HEADER_BYTES
 
 
-class Complaints:
-    """Counts what is not worth a line each: a peer may do it ten thousand times a second."""
+class LineLimit(logging.Filter):
+    """Lets through so many lines of a kind in a while: whoever provokes one ten thousand times a second fills no disk.
 
-    def __init__(self, seconds: float = COMPLAINT_SECONDS) -> None:
-        self._seconds, self._count, self._next_at = seconds, 0, 0.0
+    The first line after a while says how many were left out. Lines are of a kind by their unformatted text.
+    """
 
-    def due(self, now: float) -> int:
-        """Note one more; how many have not been told of, where it is time for a line, else 0."""
-        self._count += 1
-        if now < self._next_at:
-            return 0
-        count, self._count, self._next_at = self._count, 0, now + self._seconds
-        return count
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._kinds: dict[object, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is written."""
+        now = self._clock()
+        began, count = self._kinds.get(record.msg, (now, 0))
+        if now - began >= LINE_SECONDS:
+            left_out = max(0, count - MAX_LINES)
+            if left_out:
+                record.args, record.msg = (), f"{record.getMessage()} (and {left_out} more lines like an earlier one)"
+            began, count = now, 0
+        if len(self._kinds) < MAX_LINE_KINDS:
+            self._kinds[record.msg] = (began, count + 1)
+        return count < MAX_LINES
+
+
+def limited_log() -> None:
+    """Log to standard error as all processes do, no more than `LineLimit` lets through."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(LineLimit())

@@ -5,6 +5,7 @@ Torch and transformers take seconds to import: what can be refused without them 
 
 import argparse
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from dcpo_async.config import ModelSettings, RunConfig
 from dcpo_async.config.loading import joined_words, load_config
 from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError, TrainerError, WeightsError
+from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, largest_group_bytes, limited_log
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import Child, keep_running, last_lines, module_argv
@@ -43,13 +45,18 @@ TRAINER_GRACE_SECONDS = 60.0
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 0 when the run is finished or stopped, 2 on bad input, 1 on a failure."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    limited_log()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         asyncio.run(_run(*parsed(argv)))
     except DcpoError as error:
         print(f"dcpo-learner: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        print(f"dcpo-learner: {error.strerror}: raise the limit of `ulimit -n`, and start it again", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def parsed(argv: Sequence[str] | None) -> tuple[RunConfig, Devices, argparse.Namespace]:
@@ -99,7 +106,15 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         return
     keys = load_server_keys(options.keys) if options.keys else None
     limit = config.network.max_message_bytes
-    actors = RouterChannel(config.network.listen, limit, curve=keys, insecure=options.insecure)
+    actors = RouterChannel(
+        config.network.listen,
+        limit,
+        curve=keys,
+        insecure=options.insecure,
+        max_received_bytes=largest_group_bytes(config.sampling.group_size, config.sampling.max_response_tokens),
+        max_header_bytes=GROUP_HEADER_BYTES,
+        messages_per_second=MESSAGES_PER_SECOND,
+    )
     sockets = Path(tempfile.mkdtemp(prefix="dcpo-"))
     ranks_address = f"ipc://{sockets}/trainer"
     ranks = RouterChannel(ranks_address, limit)

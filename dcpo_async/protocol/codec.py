@@ -9,7 +9,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dcpo_async.errors import MalformedError, ProtocolError, VersionMismatchError
-from dcpo_async.limits import SMALL_HEADER_BYTES, quoted
+from dcpo_async.limits import (
+    GROUP_HEADER_BYTES,
+    HELD_HEADER_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_TEXT,
+    SMALL_HEADER_BYTES,
+    quoted,
+)
 from dcpo_async.protocol import messages, trainer_messages, weight_messages
 from dcpo_async.protocol.messages import PROTOCOL_VERSION, Array, Envelope, Message
 from dcpo_async.records import Count
@@ -26,6 +33,16 @@ MESSAGE_TYPES: Mapping[str, type[Message]] = {
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
 }
+HEADER_BYTES: Mapping[str, int] = {
+    "hello": HELD_HEADER_BYTES,
+    "heartbeat": HELD_HEADER_BYTES,
+    "group": GROUP_HEADER_BYTES,
+    "lease": 8 * MAX_TEXT,
+    "manifest": 80 << 20,
+    "shard": MAX_MESSAGE_BYTES,
+    "old_logprobs": MAX_MESSAGE_BYTES,
+}
+"""Of the kinds that need more than SMALL_HEADER_BYTES; those of ranks and learner are for those who trust them."""
 Frame = bytes | memoryview
 
 
@@ -68,12 +85,13 @@ def encode(envelope: Envelope) -> list[Frame]:
         raise ProtocolError(f"{message.kind} cannot be packed: {error}") from None
 
 
-def decode(frames: Sequence[Frame], max_message_bytes: int) -> Envelope:
+def decode(frames: Sequence[Frame], max_message_bytes: int, max_header_bytes: int = MAX_MESSAGE_BYTES) -> Envelope:
     """The envelope in these frames; its arrays are read-only views of them.
 
     Args:
         frames: bytes or anything with the buffer protocol.
         max_message_bytes: largest allowed sum of all frames.
+        max_header_bytes: largest allowed header, whatever its kind; HEADER_BYTES of its kind is never exceeded either.
 
     Raises:
         VersionMismatchError: the peer speaks another protocol version, whatever else is in the message.
@@ -86,7 +104,7 @@ def decode(frames: Sequence[Frame], max_message_bytes: int) -> Envelope:
         raise ProtocolError(f"a message of {num_bytes} bytes is over the limit of {max_message_bytes}")
     if not views:
         raise ProtocolError("a message without frames; the first must hold the header")
-    header = _header(views[0])
+    header = _header(views[0], max_header_bytes)
     message_type = MESSAGE_TYPES.get(header.kind)
     if message_type is None:
         raise ProtocolError(f"unknown kind of message {quoted(header.kind)!r}; known are {[*MESSAGE_TYPES]}")
@@ -114,8 +132,8 @@ def _raw(message: Message, name: str, array: Array) -> memoryview:
     return np.ascontiguousarray(array).view(np.uint8).data
 
 
-def _header(frame: memoryview) -> _Header:
-    _require_small(frame)
+def _header(frame: memoryview, max_bytes: int) -> _Header:
+    _require_small(frame, max_bytes)
     try:
         # Tuples in place of lists: a strict model takes nothing else for a tuple.
         words = msgpack.unpackb(
@@ -133,13 +151,12 @@ def _header(frame: memoryview) -> _Header:
         raise ProtocolError(f"header: {_first_problem(error)}") from None
 
 
-def _require_small(frame: memoryview) -> None:
+def _require_small(frame: memoryview, max_bytes: int) -> None:
     """Refuse a header that is longer than its kind's may be before it is unpacked, which takes ten times its size."""
     if frame.nbytes <= SMALL_HEADER_BYTES:
         return
     kind = _kind_of(frame[:_START_BYTES])
-    message_type = MESSAGE_TYPES.get(kind)
-    limit = SMALL_HEADER_BYTES if message_type is None else message_type.max_header_bytes
+    limit = min(max_bytes, HEADER_BYTES.get(kind, SMALL_HEADER_BYTES))
     if frame.nbytes > limit:
         raise ProtocolError(f"a header of {frame.nbytes} bytes is over the limit of {limit} for {quoted(kind)!r}")
 

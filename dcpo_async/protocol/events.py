@@ -48,4 +48,11 @@ class Dismissed:
     detail: str
 
 
-Event = Joined | LeaseGranted | GroupAcknowledged | NewVersion | Refused | Dismissed
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """The coordinator could not read a message, or has no use for it; the session goes on."""
+
+    detail: str
+
+
+Event = Complaint | Joined | LeaseGranted | GroupAcknowledged | NewVersion | Refused | Dismissed

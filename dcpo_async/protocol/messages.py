@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from dcpo_async import limits
 from dcpo_async.config import ActorSettings, GradingSettings, SamplingSettings
-from dcpo_async.limits import Column, Held, Name, Seconds, Segments, Sentence, ShownName, Text
+from dcpo_async.limits import ChunkBytes, Column, Credit, Held, Name, Seconds, Segments, Sentence, ShownName, Text
 from dcpo_async.records import Count, FinishReason, GroupOutcome, Relay
 
 PROTOCOL_VERSION = 7
@@ -23,7 +22,6 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     kind: ClassVar[str]
     array_dtypes: ClassVar[Mapping[str, str]] = {}
-    max_header_bytes: ClassVar[int] = limits.SMALL_HEADER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,6 @@ class Hello(Message):
     """An actor joins, or joins again after a restart of the coordinator with what it holds."""
 
     kind = "hello"
-    max_header_bytes = limits.HELD_HEADER_BYTES
     session_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$", repr=False)]
     """A secret, by which this actor alone can come back to what it holds after its connection broke."""
     name: ShownName
@@ -69,7 +66,7 @@ class Want(Message):
     """Credit: the actor has room for this many further leases."""
 
     kind = "want"
-    num_leases: Annotated[int, Field(ge=0, le=limits.MAX_HELD)]
+    num_leases: Credit
 
 
 class GroupMessage(Message):
@@ -77,7 +74,6 @@ class GroupMessage(Message):
 
     kind = "group"
     array_dtypes = {"token_ids": "<i4", "behavior_logprobs": "<f4", "texts": "|u1"}
-    max_header_bytes = limits.GROUP_HEADER_BYTES
     position: Count
     attempt: Count
     lengths: Column[Count]
@@ -105,7 +101,6 @@ class Heartbeat(Message):
     """The actor is alive and holds exactly these leases; `lost_relay` was silent, or sent wrong bytes."""
 
     kind = "heartbeat"
-    max_header_bytes = limits.HELD_HEADER_BYTES
     held: Held
     weights_version: Count
     tokens_generated: Count
@@ -151,7 +146,7 @@ class Welcome(Message):
     actor: ActorSettings
     heartbeat_seconds: Annotated[float, Field(gt=0)]
     silence_seconds: Annotated[float, Field(gt=0)]
-    chunk_bytes: Annotated[int, Field(gt=0, le=limits.MAX_CHUNK_BYTES)]
+    chunk_bytes: ChunkBytes
 
 
 class LeaseMessage(Message):
@@ -159,7 +154,6 @@ class LeaseMessage(Message):
 
     kind = "lease"
     array_dtypes = {"prompt_token_ids": "<i4"}
-    max_header_bytes = 8 * limits.MAX_TEXT
     position: Count
     attempt: Count
     prompt_id: Name

@@ -4,8 +4,18 @@ import math
 from collections.abc import Iterable, Mapping
 
 from dcpo_async.errors import ProtocolError, UnreachableError
+from dcpo_async.limits import OPEN_SHARE
 from dcpo_async.protocol.conversion import group_to_message, lease_from_message
-from dcpo_async.protocol.events import Dismissed, Event, GroupAcknowledged, Joined, LeaseGranted, NewVersion, Refused
+from dcpo_async.protocol.events import (
+    Complaint,
+    Dismissed,
+    Event,
+    GroupAcknowledged,
+    Joined,
+    LeaseGranted,
+    NewVersion,
+    Refused,
+)
 from dcpo_async.protocol.in_work import InWork, name_of
 from dcpo_async.protocol.messages import (
     Ack,
@@ -25,10 +35,6 @@ from dcpo_async.protocol.messages import (
 from dcpo_async.protocol.outbox import Outbox
 from dcpo_async.protocol.transitions import ActorInput, ActorState, next_state
 from dcpo_async.records import Group, Lease, LeaseName
-
-OPEN_SHARE = 4
-"""Open groups, as a multiple of groups_in_flight: a group is open as long as its longest response runs, which for the
-long-tailed lengths of reasoning is some four times the mean."""
 
 
 class ActorSession:
@@ -253,6 +259,8 @@ class ActorSession:
         if happened is ActorInput.REJOIN:
             self._forget_welcome(now)
             return []
+        if happened is ActorInput.COMPLAIN:
+            return [Complaint(reject.detail)]
         return [Dismissed(reject.detail) if happened is ActorInput.DISMISS else Refused(reject)]
 
     def _give_back(self, lease: Lease, reason: str, is_prompts_fault: bool) -> None:
@@ -340,7 +348,7 @@ class ActorSession:
 
 def _actor_input(message: Message) -> ActorInput:
     if isinstance(message, Reject):
-        reasons = {"rejoin": ActorInput.REJOIN, "draining": ActorInput.DISMISS}
+        reasons = {"rejoin": ActorInput.REJOIN, "draining": ActorInput.DISMISS, "invalid": ActorInput.COMPLAIN}
         return reasons.get(message.reason, ActorInput.REFUSE)
     inputs: Mapping[type[Message], ActorInput] = {
         Welcome: ActorInput.WELCOME,

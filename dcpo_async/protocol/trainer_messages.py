@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dcpo_async.limits import MAX_MESSAGE_BYTES, Sentence
+from dcpo_async.limits import Sentence
 from dcpo_async.protocol.messages import Message
 from dcpo_async.records import Count
 
@@ -33,7 +33,6 @@ class ShardMessage(Message):
     """A rank's samples of one optimizer step, as parallel columns; arrays hold the samples one after another."""
 
     kind = "shard"
-    max_header_bytes = MAX_MESSAGE_BYTES
     array_dtypes = {
         "prompt_token_ids": "<i4",
         "token_ids": "<i4",
@@ -55,7 +54,6 @@ class OldLogprobs(Message):
     """A rank's log-probs of a shard at the start of its batch (`old: proximal`), in the order of the shard."""
 
     kind = "old_logprobs"
-    max_header_bytes = MAX_MESSAGE_BYTES
     array_dtypes = {"old_logprobs": "<f4"}
     step: Count
     positions: tuple[Count, ...]

@@ -25,7 +25,8 @@ class ActorInput(Enum):
     ACK = "ack"
     VERSION = "version"
     REJOIN = "reject: rejoin"
-    REFUSE = "reject: protocol_version, run_id or invalid"
+    REFUSE = "reject: protocol_version or run_id"
+    COMPLAIN = "reject: invalid"
     DISMISS = "reject: draining"
     SILENCE = "nothing heard for silence_seconds"
     DRAIN = "drain requested"
@@ -40,6 +41,7 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
         _AI.VERSION: _A.JOINING,
         _AI.REJOIN: _A.JOINING,
         _AI.REFUSE: _A.REFUSED,
+        _AI.COMPLAIN: _A.JOINING,
         _AI.DISMISS: _A.ENDED,
         _AI.DRAIN: _A.DRAINING,
         _AI.DEADLINE: _A.ENDED,
@@ -51,6 +53,7 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
         _AI.VERSION: _A.WORKING,
         _AI.REJOIN: _A.REJOINING,
         _AI.REFUSE: _A.REFUSED,
+        _AI.COMPLAIN: _A.WORKING,
         _AI.DISMISS: _A.ENDED,
         _AI.SILENCE: _A.REJOINING,
         _AI.DRAIN: _A.DRAINING,
@@ -62,6 +65,7 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
         _AI.VERSION: _A.REJOINING,
         _AI.REJOIN: _A.REJOINING,
         _AI.REFUSE: _A.REFUSED,
+        _AI.COMPLAIN: _A.REJOINING,
         _AI.DISMISS: _A.ENDED,
         _AI.DRAIN: _A.DRAINING,
         _AI.DEADLINE: _A.ENDED,
@@ -73,6 +77,7 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
         _AI.VERSION: _A.DRAINING,
         _AI.REJOIN: _A.DRAINING,
         _AI.REFUSE: _A.REFUSED,
+        _AI.COMPLAIN: _A.DRAINING,
         _AI.DISMISS: _A.ENDED,
         _AI.SILENCE: _A.DRAINING,
         _AI.DRAIN: _A.DRAINING,

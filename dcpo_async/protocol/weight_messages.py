@@ -23,7 +23,6 @@ class ManifestMessage(Message):
     """
 
     kind = "manifest"
-    max_header_bytes = 80 << 20
     weights_version: Count
     manifest_json: Annotated[str, Field(max_length=64 << 20)]
     machine: Text = ""

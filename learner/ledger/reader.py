@@ -61,6 +61,11 @@ class LedgerReader:
         self.folder, self._db = folder, connection
         self._segments = SegmentReader(segments_folder(folder))
 
+    @property
+    def num_changes(self) -> int:
+        """Rows written over this connection so far, those not committed included."""
+        return self._db.total_changes
+
     def meta(self, key: str) -> str | None:
         """A word about the run, such as its id; None when it was never set."""
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()

@@ -1,6 +1,7 @@
 """The lease table: which visit of which prompt is open, and who holds it. Pure: no clock, no socket, no file."""
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -57,6 +58,7 @@ class LeaseTable:
         self._open_prompts = {
             slot.prompt_index for slot in self._slots.values() if slot.state is not SlotState.ACCEPTED
         }
+        self._num_held: Counter[bytes] = Counter()
 
     @property
     def open_slots(self) -> list[Slot]:
@@ -66,6 +68,10 @@ class LeaseTable:
     def get(self, position: int) -> Slot | None:
         """The open visit at a position; None when it is trained, quarantined or not leased yet."""
         return self._slots.get(position)
+
+    def num_held(self, session: bytes) -> int:
+        """Leases that a session holds."""
+        return self._num_held[session]
 
     def is_prompt_open(self, prompt_index: int) -> bool:
         """Whether the prompt has a visit that has not been accepted."""
@@ -145,21 +151,32 @@ class LeaseTable:
     def accept(self, position: int, weights_step: int) -> None:
         """The group is in the ledger; `weights_step` is that of the oldest weights it carries."""
         slot = self._slots[position]
-        slot.state, slot.holder, slot.weights_step = SlotState.ACCEPTED, None, weights_step
+        self._let_go(slot)
+        slot.state, slot.weights_step = SlotState.ACCEPTED, weights_step
         self._open_prompts.discard(slot.prompt_index)
 
     def remove(self, positions: Iterable[int]) -> None:
         """Forget visits that are trained, quarantined or too old."""
         for position in positions:
             slot = self._slots.pop(position)
+            self._let_go(slot)
             if slot.state is not SlotState.ACCEPTED:
                 self._open_prompts.discard(slot.prompt_index)
 
     def _hold(self, slot: Slot, session: bytes, now: float) -> None:
         slot.state, slot.holder, slot.listed_at = SlotState.LEASED, session, now
+        self._num_held[session] += 1
+
+    def _let_go(self, slot: Slot) -> None:
+        if slot.holder is not None:
+            self._num_held[slot.holder] -= 1
+            if self._num_held[slot.holder] == 0:
+                del self._num_held[slot.holder]
+            slot.holder = None
 
     def _wait(self, slot: Slot) -> None:
-        slot.state, slot.holder = SlotState.WAITING, None
+        self._let_go(slot)
+        slot.state = SlotState.WAITING
         heapq.heappush(self._waiting, slot.position)
 
     def _release(self, slots: Sequence[Slot]) -> int:

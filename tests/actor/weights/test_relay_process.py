@@ -54,7 +54,7 @@ async def test_a_relay_that_ends_or_stands_still_in_the_middle_costs_its_silence
         await puller(origin.dealer(b"upper"), upper).fetch()
         # A fifth of a second for each stretch.
         async with relay_process(upper, "--mbps", "20") as (process, address):
-            heard = Watched(DealerChannel(address, b"a", 1 << 23, send_timeout_seconds=0.2))
+            heard = Watched(DealerChannel(address, 1 << 23, send_timeout_seconds=0.2))
             asked, num_heard = Watched(origin.dealer(b"a")), list[float]()
 
             async def strike(envelope: Envelope) -> Envelope:

@@ -8,7 +8,6 @@ import pytest
 from dcpo_async.protocol.messages import (
     Ack,
     Bye,
-    Hello,
     LeaseFailed,
     Reject,
     VersionMessage,
@@ -20,6 +19,7 @@ from dcpo_async.protocol.trainer_messages import (
 )
 from tests.learner.coordinator.running import heartbeat, holding_one_lease, learning, name_of, until
 from tests.learner.small_run import OpenIntake, make_config
+from tests.protocol.made_session import hello
 
 
 async def test_an_actor_learns_the_run_when_it_joins(tmp_path: Path, open_intake: OpenIntake) -> None:
@@ -194,7 +194,7 @@ async def test_an_evaluator_follows_the_weights_and_counts_as_no_actor(tmp_path:
         await learner.publish()
         await learner.actor("a").join()
         evaluator = learner.actor("e")
-        await evaluator.say(Hello(host="there", engine="scripted", role="evaluator"))
+        await evaluator.say(hello(evaluator.name, host="there", role="evaluator"))
         await evaluator.hear(Welcome)
         await evaluator.say(heartbeat(tokens=0))
         assert (await evaluator.hear(VersionMessage)).weights_version == 1

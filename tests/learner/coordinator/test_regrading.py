@@ -3,14 +3,16 @@
 import asyncio
 from collections import Counter
 
+import numpy as np
+
 from dcpo_async.config.loading import load_config
-from dcpo_async.protocol.messages import GroupMessage
+from dcpo_async.protocol.messages import Array, GroupMessage
 from learner.coordinator.regrading import Regrader
 
 
-def group(rewards: tuple[float, ...], texts: tuple[str, ...]) -> GroupMessage:
+def group(rewards: tuple[float, ...], texts: tuple[str, ...]) -> tuple[GroupMessage, dict[str, Array]]:
     count = len(texts)
-    return GroupMessage(
+    message = GroupMessage(
         position=5,
         attempt=1,
         lengths=(1,) * count,
@@ -20,12 +22,13 @@ def group(rewards: tuple[float, ...], texts: tuple[str, ...]) -> GroupMessage:
         reasons=("equal",) * count,
         text_lengths=tuple(map(len, texts)),
     )
+    return message, {"texts": np.frombuffer("".join(texts).encode(), "|u1")}
 
 
-async def counts_after(share: float, message: GroupMessage) -> Counter[str]:
+async def counts_after(share: float, message: GroupMessage, arrays: dict[str, Array]) -> Counter[str]:
     counts: Counter[str] = Counter()
     regrader = Regrader(load_config(overrides=["--actor.regrade_share", str(share)]), counts)
-    regrader.sample(message, "4")
+    regrader.sample(message, arrays, "4")
     running = asyncio.create_task(regrader.run())
     await asyncio.sleep(0.5)
     running.cancel()
@@ -35,8 +38,8 @@ async def counts_after(share: float, message: GroupMessage) -> Counter[str]:
 
 async def test_a_reward_that_grading_again_does_not_give_is_counted() -> None:
     message = group((1.0, 1.0, 0.0), ("\\boxed{4}", "\\boxed{5}", "\\boxed{5}"))
-    assert await counts_after(1.0, message) == {"regraded": 3, "regrade_disagreements": 1}
+    assert await counts_after(1.0, *message) == {"regraded": 3, "regrade_disagreements": 1}
 
 
 async def test_a_share_of_zero_grades_nothing() -> None:
-    assert await counts_after(0.0, group((1.0,), ("\\boxed{5}",))) == {}
+    assert await counts_after(0.0, *group((1.0,), ("\\boxed{5}",))) == {}
