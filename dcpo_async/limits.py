@@ -97,15 +97,15 @@ class LineLimit(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line is written."""
-        now = self._clock()
-        began, count = self._kinds.get(record.msg, (now, 0))
+        now, kind = self._clock(), record.msg
+        began, count = self._kinds.get(kind, (now, 0))
         if now - began >= LINE_SECONDS:
             left_out = max(0, count - MAX_LINES)
             if left_out:
                 record.args, record.msg = (), f"{record.getMessage()} (and {left_out} more lines like an earlier one)"
             began, count = now, 0
-        if len(self._kinds) < MAX_LINE_KINDS:
-            self._kinds[record.msg] = (began, count + 1)
+        if kind in self._kinds or len(self._kinds) < MAX_LINE_KINDS:
+            self._kinds[kind] = (began, count + 1)
         return count < MAX_LINES
 
 

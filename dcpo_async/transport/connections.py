@@ -1,7 +1,6 @@
 """The TCP connections of a listening socket: as many as there are descriptors for, and none that says nothing."""
 
 import errno
-import os
 import resource
 import socket
 import time
@@ -11,7 +10,7 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 SILENT_SECONDS = 30.0
-"""A connection that has brought no message by then is closed; whoever comes in earnest says hello at once."""
+"""Whoever comes in earnest says hello at once."""
 RESERVED_DESCRIPTORS = 256
 """For files, pipes and processes of the service itself."""
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
@@ -31,14 +30,18 @@ class Connections:
 
     Args:
         listening: a bound socket; its monitor is taken.
+        silent_seconds: a connection that has brought no message by then is closed.
         max_connections: beyond it, the oldest silent one is closed for each new one, or else the new one.
 
     Attributes:
         num_closed: so far.
     """
 
-    def __init__(self, listening: zmq.asyncio.Socket, max_connections: int) -> None:
+    def __init__(
+        self, listening: zmq.asyncio.Socket, max_connections: int, silent_seconds: float = SILENT_SECONDS
+    ) -> None:
         self._listening, self._max_connections, self.num_closed = listening, max_connections, 0
+        self._silent_seconds = silent_seconds
         address = f"inproc://connections-{id(self)}"
         listening.monitor(address, _EVENTS)
         self._monitor: zmq.Socket[bytes] = zmq.Context.shadow(listening.context.underlying).socket(zmq.PAIR)
@@ -67,7 +70,7 @@ class Connections:
                 self._open[descriptor], self._silent[descriptor] = None, now
                 if len(self._open) > self._max_connections:
                     self._close(next(iter(self._silent)))
-        while self._silent and now - self._silent[oldest := next(iter(self._silent))] > SILENT_SECONDS:
+        while self._silent and now - self._silent[oldest := next(iter(self._silent))] > self._silent_seconds:
             self._close(oldest)
 
     def stop(self) -> None:
@@ -80,11 +83,16 @@ class Connections:
         self._open.pop(descriptor, None)
         self._silent.pop(descriptor, None)
         try:
-            with socket.socket(fileno=os.dup(descriptor)) as connection:
-                # The number may be another file's by now.
-                if connection.family in (socket.AF_INET, socket.AF_INET6):
-                    connection.shutdown(socket.SHUT_RDWR)
-                    self.num_closed += 1
+            # No descriptor of its own: there may be none left.
+            connection = socket.socket(fileno=descriptor)
+        except OSError:
+            # It is gone already, and the number may be another file's by now.
+            return
+        try:
+            connection.shutdown(socket.SHUT_RDWR)
+            self.num_closed += 1
         except OSError as error:
-            if error.errno not in (errno.EBADF, errno.ENOTSOCK, errno.ENOTCONN, errno.EMFILE):
+            if error.errno != errno.ENOTCONN:
                 raise
+        finally:
+            connection.detach()

@@ -35,6 +35,11 @@ class Shares:
         self._buckets: dict[bytes, _Bucket] = {}
         self._swept_at = 0.0
 
+    @property
+    def num_connections(self) -> int:
+        """Those whose buckets are kept."""
+        return len(self._buckets)
+
     def take(self, connection: bytes, now: float) -> bool | FloodError:
         """Whether a message is looked at; once a second a FloodError says how many were not."""
         if math.isinf(self._per_second):
