@@ -128,7 +128,7 @@ def described(config: RunConfig) -> str:
             + ("" if algorithm.half_life_visits is None else f", half-life {algorithm.half_life_visits:g} visits"),
             f"{algorithm.clip} clip of {algorithm.ratio} ratios, ε {algorithm.epsilon_low:g} and "
             f"{algorithm.epsilon_high:g}, r_max {algorithm.max_ratio:g}",
-            f"{algorithm.loss_mean} {algorithm.otm_scale}",
+            f"{algorithm.loss} loss, {algorithm.loss_mean} {algorithm.otm_scale}",
             *(["dynamic sampling"] if algorithm.dynamic_sampling else []),
             *([f"{overlong} tokens of overlong shaping"] if (overlong := algorithm.overlong_buffer_tokens) else []),
             *(["truncated responses without weight"] if algorithm.mask_truncated else []),

@@ -53,7 +53,9 @@ def test_the_defaults_are_the_papers_headline_run() -> None:
     assert (config.lag.max_lag, config.lag.publish_interval, algorithm.updates_per_batch) == (4, 1, 1)
 
 
-@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo", "dac-only", "sas-only", "otm-only"])
+@pytest.mark.parametrize(
+    "name", ["grpo", "dapo", "gspo", "dr-grpo", "rloo", "cispo", "dac-only", "sas-only", "otm-only"]
+)
 def test_a_rivals_run_differs_from_the_headline_run_in_the_algorithm_alone(name: str) -> None:
     rival, headline = load_config(ROOT / f"configs/{name}.toml"), load_config()
     same_algorithm = {"algorithm": headline.algorithm, "folder": headline.folder}
@@ -81,6 +83,16 @@ def test_an_ablation_is_grpo_with_one_part_of_dcpo(name: str, differing: dict[st
         (["--algorithm.advantage", "group", "--algorithm.half_life_visits", "8"], "needs algorithm.advantage = smooth"),
         (["--algorithm.loss_mean", "token", "--algorithm.otm_scale", "sum"], "set it to mean"),
         (["--algorithm.overlong_buffer_tokens", "4000"], "at most sampling.max_response_tokens"),
+        (["--algorithm.advantage", "centered", "--algorithm.half_life_visits", "8"], "algorithm.advantage = smooth"),
+        (["--algorithm.loss_mean", "constant", "--algorithm.otm_scale", "sum"], "constant set it to mean"),
+        (
+            ["--algorithm.loss", "weighted", "--algorithm.ratio", "sequence", "--algorithm.clip", "fixed"],
+            "ratio = token",
+        ),
+        (["--training.schedule", "cosine"], "set training.schedule_steps, or training.max_steps"),
+        (["--training.schedule", "linear", "--training.max_steps", "10"], "come to its end by step 10"),
+        (["--training.schedule_steps", "100"], "would not be read"),
+        (["--training.final_rate_share", "0.5"], "would not be read"),
     ],
 )
 def test_parts_of_an_algorithm_that_do_not_fit_are_refused(overrides: list[str], complaint: str) -> None:

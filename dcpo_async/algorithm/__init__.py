@@ -1,25 +1,36 @@
 """The mathematics of DCPO (arXiv 2509.02333) and its rivals: pure functions of plain numbers and flat tensors."""
 
-from dcpo_async.algorithm.advantages import ADVANTAGES, fading_advantages, group_advantages, smooth_advantages
+from dcpo_async.algorithm.advantages import fading_advantages, smooth_advantages
 from dcpo_async.algorithm.clipping import BOUNDS, clip_bounds, fixed_bounds
 from dcpo_async.algorithm.corrections import masked_weights, truncated_weights
 from dcpo_async.algorithm.diagnostics import TokenDiagnostics, rur
+from dcpo_async.algorithm.group_advantages import (
+    ADVANTAGES,
+    centered_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+)
 from dcpo_async.algorithm.loss import PolicyLoss, clipped_loss, policy_loss
 from dcpo_async.algorithm.overlong import overlong_penalty
 from dcpo_async.algorithm.reward_stats import RewardStats
-from dcpo_async.algorithm.token_weights import only_token_mean_weights, token_mean_weights
+from dcpo_async.algorithm.token_weights import constant_weights, only_token_mean_weights, token_mean_weights
+from dcpo_async.algorithm.weighted_loss import LOSSES, weighted_loss
 
 __all__ = [
     "ADVANTAGES",
     "BOUNDS",
+    "LOSSES",
     "PolicyLoss",
     "RewardStats",
     "TokenDiagnostics",
+    "centered_advantages",
     "clip_bounds",
     "clipped_loss",
+    "constant_weights",
     "fading_advantages",
     "fixed_bounds",
     "group_advantages",
+    "leave_one_out_advantages",
     "masked_weights",
     "only_token_mean_weights",
     "overlong_penalty",
@@ -28,4 +39,5 @@ __all__ = [
     "smooth_advantages",
     "token_mean_weights",
     "truncated_weights",
+    "weighted_loss",
 ]

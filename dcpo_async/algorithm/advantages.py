@@ -1,4 +1,4 @@
-"""Advantages: rewards judged against the group's own, or, smoothly, against those of all visits of the prompt."""
+"""Advantages: rewards judged, smoothly, against those of all visits of the prompt."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -75,21 +75,3 @@ def _smoothed(a_new: float, a_total: float, visits: float) -> float:
     sa_new = (visits - 1) / visits * a_new + 1 / visits * a_total
     sa_total = 1 / visits * a_new + (visits - 1) / visits * a_total
     return sa_new if abs(sa_new) < abs(sa_total) else sa_total
-
-
-def group_advantages(rewards: Sequence[float], stats: RewardStats, ddof: int = 1) -> tuple[list[float], RewardStats]:
-    """Return the advantages of one group by its own rewards alone, and the prompt's statistics after this visit.
-
-    GRPO, arXiv 2402.03300, section 4.1.2: (R − μ) / σ over the group, 0 where all rewards are equal. No constant is
-    added to σ: whether it is 0 is decided exactly.
-
-    Args and errors are those of smooth_advantages, whose first visit this is.
-
-    Example: (1, 0, 0, 0) gives (1.5, −0.5, −0.5, −0.5), on any visit.
-    """
-    group = RewardStats().with_rewards(rewards)
-    return [group.standardize(reward, ddof) for reward in rewards], stats.with_rewards(rewards)
-
-
-ADVANTAGES = {"smooth": smooth_advantages, "group": group_advantages}
-"""The advantages by the name that a configuration has for them."""

@@ -127,6 +127,14 @@ def standardized(reward: float, count: Exact, sum_nano: Exact, sum_sq_nano: Exac
     return math.copysign(math.sqrt(square), deviation)
 
 
+def deviation(reward: float, stats: RewardStats) -> float:
+    """Return reward − mean, rounded only at the end: exactly 0 where all rewards are equal.
+
+    Raises AlgorithmError as to_nano does.
+    """
+    return (stats.count * to_nano(reward) - stats.sum_nano) / (stats.count * NANO)
+
+
 def _check_ddof(ddof: int) -> None:
     if ddof not in (0, 1):
         raise AlgorithmError(f"ddof {ddof}: use 0 (population) or 1 (sample)")

@@ -53,3 +53,24 @@ def token_mean_weights(lengths: Sequence[int]) -> list[float]:
         raise AlgorithmError(f"lengths {list(lengths)}: a response cannot have fewer than 0 tokens")
     total = sum(lengths)
     return [1 / total if length else 0.0 for length in lengths]
+
+
+def constant_weights(lengths: Sequence[int], group_size: int, num_groups: int, max_tokens: int) -> list[float]:
+    """Return, for each response, the weight of each of its tokens where all are divided by one constant: 1/(L·G·B).
+
+    Dr. GRPO, arXiv 2503.20783, with L the longest response that the run allows: neither a response's own length nor
+    that of others changes what a token weighs.
+
+    Args:
+        lengths, group_size, num_groups: as in only_token_mean_weights.
+        max_tokens: L, above 0.
+
+    Raises:
+        AlgorithmError: as only_token_mean_weights, or max_tokens below 1.
+
+    Example: lengths (2, 5) with G = 2, B = 1, L = 10 weigh (0.05, 0.05).
+    """
+    if max_tokens < 1:
+        raise AlgorithmError(f"max_tokens {max_tokens}: it must be at least 1")
+    means = only_token_mean_weights(lengths, group_size, num_groups)
+    return [mean * length / max_tokens for mean, length in zip(means, lengths, strict=True)]

@@ -66,6 +66,7 @@ class RunConfig(BaseSettings):
 
     def _problems(self) -> Iterator[str]:
         yield from self._algorithm_problems()
+        yield from self._schedule_problems()
         updates, lag, network = self.algorithm.updates_per_batch, self.lag, self.network
         first, _, last = (self.training.profile or "0").partition(":")
         if last and int(last) < int(first):
@@ -135,7 +136,7 @@ class RunConfig(BaseSettings):
                 yield f"algorithm.{name} = {getattr(algorithm, name)} would not be read, it needs algorithm.{needed}"
         if mask[0] > mask[1]:
             yield f"algorithm.importance_mask {list(mask)}: the first must not be above the second"
-        if algorithm.advantage == "group" and algorithm.half_life_visits is not None:
+        if algorithm.advantage != "smooth" and algorithm.half_life_visits is not None:
             yield (
                 "algorithm.half_life_visits needs algorithm.advantage = smooth: "
                 "a group judged by its own rewards alone has no earlier visits to forget"
@@ -147,8 +148,30 @@ class RunConfig(BaseSettings):
             )
         if algorithm.overlong_buffer_tokens > self.sampling.max_response_tokens:
             yield "algorithm.overlong_buffer_tokens must be at most sampling.max_response_tokens"
-        if algorithm.loss_mean == "token" and algorithm.otm_scale == "sum":
-            yield "algorithm.otm_scale = sum speaks of responses; with algorithm.loss_mean = token set it to mean"
+        if algorithm.loss_mean != "response" and algorithm.otm_scale == "sum":
+            yield (
+                "algorithm.otm_scale = sum speaks of responses; with algorithm.loss_mean = "
+                f"{algorithm.loss_mean} set it to mean"
+            )
+        if algorithm.loss == "weighted" and algorithm.ratio == "sequence":
+            yield "algorithm.loss = weighted needs algorithm.ratio = token: its weights are those of single tokens"
+
+    def _schedule_problems(self) -> Iterator[str]:
+        training, defaults = self.training, TrainingSettings.model_fields
+        end = training.schedule_steps or training.max_steps
+        if training.schedule == "constant":
+            for name in ("schedule_steps", "final_rate_share"):
+                if getattr(training, name) != defaults[name].default:
+                    yield f"training.{name} would not be read, it needs training.schedule = linear or cosine"
+        elif end is None:
+            yield (
+                f"training.schedule {training.schedule} has to end: set training.schedule_steps, or training.max_steps"
+            )
+        elif end <= training.warmup_steps:
+            yield (
+                f"training.warmup_steps {training.warmup_steps}: the schedule has come to its end by step {end}; "
+                "warm up for less, or set training.schedule_steps higher"
+            )
 
     @classmethod
     def settings_customise_sources(

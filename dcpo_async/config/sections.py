@@ -88,16 +88,21 @@ class GradingSettings(Section):
 class AlgorithmSettings(Section):
     """DCPO (arXiv 2509.02333); GRPO, DAPO and GSPO are other choices of the same parts."""
 
-    advantage: Literal["smooth", "group"] = "smooth"
-    """Rewards are judged against all visits of the prompt (smooth), or against those of their own group alone."""
+    advantage: Literal["smooth", "group", "centered", "leave_one_out"] = "smooth"
+    """Rewards are judged against all visits of the prompt (smooth), or against those of their own group alone: as
+    (R - μ)/σ (group), as R - μ (centered, Dr. GRPO), or as R less the mean of the others (leave_one_out, RLOO)."""
     half_life_visits: Annotated[float, Field(gt=0)] | None = None
     """h: an earlier visit weighs 2^(-1/h) for each visit since, for policies that move far; none weighs all alike."""
     clip: Literal["dynamic", "fixed"] = "dynamic"
     """Clip bounds widen as the old probability falls (dynamic), or are 1 - ε_low and 1 + ε_high for every token."""
     ratio: Literal["token", "sequence"] = "token"
     """The ratio is each token's own, or that of its whole response (GSPO), which needs clip = fixed."""
-    loss_mean: Literal["response", "token"] = "response"
-    """The loss is averaged over each response's own tokens first, or over all tokens of the step at once (DAPO)."""
+    loss: Literal["clipped", "weighted"] = "clipped"
+    """A token beyond its bound has no gradient (clipped), or learns by the bound as a constant weight of its log-prob
+    (weighted, CISPO)."""
+    loss_mean: Literal["response", "token", "constant"] = "response"
+    """The loss is averaged over each response's own tokens first, over all tokens of the step at once (DAPO), or
+    divided by sampling.max_response_tokens whatever the lengths (constant, Dr. GRPO)."""
     epsilon_low: Annotated[float, Field(gt=0)] = 0.16
     """ε_low of the lower clip bound."""
     epsilon_high: Annotated[float, Field(gt=0)] = 0.20
@@ -139,7 +144,13 @@ class TrainingSettings(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     """Peak learning rate of AdamW."""
     warmup_steps: Annotated[int, Field(ge=0)] = 10
-    """Steps of linear warm-up; the rate is constant afterwards."""
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up the rate stays, or falls to final_rate_share of its peak until schedule_steps."""
+    schedule_steps: Positive | None = None
+    """Optimizer step at which a falling rate has come to its end, and where it stays; none is max_steps."""
+    final_rate_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of learning_rate at the end of a falling schedule."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)

@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from dcpo_async.algorithm import only_token_mean_weights, rur, token_mean_weights
+from dcpo_async.algorithm import constant_weights, only_token_mean_weights, rur, token_mean_weights
 from dcpo_async.columns import joined
 from dcpo_async.config import RunConfig
 from dcpo_async.protocol.trainer_messages import ShardMessage
@@ -72,11 +72,7 @@ def step_samples(
     first_step = step - step % algorithm.updates_per_batch
     answered = [(entry, index) for entry in groups for index in range(len(entry.group.responses))]
     lengths = [_trained_length(entry.group.responses[index], config) for entry, index in answered]
-    weights = (
-        token_mean_weights(lengths)
-        if algorithm.loss_mean == "token"
-        else only_token_mean_weights(lengths, config.sampling.group_size, len(groups), algorithm.otm_scale)
-    )
+    weights = _token_weights(lengths, len(groups), config)
     return [
         TrainingSample(
             position=entry.group.position,
@@ -130,6 +126,18 @@ def step_metrics(groups: Sequence[StepGroup], group_size: int) -> dict[str, floa
     if later:
         metrics["rur_later"] = rur(later)
     return metrics
+
+
+def _token_weights(lengths: Sequence[int], num_groups: int, config: RunConfig) -> list[float]:
+    """What each token of a response weighs, by the denominators of the whole step."""
+    algorithm, sampling = config.algorithm, config.sampling
+    match algorithm.loss_mean:
+        case "token":
+            return token_mean_weights(lengths)
+        case "constant":
+            return constant_weights(lengths, sampling.group_size, num_groups, sampling.max_response_tokens)
+        case "response":
+            return only_token_mean_weights(lengths, sampling.group_size, num_groups, algorithm.otm_scale)
 
 
 def looked_at(samples: Sequence[TrainingSample], share: float) -> list[TrainingSample]:

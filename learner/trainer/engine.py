@@ -27,6 +27,7 @@ from learner.policy.fitting import fit_to_model
 from learner.policy.head import TokenLoss, TokenScores
 from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch, micro_batch_tokens, pack_sequences
+from learner.trainer.schedule import learning_rate
 from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
 from learner.weights.layout import Layout, Schema
 from learner.weights.loading import loaded_model
@@ -151,7 +152,7 @@ class TrainEngine:
 
     def set_learning_rate(self, step: int) -> float:
         """Set the rate of the update that leads from `step` to `step + 1`, and return it."""
-        rate = learning_rate(step, self._settings.learning_rate, self._settings.warmup_steps)
+        rate = learning_rate(step, self._settings)
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -285,21 +286,6 @@ def without_restored(state: Mapping[str, Any]) -> Mapping[str, Any]:
     if not restored:
         return state
     return {**state, "module": {name: value for name, value in state["module"].items() if name not in restored}}
-
-
-def learning_rate(step: int, peak: float, warmup_steps: int) -> float:
-    """Return the rate of the update that leads from `step` to `step + 1`: linear warm-up, then constant.
-
-    A function of the step alone, so that a resumed run needs no scheduler state.
-
-    Args:
-        step: optimizer steps done before, from 0.
-        peak: the rate after the warm-up.
-        warmup_steps: updates until the peak; 0 for none.
-
-    Example: peak 1e-6 with 10 warm-up steps gives 1e-7 at step 0 and 1e-6 from step 9 on.
-    """
-    return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
 
 
 def deepspeed_settings(config: RunConfig, *, on_gpus: bool) -> dict[str, Any]:

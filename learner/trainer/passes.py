@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcpo_async.algorithm import BOUNDS, PolicyLoss, clipped_loss
+from dcpo_async.algorithm import BOUNDS, LOSSES, PolicyLoss
 from dcpo_async.columns import parted
 from dcpo_async.config import AlgorithmSettings
 from dcpo_async.records import TrainingSample
@@ -23,7 +23,7 @@ class Passes:
 
     def __init__(self, algorithm: AlgorithmSettings, engine: TrainEngine) -> None:
         self._algorithm, self._engine = algorithm, engine
-        self._correction = correction(algorithm)
+        self._correction, self._loss = correction(algorithm), LOSSES[algorithm.loss]
         self._bounds = partial(
             BOUNDS[algorithm.clip],
             epsilon_low=algorithm.epsilon_low,
@@ -37,7 +37,7 @@ class Passes:
         for chosen in self.plan(samples, at_least=0):
             batch = self.packed([samples[i] for i in chosen])
             scores = self._engine.policy(batch, None)
-            sums.add_measured(batch, scores, self.clipped_loss(batch, scores.logprobs, slice(None)))
+            sums.add_measured(batch, scores, self.policy_loss(batch, scores.logprobs, slice(None)))
 
     @torch.no_grad()
     def logprobs(self, samples: Sequence[TrainingSample]) -> list[NDArray[np.float32]]:
@@ -50,10 +50,10 @@ class Passes:
                 found[i] = part
         return found
 
-    def clipped_loss(self, batch: MicroBatch, logprobs: Tensor, tokens: slice) -> PolicyLoss:
+    def policy_loss(self, batch: MicroBatch, logprobs: Tensor, tokens: slice) -> PolicyLoss:
         """The loss of some of a micro-batch's tokens; token weights are those of the whole step."""
         old, behavior = batch.old_logprobs[tokens], batch.behavior_logprobs[tokens]
-        return clipped_loss(
+        return self._loss(
             logprobs,
             old,
             batch.advantages[tokens],

@@ -104,7 +104,7 @@ class Trainer:
     def loss(self, samples: Sequence[TrainingSample], sums: StepSums) -> Tensor:
         """Return the micro-batch's share of the step's loss, and add its diagnostics to the sums."""
         batch = self.passes.packed(samples)
-        loss = partial(self.passes.clipped_loss, batch)
+        loss = partial(self.passes.policy_loss, batch)
         is_whole = self.config.algorithm.ratio == "sequence"
         scores = self.engine.policy(batch, lambda logprobs, tokens: loss(logprobs, tokens).loss, is_whole=is_whole)
         sums.add(batch, scores, loss(scores.logprobs, slice(None)))

@@ -23,6 +23,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "grpo": {"advantage": "group", "clip": "fixed"},
     "dapo": {"advantage": "group", "clip": "fixed", "epsilon_high": 0.28, "loss_mean": "token"},
     "gspo": {"clip": "fixed", "ratio": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4},
+    "dr-grpo": {"clip": "fixed", "loss_mean": "constant"},
+    "cispo": {"clip": "fixed", "loss": "weighted", "loss_mean": "token"},
     "proximal, truncated": {"old": "proximal", "updates_per_batch": 2},
     "proximal, masked": {"old": "proximal", "updates_per_batch": 2, "correction": "masked"},
 }
