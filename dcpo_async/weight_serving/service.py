@@ -60,7 +60,7 @@ async def _answer(shelf: Shelf, received: Received, run_id: str) -> tuple[Messag
         log.warning("refused a message of %s: %s", quoted(received.peer), quoted(envelope))
         return Reject(reason="invalid", detail=str(envelope)), {}
     if envelope.run_id != run_id:
-        detail = f"this is the weight server of run {run_id}, not of {quoted(envelope.run_id)}; start the actor again"
+        detail = f"this is the weight server of run {run_id}, not of '{quoted(envelope.run_id)}'; start the actor again"
         return Reject(reason="run_id", detail=detail), {}
     match envelope.message:
         case ManifestWant() as want:

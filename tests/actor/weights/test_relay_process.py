@@ -87,7 +87,7 @@ async def test_a_relay_admits_whoever_has_the_actors_keys_and_nobody_else(
         want = Envelope(ChunkWant(weights_version=1, file="config.json", offset=0, num_bytes=4), run_id="run")
         for folder, is_admitted in ((keys, True), (others, False)):
             connect = connecting(relay_client(load_client_keys(folder)), insecure=False, send_timeout_seconds=2.0)
-            dealer, answer = connect(address, folder.name.encode()), None
+            dealer, answer = connect(address), None
             # Whoever is not admitted has no connection to send by.
             with contextlib.suppress(*() if is_admitted else (PeerLostError,)):
                 await dealer.send(want)
