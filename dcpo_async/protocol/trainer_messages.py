@@ -14,7 +14,7 @@ class TrainerHello(Message):
 
     kind = "trainer_hello"
     rank: Count
-    num_ranks: Annotated[int, Field(gt=0)]
+    num_ranks: Annotated[int, Field(gt=0, le=1 << 16)]
     step: Count
 
 
@@ -23,7 +23,7 @@ class ShardWant(Message):
 
     kind = "shard_want"
     rank: Count
-    num_ranks: Annotated[int, Field(gt=0)]
+    num_ranks: Annotated[int, Field(gt=0, le=1 << 16)]
     step: Count
     pair_cost: Annotated[float, Field(ge=0)] = 0.0
     """Work of the model's attention between two tokens, in tokens; the same from all ranks, which share by it."""

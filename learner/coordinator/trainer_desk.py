@@ -106,6 +106,8 @@ class TrainerDesk:
             case TrainerHello() as hello:
                 self._join(hello)
             case ShardWant() as want:
+                if want.rank >= want.num_ranks:
+                    raise TrainerError(f"rank {want.rank} of {want.num_ranks} asked for a shard")
                 self.waiting[peer] = want
             case VersionWant(step=step):
                 self._post(peer, VersionGrant(weights_version=self._intake.grant_version(step), step=step))
@@ -183,7 +185,8 @@ class TrainerDesk:
 
     def _keep_old_logprobs(self, message: OldLogprobs, values: Array) -> None:
         parts = parted(values, message.lengths)
-        for position, index, part in zip(message.positions, message.indices, parts, strict=True):
+        # Whole before the first row is written: half of a message must not be kept.
+        for position, index, part in list(zip(message.positions, message.indices, parts, strict=True)):
             data = np.ascontiguousarray(part, dtype="<f4").tobytes()
             self._ledger.write_old_logprobs(position, index, data)
         # Other ranks still ask for shards of this step, which have them from now on.

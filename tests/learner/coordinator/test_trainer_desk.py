@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dcpo_async.protocol.messages import (
+    Message,
     Reject,
     VersionMessage,
     Want,
@@ -200,6 +201,28 @@ async def test_a_version_that_was_not_granted_for_its_step_is_refused_in_words_a
         reject = await rank.hear(Reject)
         assert f"version {version} of step 4 was published, which was not granted" in reject.detail
         await rank.announce(version, 3)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ShardWant(rank=3, num_ranks=2, step=0),
+        OldLogprobs(step=0, positions=(0, 1), indices=(0,), lengths=(1, 1)),
+        OldLogprobs(step=0, positions=(0,), indices=(0,), lengths=(5,)),
+        Want(num_leases=1),
+    ],
+    ids=["rank", "columns", "lengths", "kind"],
+)
+async def test_no_message_of_a_rank_ends_the_coordinator(
+    tmp_path: Path, open_intake: OpenIntake, message: Message
+) -> None:
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        rank = learner.rank()
+        arrays = {name: np.zeros(2, dtype) for name, dtype in message.array_dtypes.items()}
+        await rank.say(message, arrays)
+        assert (await rank.hear(Reject)).reason == "invalid"
+        await rank.say(VersionWant(step=3))
+        await rank.hear(VersionGrant)
 
 
 async def test_a_trainer_that_starts_again_is_counted_and_one_that_ends_leaves_its_last_step(
