@@ -1,5 +1,6 @@
 """Envelopes over ZeroMQ. The only importer of zmq, so every ZeroMQ error is translated here."""
 
+import asyncio
 import errno
 import math
 import time
@@ -21,6 +22,8 @@ from dcpo_async.transport.security import CurveClient, CurveServer, check_addres
 
 MAX_RECEIVED = 256
 """Messages handed over at once; the caller's other duties wait no longer than these take."""
+MAX_READ = 4 * MAX_RECEIVED
+"""Messages read at once, those included that are over their connection's share."""
 QUEUED_MESSAGES = 256
 """Messages that wait for one peer before it counts as lost."""
 LINGER_MS = 500
@@ -135,8 +138,14 @@ class RouterChannel:
 
     async def _waiting(self) -> list[Received]:
         self._look()
+        # Nothing below waits while messages come in: the loop's other parts get their turn here.
+        await asyncio.sleep(0)
         received = list[Received]()
-        while len(received) < MAX_RECEIVED and (message := await _waiting_message(self._socket)):
+        # Those that are dropped count too: a flood of them must not keep the caller from what it has got.
+        for _ in range(MAX_READ):
+            message = await _waiting_message(self._socket) if len(received) < MAX_RECEIVED else []
+            if not message:
+                break
             peer, *frames = message
             connection = peer.bytes
             if self._connections:

@@ -106,9 +106,7 @@ class TrainerDesk:
             case TrainerHello() as hello:
                 self._join(hello)
             case ShardWant() as want:
-                if want.rank >= want.num_ranks:
-                    raise TrainerError(f"rank {want.rank} of {want.num_ranks} asked for a shard")
-                self.waiting[peer] = want
+                self._wait_for_shard(peer, want)
             case VersionWant(step=step):
                 self._post(peer, VersionGrant(weights_version=self._intake.grant_version(step), step=step))
             case Published() as published:
@@ -163,6 +161,11 @@ class TrainerDesk:
             self.step = hello.step
             self._intake.versions.resume(hello.step)
         log.info("trainer rank %d of %d is at step %d", hello.rank, hello.num_ranks, hello.step)
+
+    def _wait_for_shard(self, peer: bytes, want: ShardWant) -> None:
+        if want.rank >= want.num_ranks:
+            raise TrainerError(f"rank {want.rank} of {want.num_ranks} asked for a shard")
+        self.waiting[peer] = want
 
     def _take_version(self, published: Published) -> None:
         version, step = published.weights_version, published.step

@@ -73,6 +73,25 @@ async def test_everything_that_waits_is_received_at_once_up_to_a_bound(router: R
     assert sizes == [256, 44]
 
 
+async def test_a_flood_of_dropped_messages_does_not_keep_the_others_from_being_handed_over() -> None:
+    router = RouterChannel("tcp://127.0.0.1:0", LIMIT, messages_per_second=1)
+    dealer = DealerChannel(f"tcp://127.0.0.1:{router.port}", LIMIT)
+
+    async def flood() -> None:
+        for _ in range(6000):
+            await dealer.send(WANT)
+
+    flooding = asyncio.create_task(flood())
+    rounds = num_dropped = 0
+    while num_dropped == 0 or not flooding.done():
+        for received in await router.receive(0.1):
+            num_dropped += getattr(received.envelope, "num_dropped", 0)
+        rounds += 1
+    assert rounds > 5
+    dealer.close()
+    router.close()
+
+
 async def test_silence_is_an_empty_list_at_the_deadline(router: RouterChannel) -> None:
     before = asyncio.get_running_loop().time()
     assert await router.receive(0.1) == []
