@@ -2,22 +2,22 @@
 
 import logging
 import os
+import secrets
 import socket
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Literal
 
 from dcpo_async.errors import PeerLostError, ProtocolError, RefusedError, VersionMismatchError
-from dcpo_async.protocol.events import Event
+from dcpo_async.protocol.events import Complaint, Event
 from dcpo_async.protocol.messages import Hello, Welcome
 from dcpo_async.protocol.session import ActorSession
 from dcpo_async.transport.interfaces import Dealer
 
 log = logging.getLogger(__name__)
 
-Connect = Callable[[str, bytes], Dealer]
-"""Opens the connecting end of a channel to an address, under an identity."""
+Connect = Callable[[str], Dealer]
+"""Opens the connecting end of a channel to an address."""
 
 POLL_SECONDS = 0.05
 REJOIN_SECONDS = 3600.0
@@ -53,10 +53,17 @@ class LearnerLink:
     ) -> None:
         host = socket.gethostname()
         self._connect, self.address = connect, address
-        self._identity = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:6]}".encode()
-        self._channel = connect(address, self._identity)
+        self._channel = connect(address)
         self.session = ActorSession(
-            Hello(host=host, engine=engine, role=role, relay=relay, gpus=gpus),
+            Hello(
+                session_id=secrets.token_hex(16),
+                name=f"{host}-{os.getpid()}-{secrets.token_hex(3)}",
+                host=host,
+                engine=engine,
+                role=role,
+                relay=relay,
+                gpus=gpus,
+            ),
             address,
             time.monotonic(),
             join_timeout_seconds=join_seconds,
@@ -77,11 +84,7 @@ class LearnerLink:
 
     def connect_to_weights(self) -> Dealer:
         """A channel to the weight server, for the caller to close."""
-        return self._connect(self.weights_address, self._identity)
-
-    def connect_to_relay(self, connect: Connect, address: str) -> Dealer:
-        """A channel to a relay of the run, by its own keys, for the caller to close."""
-        return connect(address, self._identity)
+        return self._connect(self.weights_address)
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens, until the session has ended; work that others do meanwhile is sent as it falls due.
@@ -93,7 +96,10 @@ class LearnerLink:
         while not self.session.ended:
             await self.send_due()
             for event in await self._news():
-                yield event
+                if isinstance(event, Complaint):
+                    log.warning("the learner could not take a message: %s", event.detail)
+                else:
+                    yield event
 
     async def send_due(self) -> None:
         """Send what is due; where nobody takes it the rest would wait in vain too, and all of it falls due again."""

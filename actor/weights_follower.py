@@ -219,9 +219,4 @@ def _parent(link: LearnerLink, plan: WeightsPlan) -> Parent | None:
     session, connect = link.session, plan.connect_to_relay
     if connect is None:
         return None
-    return Parent(
-        lambda relay: link.connect_to_relay(connect, relay),
-        session.run_id,
-        ask=lambda: plan.ask or session.ask,
-        lost=session.lose_relay,
-    )
+    return Parent(connect, session.run_id, ask=lambda: plan.ask or session.ask, lost=session.lose_relay)

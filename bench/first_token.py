@@ -122,7 +122,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[f
     serving = asyncio.create_task(rank.serve())
     seconds: dict[str, list[float]] = {}
     async with processes(run, buffers) as address:
-        channel = connecting(None, insecure=False)(address, b"bench")
+        channel = connecting(None, insecure=False)(address)
         with tempfile.TemporaryDirectory(prefix="dcpo-bench-", dir="/dev/shm") as cache:
             puller = WeightPuller(channel, Path(cache) / "cache", RUN_ID, 4 << 20, in_place=not options.pull)
             for number in range(options.repetitions + 2):

@@ -21,6 +21,22 @@ class ProtocolError(DcpoError):
     """A peer sent something that the protocol does not allow."""
 
 
+class MalformedError(ProtocolError):
+    """A message of a known kind that is not as its kind must be; `lease` is (position, attempt) of a group."""
+
+    def __init__(self, message: str, *, kind: str, lease: tuple[int, int] | None) -> None:
+        super().__init__(message)
+        self.kind, self.lease = kind, lease
+
+
+class FloodError(ProtocolError):
+    """A peer sent more than its share of messages: `num_dropped` were not looked at."""
+
+    def __init__(self, message: str, *, num_dropped: int) -> None:
+        super().__init__(message)
+        self.num_dropped = num_dropped
+
+
 class RefusedError(ConfigError):
     """The learner refused this actor for good: other protocol version, other run, or no key."""
 

@@ -15,8 +15,8 @@ FinishReason = Literal["stop", "length"]
 GroupOutcome = Literal["accepted", "duplicate", "superseded", "invalid"]
 Activity = Literal["starting", "updating", "waiting for weights", "generating", "grading", "idle", "draining"]
 """What an actor does at the moment; "updating" exchanges weights in the engine."""
-Relay = Annotated[str, Field(max_length=300)]
-"""Address at which a machine hands on the weights that it has; empty for none."""
+Relay = Annotated[str, Field(max_length=300, pattern="^[!-~]*$")]
+"""Address at which a machine hands on the weights that it has, in printable ASCII; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Torch and transformers take seconds to import: what can be refused without them 
 import argparse
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import sys
@@ -17,6 +18,7 @@ from dcpo_async.config import ModelSettings, RunConfig
 from dcpo_async.config.loading import joined_words, load_config
 from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, largest_group_bytes, limited_log
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import be_private, private_folder
@@ -36,7 +38,7 @@ log = logging.getLogger("learner")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 0 when the run is finished or stopped, 2 on bad input, 1 on a failure."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    limited_log()
     be_private()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -44,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except DcpoError as error:
         print(f"dcpo-learner: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        print(f"dcpo-learner: {error.strerror}: raise the limit of `ulimit -n`, and start it again", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def parsed(argv: Sequence[str] | None) -> tuple[RunConfig, Devices, argparse.Namespace]:
@@ -96,7 +103,15 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         return
     keys = load_server_keys(options.keys) if options.keys else None
     limit = config.network.max_message_bytes
-    actors = RouterChannel(config.network.listen, limit, curve=keys, insecure=options.insecure)
+    actors = RouterChannel(
+        config.network.listen,
+        limit,
+        curve=keys,
+        insecure=options.insecure,
+        max_received_bytes=largest_group_bytes(config.sampling.group_size, config.sampling.max_response_tokens),
+        max_header_bytes=GROUP_HEADER_BYTES,
+        messages_per_second=MESSAGES_PER_SECOND,
+    )
     with contextlib.ExitStack() as closing:
         closing.callback(actors.close)
         scratch = closing.enter_context(private_folder("learner"))

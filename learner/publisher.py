@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 import time
-import uuid
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -107,8 +106,7 @@ class Publisher:
 
 
 async def _run(config: RunConfig, options: argparse.Namespace) -> None:
-    identity = f"publisher-{uuid.uuid4().hex}".encode()
-    channel = DealerChannel(options.coordinator, identity, config.network.max_message_bytes)
+    channel = DealerChannel(options.coordinator, config.network.max_message_bytes)
     link = CoordinatorLink(channel, options.coordinator, options.run_id, options.incarnation, "the publisher")
     try:
         # Told to end, what is being written is finished or removed by its thread, which asyncio waits for.

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for part in ("dcpo_async", "actor", "learner") for path in (ROOT / part).rglob("*.py"))
 OWNERS = {
-    "zmq": ("dcpo_async/transport/zmq_channel.py",),
+    "zmq": ("dcpo_async/transport/zmq_channel.py", "dcpo_async/transport/connections.py"),
     # The ledger's oldest format was the protocol's: its decoder stays when the protocol's codec goes.
     "msgpack": ("dcpo_async/protocol/codec.py", "learner/ledger/group_format.py"),
     # The second is its logger; the others run inside it, and take a step in the types of its scheduler.
@@ -26,6 +26,7 @@ OWNERS = {
 # From the ground up: a part imports from the floors below its own, never from beside or above.
 FLOORS = (
     "errors records columns durable run_folder",
+    "limits",
     "config algorithm weights grading/extraction grading/math/syntax devices model_folder processes metrics",
     "grading/math/arithmetic",
     "grading/math/forms",

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcpo_async.errors import DcpoError
+from dcpo_async.limits import MAX_MESSAGE_BYTES, limited_log
 from dcpo_async.processes import until_told
-from dcpo_async.transport.interfaces import MAX_MESSAGE_BYTES, Router
+from dcpo_async.transport.interfaces import Router
 from dcpo_async.transport.pacing import PacedRouter
 from dcpo_async.transport.security import load_client_keys, relay_server
 from dcpo_async.transport.zmq_channel import RouterChannel
 from dcpo_async.weight_serving.relaying import Relay
+from dcpo_async.weight_serving.service import REQUESTS
 
 log = logging.getLogger("relay")
 
@@ -43,7 +45,7 @@ def offered(path: Path, run_id: str) -> Path | None:
 
 async def _serve_until_told(options: argparse.Namespace) -> None:
     curve = relay_server(load_client_keys(options.keys)) if options.keys else None
-    channel: Router = RouterChannel(options.listen, MAX_MESSAGE_BYTES, curve, insecure=options.insecure)
+    channel: Router = RouterChannel(options.listen, MAX_MESSAGE_BYTES, curve, insecure=options.insecure, **REQUESTS)
     if options.mbps:
         channel = PacedRouter(channel, options.mbps * MB)
     log.info("handing on weights on port %d", channel.port)
@@ -55,7 +57,7 @@ async def _serve_until_told(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 0 on SIGTERM, 2 when it cannot listen, 1 on a failure."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    limited_log()
     parser = argparse.ArgumentParser(prog="actor.weights.relay", description="Hand on weights; dcpo-actor starts it.")
     parser.add_argument("--listen", required=True, help="address, such as tcp://10.0.0.7:5560")
     parser.add_argument("--offer", required=True, type=Path, help="file that says which cache may be handed on")

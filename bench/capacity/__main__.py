@@ -28,8 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from actor.capacity import Capacity
 from actor.engine.vllm import VllmEngine
+from dcpo_async.limits import OPEN_SHARE
 from dcpo_async.protocol.in_work import InWork
-from dcpo_async.protocol.session import OPEN_SHARE
 from dcpo_async.records import Lease, LeaseName, Response, Sampling
 
 GROUP_SIZE = 16

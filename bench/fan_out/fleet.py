@@ -18,9 +18,10 @@ from actor.weights.parent import Parent
 from actor.weights.puller import WeightPuller
 from actor.weights.relay import offer
 from dcpo_async.demo.services import free_address
+from dcpo_async.limits import MAX_MESSAGE_BYTES
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.records import STRETCH_BYTES
-from dcpo_async.transport.interfaces import MAX_MESSAGE_BYTES, Received, Router
+from dcpo_async.transport.interfaces import Received, Router
 from dcpo_async.transport.pacing import PacedRouter
 from dcpo_async.transport.zmq_channel import RouterChannel, connecting
 from dcpo_async.weight_serving.relaying import Relay
@@ -161,10 +162,10 @@ class Fleet:
         return address
 
     def _puller(self, stack: AsyncExitStack, number: int, cache: Path, port: int, tree: RelayTree) -> WeightPuller:
-        identity, connect = f"machine-{number}".encode(), connecting(None, insecure=False, send_timeout_seconds=1.0)
-        channel = connect(f"tcp://127.0.0.1:{port}", identity)
+        connect = connecting(None, insecure=False, send_timeout_seconds=1.0)
+        channel = connect(f"tcp://127.0.0.1:{port}")
         stack.callback(channel.close)
-        parent = Parent(lambda relay: connect(relay, identity), RUN_ID, lambda: tree.parent_of(number, 0.0))
+        parent = Parent(connect, RUN_ID, lambda: tree.parent_of(number, 0.0))
         puller = WeightPuller(channel, cache, RUN_ID, STRETCH_BYTES, in_place=False, parent=parent)
         stack.callback(puller.close)
         return puller

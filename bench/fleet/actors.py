@@ -1,6 +1,7 @@
 """Actors without engines, many to a process: real sessions over real sockets, which answer after a while."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -47,12 +48,13 @@ class SimulatedActor:
     def __init__(self, context: zmq.asyncio.Context, address: str, number: int, mean_seconds: float) -> None:
         self._socket = context.socket(zmq.DEALER)
         self._socket.linger = 0
-        self._socket.setsockopt(zmq.IDENTITY, f"actor-{number}".encode())
         self._socket.connect(address)
         self._draws = np.random.default_rng(number)
         self._mean_seconds = mean_seconds
         now = time.monotonic()
-        hello = Hello(host=f"host-{number}", engine="simulated")
+        hello = Hello(
+            session_id=secrets.token_hex(16), name=f"actor-{number}", host=f"host-{number}", engine="simulated"
+        )
         self._session = ActorSession(hello, address, now, join_timeout_seconds=120.0, rejoin_timeout_seconds=600.0)
         self._wanted_at: float | None = None
         self._sent_at: dict[int, float] = {}

@@ -43,7 +43,7 @@ class InstantRank:
     """Says all that trainer and publisher say, and trains nothing."""
 
     def __init__(self, address: str, run_id: str, incarnation: int, max_bytes: int) -> None:
-        self._channel = DealerChannel(address, b"rank-0", max_bytes)
+        self._channel = DealerChannel(address, max_bytes)
         self._run_id, self._incarnation = run_id, incarnation
 
     async def run(self) -> None:

@@ -143,7 +143,7 @@ class Round:
         """The cost of a fetch, after all versions in the cache but some were let go of."""
         keys = load_client_keys(self.bench.keys) if curve else None
         address = self.bench.curve_address if curve else self.bench.address
-        channel = connecting(keys, insecure=False)(address, f"{version}-{time.monotonic()}".encode())
+        channel = connecting(keys, insecure=False)(address)
         puller = WeightPuller(channel, self.bench.cache, RUN_ID, 4 << 20, in_place=in_place)
         await asyncio.to_thread(puller.prune, keep)
         # Connected before the clock starts, as an actor is.

@@ -22,6 +22,7 @@ from dcpo_async.config.sections import (
     WeightsSettings,
 )
 from dcpo_async.errors import ConfigError
+from dcpo_async.limits import largest_group_bytes
 
 
 class RunConfig(BaseSettings):
@@ -110,6 +111,14 @@ class RunConfig(BaseSettings):
             yield (
                 f"network.listen {network.listen} must be tcp://HOST:PORT with a port below 65535: "
                 "actors are on other machines, and the weight server takes the next port"
+            )
+        sampling = self.sampling
+        needed = largest_group_bytes(sampling.group_size, sampling.max_response_tokens)
+        if network.max_message_bytes < needed:
+            yield (
+                f"network.max_message_bytes {network.max_message_bytes} is less than the {needed} bytes that "
+                f"{sampling.group_size} responses of {sampling.max_response_tokens} tokens may take: actors "
+                "would send it for ever; raise it, or lower sampling.group_size or sampling.max_response_tokens"
             )
         if network.silence_seconds < 2 * network.heartbeat_seconds:
             yield (

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dcpo_async.limits import MAX_GROUP_SIZE, MAX_GROUPS_IN_FLIGHT, MAX_MESSAGE_BYTES, ChunkBytes
+
 Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
@@ -62,7 +64,7 @@ class DataSettings(Section):
 class SamplingSettings(Section):
     """How actors sample responses: by temperature alone, so that learner and engine share one distribution."""
 
-    group_size: Annotated[int, Field(ge=2)] = 16
+    group_size: Annotated[int, Field(ge=2, le=MAX_GROUP_SIZE)] = 16
     """G, responses for each prompt visit."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Sampling temperature; the learner divides its logits by it too."""
@@ -221,7 +223,7 @@ class WeightsSettings(Section):
 class ActorSettings(Section):
     """What the learner tells every actor that joins."""
 
-    groups_in_flight: Positive = 64
+    groups_in_flight: Annotated[int, Field(gt=0, le=MAX_GROUPS_IN_FLIGHT)] = 64
     """An engine process has at most this many groups' worth of responses in flight, fewer where its KV cache has been
     seen to hold fewer. A response that has ended makes room, whatever the others of its group do, so that up to four
     times as many groups may be open."""
@@ -248,9 +250,9 @@ class NetworkSettings(Section):
     """Actors send a heartbeat this often."""
     silence_seconds: PositiveSeconds = 15.0
     """A session silent for this long is lost, and its leases are issued again."""
-    max_message_bytes: Positive = 1 << 30
-    """Larger messages are refused."""
-    chunk_bytes: Positive = 4 << 20
+    max_message_bytes: Annotated[int, Field(gt=0, le=MAX_MESSAGE_BYTES)] = 1 << 30
+    """Larger messages are refused; the largest group and shard must fit."""
+    chunk_bytes: ChunkBytes = 4 << 20
     """An actor has eight times as many bytes of weights asked for and not yet received; a request is for 4 MiB."""
 
 

@@ -8,13 +8,24 @@ import msgpack
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dcpo_async.errors import ProtocolError, VersionMismatchError
+from dcpo_async.errors import MalformedError, ProtocolError, VersionMismatchError
+from dcpo_async.limits import (
+    GROUP_HEADER_BYTES,
+    HELD_HEADER_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_TEXT,
+    SMALL_HEADER_BYTES,
+    quoted,
+)
 from dcpo_async.protocol import messages, trainer_messages, weight_messages
 from dcpo_async.protocol.messages import PROTOCOL_VERSION, Array, Envelope, Message
 from dcpo_async.records import Count
 
-MAX_HEADER_BYTES = 80 << 20
-"""Unpacking can take ten times its input; the largest honest header is a manifest, at most 64 MiB."""
+MAX_LIST = 1 << 20
+"""Samples of a shard; the lists of every other kind are far shorter."""
+MAX_WORDS_OF_A_MAP = 1 << 10
+_START_BYTES = 1 << 10
+"""The words before a message's body fit in these."""
 
 MESSAGE_TYPES: Mapping[str, type[Message]] = {
     kind.kind: kind
@@ -22,6 +33,16 @@ MESSAGE_TYPES: Mapping[str, type[Message]] = {
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
 }
+HEADER_BYTES: Mapping[str, int] = {
+    "hello": HELD_HEADER_BYTES,
+    "heartbeat": HELD_HEADER_BYTES,
+    "group": GROUP_HEADER_BYTES,
+    "lease": 8 * MAX_TEXT,
+    "manifest": 80 << 20,
+    "shard": MAX_MESSAGE_BYTES,
+    "old_logprobs": MAX_MESSAGE_BYTES,
+}
+"""Of the kinds that need more than SMALL_HEADER_BYTES; those of ranks and learner are for those who trust them."""
 Frame = bytes | memoryview
 
 
@@ -64,15 +85,17 @@ def encode(envelope: Envelope) -> list[Frame]:
         raise ProtocolError(f"{message.kind} cannot be packed: {error}") from None
 
 
-def decode(frames: Sequence[Frame], max_message_bytes: int) -> Envelope:
+def decode(frames: Sequence[Frame], max_message_bytes: int, max_header_bytes: int = MAX_MESSAGE_BYTES) -> Envelope:
     """The envelope in these frames; its arrays are read-only views of them.
 
     Args:
         frames: bytes or anything with the buffer protocol.
         max_message_bytes: largest allowed sum of all frames.
+        max_header_bytes: largest allowed header, whatever its kind; HEADER_BYTES of its kind is never exceeded either.
 
     Raises:
         VersionMismatchError: the peer speaks another protocol version, whatever else is in the message.
+        MalformedError: body or arrays are not what the kind of message has.
         ProtocolError: anything else that the protocol does not allow; the message says what was found.
     """
     views = [memoryview(frame) for frame in frames]
@@ -81,15 +104,23 @@ def decode(frames: Sequence[Frame], max_message_bytes: int) -> Envelope:
         raise ProtocolError(f"a message of {num_bytes} bytes is over the limit of {max_message_bytes}")
     if not views:
         raise ProtocolError("a message without frames; the first must hold the header")
-    header = _header(views[0])
+    header = _header(views[0], max_header_bytes)
     message_type = MESSAGE_TYPES.get(header.kind)
     if message_type is None:
-        raise ProtocolError(f"unknown kind of message {reprlib.repr(header.kind)}; known are {[*MESSAGE_TYPES]}")
+        raise ProtocolError(f"unknown kind of message {quoted(header.kind)!r}; known are {[*MESSAGE_TYPES]}")
     try:
-        message = message_type.model_validate(header.body)
-    except ValidationError as error:
-        raise ProtocolError(f"{header.kind}: {_first_problem(error)}") from None
-    return Envelope(message, dict(_arrays(message_type, header, views[1:])), header.run, header.inc)
+        arrays = dict(_arrays(message_type, header, views[1:]))
+        return Envelope(message_type.model_validate(header.body), arrays, header.run, header.inc)
+    except (ValidationError, ProtocolError) as error:
+        problem = _first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise MalformedError(f"{header.kind}: {problem}", kind=header.kind, lease=_lease(header)) from None
+
+
+def _lease(header: _Header) -> tuple[int, int] | None:
+    """The lease that a malformed group answers, so that it can be told apart from the actor's others."""
+    name = header.body.get("position"), header.body.get("attempt")
+    is_whole = header.kind == "group" and all(type(part) is int and 0 <= part < 1 << 63 for part in name)
+    return name if is_whole else None  # type: ignore[return-value]
 
 
 def _raw(message: Message, name: str, array: Array) -> memoryview:
@@ -101,14 +132,15 @@ def _raw(message: Message, name: str, array: Array) -> memoryview:
     return np.ascontiguousarray(array).view(np.uint8).data
 
 
-def _header(frame: memoryview) -> _Header:
-    if frame.nbytes > MAX_HEADER_BYTES:
-        raise ProtocolError(f"a header of {frame.nbytes} bytes is over the limit of {MAX_HEADER_BYTES}")
+def _header(frame: memoryview, max_bytes: int) -> _Header:
+    _require_small(frame, max_bytes)
     try:
         # Tuples in place of lists: a strict model takes nothing else for a tuple.
-        words = msgpack.unpackb(frame, use_list=False, raw=False, strict_map_key=True, max_ext_len=0)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise ProtocolError(f"a header that is not msgpack: {str(error) or type(error).__name__}") from None
+        words = msgpack.unpackb(
+            frame, use_list=False, raw=False, max_ext_len=0, max_array_len=MAX_LIST, max_map_len=MAX_WORDS_OF_A_MAP
+        )
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"a header that is not msgpack: {quoted(error) or type(error).__name__}") from None
     if not isinstance(words, dict) or type(words.get("v")) is not int:
         raise ProtocolError("a header without the protocol version v: the peer is not dcpo-async")
     if words["v"] != PROTOCOL_VERSION:
@@ -117,6 +149,30 @@ def _header(frame: memoryview) -> _Header:
         return _Header.model_validate(words)
     except ValidationError as error:
         raise ProtocolError(f"header: {_first_problem(error)}") from None
+
+
+def _require_small(frame: memoryview, max_bytes: int) -> None:
+    """Refuse a header that is longer than its kind's may be before it is unpacked, which takes ten times its size."""
+    if frame.nbytes <= SMALL_HEADER_BYTES:
+        return
+    kind = _kind_of(frame[:_START_BYTES])
+    limit = min(max_bytes, HEADER_BYTES.get(kind, SMALL_HEADER_BYTES))
+    if frame.nbytes > limit:
+        raise ProtocolError(f"a header of {frame.nbytes} bytes is over the limit of {limit} for {quoted(kind)!r}")
+
+
+def _kind_of(start: memoryview) -> str:
+    """The kind of the message whose header starts so; empty where it does not stand before the body."""
+    unpacker = msgpack.Unpacker(use_list=False, raw=False, max_ext_len=0)
+    unpacker.feed(start)
+    try:
+        for _ in range(unpacker.read_map_header()):
+            key, value = unpacker.unpack(), unpacker.unpack()
+            if key == "kind":
+                return value if isinstance(value, str) else ""
+    except (ValueError, RecursionError, msgpack.UnpackException):
+        pass
+    return ""
 
 
 def _version_mismatch(peer_version: int, kind: object) -> VersionMismatchError:
@@ -132,14 +188,14 @@ def _version_mismatch(peer_version: int, kind: object) -> VersionMismatchError:
 def _arrays(message_type: type[Message], header: _Header, frames: Sequence[memoryview]) -> Iterator[tuple[str, Array]]:
     names, allowed = [name for name, _ in header.arrays], list(message_type.array_dtypes)
     if names != allowed:
-        raise ProtocolError(f"{header.kind} has the arrays {reprlib.repr(names)}, it must have {allowed}")
+        raise ProtocolError(f"has the arrays {quoted(reprlib.repr(names))}, it must have {allowed}")
     if len(frames) != len(names):
-        raise ProtocolError(f"{header.kind} has {len(frames)} frames of arrays, it must have {len(names)}")
+        raise ProtocolError(f"has {len(frames)} frames of arrays, it must have {len(names)}")
     for (name, count), frame in zip(header.arrays, frames, strict=True):
         dtype = np.dtype(message_type.array_dtypes[name])
         if frame.nbytes != count * dtype.itemsize:
             raise ProtocolError(
-                f"{header.kind}: array {name} has {frame.nbytes} bytes, "
+                f"array {name} has {frame.nbytes} bytes, "
                 f"{count} numbers of {dtype.itemsize} bytes need {count * dtype.itemsize}"
             )
         yield name, _view(frame, dtype)
@@ -157,4 +213,6 @@ def _view(frame: memoryview, dtype: np.dtype[Any]) -> Array:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}, found {reprlib.repr(problem['input'])}"
+    # What lacks a field is shown by none of its other fields: one of them may be a secret.
+    found = "" if problem["type"] == "missing" else f", found {reprlib.repr(problem['input'])}"
+    return f"{quoted(where)}: {problem['msg']}{quoted(found)}"

@@ -8,6 +8,7 @@ import numpy as np
 
 from dcpo_async.columns import joined, parted
 from dcpo_async.config import GradingSettings, RunConfig, SamplingSettings
+from dcpo_async.limits import MAX_TEXT
 from dcpo_async.protocol.messages import Array, GroupMessage, LeaseMessage, Welcome
 from dcpo_async.records import Group, Lease, Response, Sampling, VersionSegment
 
@@ -54,6 +55,7 @@ def settings_digest(sampling: SamplingSettings, grading: GradingSettings) -> str
 def group_to_message(group: Group) -> tuple[GroupMessage, dict[str, Array]]:
     """The header and the arrays of a group, its responses one after another."""
     responses = group.responses
+    texts = [response.text.encode() for response in responses]
     message = GroupMessage(
         position=group.position,
         attempt=group.attempt,
@@ -62,11 +64,12 @@ def group_to_message(group: Group) -> tuple[GroupMessage, dict[str, Array]]:
         finish_reasons=tuple(response.finish_reason for response in responses),
         rewards=group.rewards,
         reasons=group.reasons,
-        texts=tuple(response.text for response in responses),
+        text_lengths=tuple(map(len, texts)),
         seconds=group.seconds,
         made_by=group.made_by,
     )
     arrays = {
+        "texts": np.frombuffer(b"".join(texts), "|u1"),
         "token_ids": joined([response.token_ids for response in responses], "<i4"),
         "behavior_logprobs": joined([response.behavior_logprobs for response in responses], "<f4"),
     }
@@ -82,13 +85,18 @@ def group_from_message(message: GroupMessage, arrays: Mapping[str, Array]) -> Gr
             parted(arrays["behavior_logprobs"], message.lengths),
             message.segments,
             message.finish_reasons,
-            message.texts,
+            texts_of(message, arrays),
             strict=True,
         )
     )
     return Group(
         message.position, message.attempt, responses, message.rewards, message.reasons, made_by=message.made_by
     )
+
+
+def texts_of(message: GroupMessage, arrays: Mapping[str, Array]) -> list[str]:
+    """The texts of a group's responses; raises UnicodeDecodeError where they are not UTF-8."""
+    return [part.tobytes().decode() for part in parted(arrays["texts"], message.text_lengths)]
 
 
 def check_group(
@@ -112,6 +120,7 @@ def check_group(
     problems = chain(
         _wrong_columns(message, group_size),
         _wrong_lengths(message, arrays, max_response_tokens),
+        _wrong_texts(message, arrays),
         _wrong_segments(message),
         _wrong_rewards(message, allowed_rewards),
         _wrong_numbers(arrays, vocab_size),
@@ -138,7 +147,7 @@ def lease_from_message(message: LeaseMessage, arrays: Mapping[str, Array]) -> Le
 
 
 def _wrong_columns(message: GroupMessage, group_size: int) -> Iterator[str]:
-    for name in ("lengths", "segments", "finish_reasons", "rewards", "reasons", "texts"):
+    for name in ("lengths", "segments", "finish_reasons", "rewards", "reasons", "text_lengths"):
         found = len(getattr(message, name))
         if found != group_size:
             yield f"{found} {name}, a group has {group_size} responses"
@@ -147,9 +156,21 @@ def _wrong_columns(message: GroupMessage, group_size: int) -> Iterator[str]:
 def _wrong_lengths(message: GroupMessage, arrays: Mapping[str, Array], max_response_tokens: int) -> Iterator[str]:
     if max(message.lengths, default=0) > max_response_tokens:
         yield f"a response of {max(message.lengths)} tokens, at most {max_response_tokens} are allowed"
-    for name, array in arrays.items():
-        if array.size != sum(message.lengths):
-            yield f"{array.size} {name} for responses of {sum(message.lengths)} tokens"
+    for name in ("token_ids", "behavior_logprobs"):
+        if arrays[name].size != sum(message.lengths):
+            yield f"{arrays[name].size} {name} for responses of {sum(message.lengths)} tokens"
+
+
+def _wrong_texts(message: GroupMessage, arrays: Mapping[str, Array]) -> Iterator[str]:
+    if arrays["texts"].size != sum(message.text_lengths):
+        yield f"{arrays['texts'].size} bytes of texts that should take {sum(message.text_lengths)}"
+    try:
+        longest = max(map(len, texts_of(message, arrays)), default=0)
+    except UnicodeDecodeError as error:
+        yield f"a text that is not UTF-8: {error.reason}"
+    else:
+        if longest > MAX_TEXT:
+            yield f"a text of {longest} characters, at most {MAX_TEXT} are allowed"
 
 
 def _wrong_segments(message: GroupMessage) -> Iterator[str]:

@@ -72,4 +72,11 @@ class Dismissed:
     until: str = ""
 
 
-Event = Joined | LeaseGranted | LeaseRevoked | GroupAcknowledged | NewVersion | Refused | Paused | Dismissed
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """The coordinator could not read a message, or has no use for it; the session goes on."""
+
+    detail: str
+
+
+Event = Complaint | Joined | LeaseGranted | LeaseRevoked | GroupAcknowledged | NewVersion | Refused | Paused | Dismissed

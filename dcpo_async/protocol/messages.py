@@ -7,15 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dcpo_async import limits
 from dcpo_async.columns import aligned
 from dcpo_async.config import ActorSettings, GradingSettings, SamplingSettings
-from dcpo_async.records import Activity, Count, FinishReason, GroupOutcome, LeaseName, Relay
+from dcpo_async.records import Activity, Count, FinishReason, GroupOutcome, Relay
 
 PROTOCOL_VERSION = 7
 
-Text = Annotated[str, Field(max_length=1 << 20)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Array = NDArray[Any]
 
 
@@ -51,11 +49,14 @@ class Hello(Message):
     """An actor joins, or joins again after a restart of the coordinator with what it holds."""
 
     kind = "hello"
-    host: Name
-    engine: Name
+    session_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$", repr=False)]
+    """A secret, by which this actor alone can come back to what it holds after its connection broke."""
+    name: limits.ShownName
+    host: limits.ShownName
+    engine: limits.ShownName
     role: Literal["actor", "evaluator"] = "actor"
     """An evaluator follows the weights and never wants a lease; it is not counted as an actor."""
-    held: tuple[LeaseName, ...] = ()
+    held: limits.Held = ()
     """Leases being worked on, and those whose groups are not acknowledged yet."""
     relay: Relay = ""
     gpus: Count = 0
@@ -66,24 +67,24 @@ class Want(Message):
     """Credit: the actor has room for this many leases beyond that of `number` num_received, the last that came."""
 
     kind = "want"
-    num_leases: Annotated[int, Field(ge=0, le=1 << 16)]
+    num_leases: limits.Credit
     num_received: Count = 0
 
 
 class GroupMessage(Message):
-    """A finished group, responses one after another; `made_by` is the digest of how it was sampled and graded."""
+    """A finished group, responses one after another, texts in UTF-8; `made_by` is how it was sampled and graded."""
 
     kind = "group"
-    array_dtypes = {"token_ids": "<i4", "behavior_logprobs": "<f4"}
+    array_dtypes = {"token_ids": "<i4", "behavior_logprobs": "<f4", "texts": "|u1"}
     position: Count
     attempt: Count
-    lengths: tuple[Count, ...]
-    segments: tuple[tuple[tuple[Count, Count], ...], ...]
-    finish_reasons: tuple[FinishReason, ...]
-    rewards: tuple[float, ...]
-    reasons: tuple[Text, ...]
-    texts: tuple[Text, ...]
-    seconds: tuple[Seconds, Seconds, Seconds] = (0.0, 0.0, 0.0)
+    lengths: limits.Column[Count]
+    segments: limits.Column[limits.Segments]
+    finish_reasons: limits.Column[FinishReason]
+    rewards: limits.Column[float]
+    reasons: limits.Column[limits.Sentence]
+    text_lengths: limits.Column[Count]
+    seconds: tuple[limits.Seconds, limits.Seconds, limits.Seconds] = (0.0, 0.0, 0.0)
     """Of waiting for weights, of generation, of grading."""
     made_by: Annotated[str, Field(max_length=64)] = ""
 
@@ -94,7 +95,7 @@ class LeaseFailed(Message):
     kind = "lease_failed"
     position: Count
     attempt: Count
-    reason: Text
+    reason: limits.Sentence
     is_prompts_fault: bool
     """False when the actor drains or its engine died: such a return does not count towards quarantine."""
 
@@ -103,8 +104,8 @@ class Heartbeat(Message):
     """The actor holds exactly these leases and gets on with them; `lost_relay` was silent, or sent wrong bytes."""
 
     kind = "heartbeat"
-    held: tuple[LeaseName, ...]
-    tokens: tuple[Count, ...] = ()
+    held: limits.Held
+    tokens: limits.HeldTokens = ()
     """Response tokens so far of each lease in `held`."""
     engine_steps: Count = 0
     activity: Activity = "idle"
@@ -115,7 +116,7 @@ class Heartbeat(Message):
     responses_in_flight: Count = 0
     response_capacity: Count = 0
     preemptions: Count = 0
-    update: tuple[Seconds, Seconds, Seconds] | None = None
+    update: tuple[limits.Seconds, limits.Seconds, limits.Seconds] | None = None
     """Of the last change of weights: seconds of the fetch, of the pause, and since its end."""
     canary_difference: Annotated[float, Field(ge=0)] | None = None
     """Largest difference from the canary of `weights_version`, in nats; none where the version has no canary."""
@@ -130,7 +131,7 @@ class Bye(Message):
     """The actor leaves; whatever it still holds goes back, and may be the reason where its engine `has_failed`."""
 
     kind = "bye"
-    reason: Text
+    reason: limits.Sentence
     canary_refusals: Count = 0
     """As in the heartbeat: one that makes an actor leave is in no heartbeat any more."""
     has_failed: bool = False
@@ -154,7 +155,7 @@ class Welcome(Message):
     actor: ActorSettings
     heartbeat_seconds: Annotated[float, Field(gt=0)]
     silence_seconds: Annotated[float, Field(gt=0)]
-    chunk_bytes: Annotated[int, Field(gt=0)]
+    chunk_bytes: limits.ChunkBytes
 
 
 class LeaseMessage(Message):
@@ -164,10 +165,10 @@ class LeaseMessage(Message):
     array_dtypes = {"prompt_token_ids": "<i4"}
     position: Count
     attempt: Count
-    prompt_id: Name
+    prompt_id: limits.Name
     visit: Annotated[int, Field(ge=1)]
     min_version: Count
-    answer: Text
+    answer: limits.Text
     number: Count = 0
 
 
@@ -178,7 +179,7 @@ class Ack(Message):
     position: Count
     attempt: Count
     outcome: GroupOutcome
-    detail: Text = ""
+    detail: limits.Sentence = ""
 
 
 class Reject(Message):
@@ -186,7 +187,7 @@ class Reject(Message):
 
     kind = "reject"
     reason: Literal["rejoin", "protocol_version", "run_id", "draining", "stopping", "unsound", "invalid"]
-    detail: Text
+    detail: limits.Sentence
 
 
 class VersionMessage(Message):

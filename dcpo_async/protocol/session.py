@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterable, Mapping
 
 from dcpo_async.errors import ProtocolError, UnreachableError
+from dcpo_async.limits import OPEN_SHARE
 from dcpo_async.protocol.conversion import group_to_message, lease_from_message
 from dcpo_async.protocol.events import (
+    Complaint,
     Dismissed,
     Event,
     GroupAcknowledged,
@@ -33,12 +35,8 @@ from dcpo_async.protocol.messages import (
     Welcome,
 )
 from dcpo_async.protocol.outbox import Outbox
-from dcpo_async.protocol.transitions import ActorInput, ActorState, next_state
+from dcpo_async.protocol.transitions import ActorInput, ActorState, actor_input, next_state
 from dcpo_async.records import Activity, Group, Lease, LeaseName
-
-OPEN_SHARE = 4
-"""Open groups, as a multiple of groups_in_flight: a group is open as long as its longest response runs, which for the
-long-tailed lengths of reasoning is some four times the mean."""
 
 
 class ActorSession:
@@ -205,7 +203,7 @@ class ActorSession:
                 nothing has changed.
         """
         message = envelope.message
-        happened = _actor_input(message)
+        happened = actor_input(message)
         if self._run_id and envelope.run_id != self._run_id and not isinstance(message, Reject):
             raise ProtocolError(f"{message.kind} of run {envelope.run_id!r}; this actor joined run {self._run_id!r}")
         self._advance(happened)
@@ -286,6 +284,8 @@ class ActorSession:
             self._forget_welcome(now)
             self._hello_due_at = now + self._resend_seconds
             return [Paused(reject.detail)] if is_news else []
+        if happened is ActorInput.COMPLAIN:
+            return [Complaint(reject.detail)]
         return [Dismissed(reject.detail) if happened is ActorInput.DISMISS else Refused(reject)]
 
     def _give_back(self, lease: Lease, reason: str, is_prompts_fault: bool) -> None:
@@ -378,19 +378,3 @@ class ActorSession:
 
     def _bye(self) -> Bye:
         return Bye(reason=self._bye_reason, canary_refusals=self.canary_refusals, has_failed=self._has_failed)
-
-
-def _actor_input(message: Message) -> ActorInput:
-    if isinstance(message, Reject):
-        reasons = {"rejoin": ActorInput.REJOIN, "stopping": ActorInput.STOP, "draining": ActorInput.DISMISS}
-        return reasons.get(message.reason, ActorInput.REFUSE)
-    inputs: Mapping[type[Message], ActorInput] = {
-        Welcome: ActorInput.WELCOME,
-        LeaseMessage: ActorInput.LEASE,
-        Ack: ActorInput.ACK,
-        VersionMessage: ActorInput.VERSION,
-    }
-    happened = inputs.get(type(message))
-    if happened is None:
-        raise ProtocolError(f"{message.kind} is not a message for an actor")
-    return happened

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from dcpo_async.limits import Sentence
 from dcpo_async.protocol.messages import Message
 from dcpo_async.records import Count
 
@@ -13,7 +14,7 @@ class TrainerHello(Message):
 
     kind = "trainer_hello"
     rank: Count
-    num_ranks: Annotated[int, Field(gt=0)]
+    num_ranks: Annotated[int, Field(gt=0, le=1 << 16)]
     step: Count
 
 
@@ -22,7 +23,7 @@ class ShardWant(Message):
 
     kind = "shard_want"
     rank: Count
-    num_ranks: Annotated[int, Field(gt=0)]
+    num_ranks: Annotated[int, Field(gt=0, le=1 << 16)]
     step: Count
     pair_cost: Annotated[float, Field(ge=0)] = 0.0
     """Work of the model's attention between two tokens, in tokens; the same from all ranks, which share by it."""
@@ -138,7 +139,7 @@ class CheckpointFailed(Message):
 
     kind = "checkpoint_failed"
     step: Count
-    reason: str
+    reason: Sentence
     failures_left: Count
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from enum import Enum
 
 from dcpo_async.errors import ProtocolError
+from dcpo_async.protocol.messages import Ack, LeaseMessage, Message, Reject, VersionMessage, Welcome
 
 
 class ActorState(Enum):
@@ -26,7 +27,8 @@ class ActorInput(Enum):
     VERSION = "version"
     REJOIN = "reject: rejoin"
     STOP = "reject: stopping"
-    REFUSE = "reject: protocol_version, run_id, unsound or invalid"
+    REFUSE = "reject: protocol_version, run_id or unsound"
+    COMPLAIN = "reject: invalid"
     DISMISS = "reject: draining"
     SILENCE = "nothing heard for silence_seconds"
     DRAIN = "drain requested"
@@ -42,6 +44,7 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
         _AI.REJOIN: _A.JOINING,
         _AI.STOP: _A.JOINING,
         _AI.REFUSE: _A.REFUSED,
+        _AI.COMPLAIN: _A.JOINING,
         _AI.DISMISS: _A.ENDED,
         _AI.DRAIN: _A.DRAINING,
         _AI.DEADLINE: _A.ENDED,
@@ -54,6 +57,7 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
         _AI.REJOIN: _A.REJOINING,
         _AI.STOP: _A.REJOINING,
         _AI.REFUSE: _A.REFUSED,
+        _AI.COMPLAIN: _A.WORKING,
         _AI.DISMISS: _A.ENDED,
         _AI.SILENCE: _A.REJOINING,
         _AI.DRAIN: _A.DRAINING,
@@ -66,6 +70,7 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
         _AI.REJOIN: _A.REJOINING,
         _AI.STOP: _A.REJOINING,
         _AI.REFUSE: _A.REFUSED,
+        _AI.COMPLAIN: _A.REJOINING,
         _AI.DISMISS: _A.ENDED,
         _AI.DRAIN: _A.DRAINING,
         _AI.DEADLINE: _A.ENDED,
@@ -78,6 +83,7 @@ ACTOR_TRANSITIONS: Mapping[ActorState, Mapping[ActorInput, ActorState]] = {
         _AI.REJOIN: _A.DRAINING,
         _AI.STOP: _A.DRAINING,
         _AI.REFUSE: _A.REFUSED,
+        _AI.COMPLAIN: _A.DRAINING,
         _AI.DISMISS: _A.ENDED,
         _AI.SILENCE: _A.DRAINING,
         _AI.DRAIN: _A.DRAINING,
@@ -96,3 +102,25 @@ def next_state(state: ActorState, happened: ActorInput) -> ActorState:
         allowed = ", ".join(repr(other.value) for other in ACTOR_TRANSITIONS[state])
         raise ProtocolError(f"{happened.value!r} in a session that is {state.value}; allowed are {allowed}")
     return following
+
+
+def actor_input(message: Message) -> ActorInput:
+    """What a message of the coordinator is to an actor; raises ProtocolError where it is not for one."""
+    if isinstance(message, Reject):
+        reasons = {
+            "rejoin": ActorInput.REJOIN,
+            "stopping": ActorInput.STOP,
+            "draining": ActorInput.DISMISS,
+            "invalid": ActorInput.COMPLAIN,
+        }
+        return reasons.get(message.reason, ActorInput.REFUSE)
+    inputs: Mapping[type[Message], ActorInput] = {
+        Welcome: ActorInput.WELCOME,
+        LeaseMessage: ActorInput.LEASE,
+        Ack: ActorInput.ACK,
+        VersionMessage: ActorInput.VERSION,
+    }
+    happened = inputs.get(type(message))
+    if happened is None:
+        raise ProtocolError(f"{message.kind} is not a message for an actor")
+    return happened

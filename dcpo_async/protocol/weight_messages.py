@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dcpo_async.protocol.messages import Message, Name, Text
+from dcpo_async.limits import Name, Sentence, Text
+from dcpo_async.protocol.messages import Message
 from dcpo_async.records import STRETCH_BYTES, Count
 
 
@@ -28,7 +29,7 @@ class ManifestMessage(Message):
     folder: Text = ""
     device: Count = 0
     inode: Count = 0
-    error: Text = ""
+    error: Sentence = ""
 
 
 class ChunkWant(Message):
@@ -53,4 +54,4 @@ class ChunkMessage(Message):
     file: Name
     offset: Count
     later: bool = False
-    error: Text = ""
+    error: Sentence = ""

@@ -6,16 +6,13 @@ from typing import Protocol
 from dcpo_async.errors import ProtocolError
 from dcpo_async.protocol.messages import Envelope
 
-MAX_MESSAGE_BYTES = 1 << 30
-"""Larger messages are refused, where no setting says otherwise."""
-
 
 @dataclass(frozen=True, slots=True)
 class Received:
     """What came from one peer.
 
     Attributes:
-        peer: identity under which it can be answered.
+        peer: its connection, over which it can be answered.
         envelope: the message, or what was wrong with it.
     """
 

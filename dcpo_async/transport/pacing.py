@@ -1,19 +1,78 @@
-"""A cap on what a router sends: a token bucket for all peers together, or one for each."""
+"""Token buckets: a cap on what a router sends, for all peers together or for each; and on what it hears of each."""
 
 import asyncio
 import logging
+import math
 from collections import deque
+from dataclasses import dataclass
 
-from dcpo_async.errors import PeerLostError
+from dcpo_async.errors import FloodError, PeerLostError
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.transport.interfaces import Received, Router
 
 log = logging.getLogger(__name__)
 
+BURST_OF_MESSAGES_SECONDS = 2.0
+"""What one connection may say at once after a pause, as time at its full rate."""
+TELL_SECONDS = 1.0
 BURST_SECONDS = 0.1
 """What may be sent at once after a pause, as time at the full rate."""
 QUEUED_MESSAGES = 256
 """Messages that wait for one peer before a sender counts it as lost."""
+
+
+class Shares:
+    """How many messages of each connection are looked at: a token bucket for each. Pure: seconds go in.
+
+    A connection that has said nothing for so long that its bucket is full again is forgotten.
+
+    Args:
+        per_second: messages of one connection; inf takes all.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._buckets: dict[bytes, _Bucket] = {}
+        self._swept_at = 0.0
+
+    @property
+    def num_connections(self) -> int:
+        """Those whose buckets are kept."""
+        return len(self._buckets)
+
+    def take(self, connection: bytes, now: float) -> bool | FloodError:
+        """Whether a message is looked at; once a second a FloodError says how many were not."""
+        if math.isinf(self._per_second):
+            return True
+        if now - self._swept_at > BURST_OF_MESSAGES_SECONDS:
+            self._sweep(now)
+        bucket = self._buckets.get(connection)
+        if bucket is None:
+            bucket = self._buckets[connection] = _Bucket(self._per_second * BURST_OF_MESSAGES_SECONDS, now, now)
+        room = bucket.tokens + (now - bucket.at) * self._per_second
+        bucket.tokens, bucket.at = min(room, self._per_second * BURST_OF_MESSAGES_SECONDS), now
+        if bucket.tokens >= 1:
+            bucket.tokens -= 1
+            return True
+        bucket.num_dropped += 1
+        if now - bucket.told_at < TELL_SECONDS:
+            return False
+        num_dropped, bucket.num_dropped, bucket.told_at = bucket.num_dropped, 0, now
+        text = f"{num_dropped} messages were dropped, over {self._per_second:g} a second from one connection"
+        return FloodError(text, num_dropped=num_dropped)
+
+    def _sweep(self, now: float) -> None:
+        self._swept_at = now
+        kept = (item for item in self._buckets.items() if now - item[1].at <= BURST_OF_MESSAGES_SECONDS)
+        self._buckets = dict(kept)
+
+
+@dataclass(slots=True)
+class _Bucket:
+    tokens: float
+    at: float
+    told_at: float
+    num_dropped: int = 0
 
 
 class PacedRouter:

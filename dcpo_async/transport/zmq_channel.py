@@ -1,7 +1,9 @@
 """Envelopes over ZeroMQ. The only importer of zmq, so every ZeroMQ error is translated here."""
 
+import asyncio
 import errno
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,19 +11,27 @@ import zmq
 import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
-from dcpo_async.errors import ConfigError, PeerLostError, ProtocolError
+from dcpo_async.errors import ConfigError, FloodError, PeerLostError, ProtocolError
+from dcpo_async.limits import MAX_MESSAGE_BYTES
 from dcpo_async.protocol.codec import Frame, decode, encode
 from dcpo_async.protocol.messages import Envelope
-from dcpo_async.transport.interfaces import MAX_MESSAGE_BYTES, Received
+from dcpo_async.transport.connections import Connections, raise_descriptor_limit
+from dcpo_async.transport.interfaces import Received
+from dcpo_async.transport.pacing import Shares
 from dcpo_async.transport.security import CurveClient, CurveServer, check_address, write_keys
 
 MAX_RECEIVED = 256
 """Messages handed over at once; the caller's other duties wait no longer than these take."""
+MAX_READ = 4 * MAX_RECEIVED
+"""Messages read at once, those included that are over their connection's share."""
 QUEUED_MESSAGES = 256
 """Messages that wait for one peer before it counts as lost."""
 LINGER_MS = 500
-PING_MS = 5_000
-PING_TIMEOUT_MS = 15_000
+KEEPALIVE_SECONDS, KEEPALIVE_PROBES = 5, 3
+"""A machine that answers nothing is noticed after four times as long, by the kernel: never by libzmq's own pings, which
+end the process (an assertion in 4.3.5) where a peer vanishes whose messages wait (docs/decisions/0029)."""
+HANDSHAKE_MS = 10_000
+LOOK_SECONDS = 0.5
 _DOMAIN = "dcpo"
 
 
@@ -35,6 +45,10 @@ class RouterChannel:
         curve: CurveServer | None = None,
         *,
         insecure: bool = False,
+        max_received_bytes: int = MAX_MESSAGE_BYTES,
+        max_header_bytes: int = MAX_MESSAGE_BYTES,
+        max_connections: int | None = None,
+        messages_per_second: float = math.inf,
     ) -> None:
         """Listen.
 
@@ -43,22 +57,33 @@ class RouterChannel:
             max_message_bytes: larger messages are refused; a single frame of that size ends its connection.
             curve: keys; only peers that show `curve.client_public` get a message through.
             insecure: allow an address off this machine without keys.
+            max_received_bytes: those that peers send may be smaller by agreement than those that are sent.
+            max_connections: over TCP; none is as many as this process may have descriptors for.
+            max_header_bytes: larger headers are refused before they are unpacked.
+            messages_per_second: of one connection; what is more is dropped, and told once a second as a FloodError.
 
         Raises:
             ConfigError: the address is malformed, taken, not ours, or needs keys.
         """
         check_address(address, curve is not None, insecure)
-        self._max_message_bytes = max_message_bytes
+        self._max_message_bytes, self._max_header_bytes = max_message_bytes, max_header_bytes
+        self._max_received_bytes = min(max_message_bytes, max_received_bytes)
+        self._looked_at = 0.0
+        self._shares = Shares(messages_per_second)
         self._context = zmq.asyncio.Context()
         self._authenticator = _authenticator(self._context, curve) if curve else None
-        self._socket = _socket(self._context, zmq.ROUTER, max_message_bytes, address)
+        self._socket = _socket(self._context, zmq.ROUTER, self._max_received_bytes, address)
+        # Each connection is a peer of its own, named by this socket: no other can take it over.
         self._socket.router_mandatory = True
-        self._socket.router_handover = True
         if curve:
             self._socket.curve_server = True
             self._socket.curve_publickey, self._socket.curve_secretkey = curve.public, curve.secret
             self._socket.zap_domain = _DOMAIN.encode()
             self._socket.zap_enforce_domain = True
+        self._connections: Connections | None = None
+        if address.startswith("tcp:"):
+            room = raise_descriptor_limit()
+            self._connections = Connections(self._socket, room if max_connections is None else max_connections)
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
@@ -73,9 +98,11 @@ class RouterChannel:
 
     async def receive(self, timeout_seconds: float) -> list[Received]:
         """Everything that waits, at most MAX_RECEIVED; empty when nothing came within the timeout."""
-        received = await self._waiting()
-        if not received and await self._socket.poll(math.ceil(timeout_seconds * 1000)):
-            received = await self._waiting()
+        received, until = await self._waiting(), time.monotonic() + timeout_seconds
+        while not received and (left := until - time.monotonic()) > 0:
+            if await self._socket.poll(math.ceil(min(left, LOOK_SECONDS) * 1000)):
+                return await self._waiting()
+            self._look()
         return received
 
     async def send(self, peer: bytes, envelope: Envelope) -> None:
@@ -88,29 +115,51 @@ class RouterChannel:
         try:
             await self._socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            raise PeerLostError(f"{QUEUED_MESSAGES} messages wait for peer {peer!r}: it reads none") from None
+            raise PeerLostError(f"{QUEUED_MESSAGES} messages wait for it and it reads none") from None
         except zmq.ZMQError as error:
             if error.errno != errno.EHOSTUNREACH:
                 raise
-            raise PeerLostError(f"peer {peer!r} is not connected") from None
+            raise PeerLostError("its connection is gone") from None
 
     def close(self) -> None:
         """Let go of the address; what is queued has half a second to leave."""
         if self._authenticator:
             self._authenticator.stop()
             self._authenticator = None
+        if self._connections:
+            self._connections.stop()
         self._context.destroy()
 
+    def _look(self) -> None:
+        """See to the connections, once in a while."""
+        if self._connections and time.monotonic() - self._looked_at >= LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            self._connections.look()
+
     async def _waiting(self) -> list[Received]:
+        self._look()
+        # Nothing below waits while messages come in: the loop's other parts get their turn here.
+        await asyncio.sleep(0)
         received = list[Received]()
-        while len(received) < MAX_RECEIVED and (message := await _waiting_message(self._socket)):
+        # Those that are dropped count too: a flood of them must not keep the caller from what it has got.
+        for _ in range(MAX_READ):
+            message = await _waiting_message(self._socket) if len(received) < MAX_RECEIVED else []
+            if not message:
+                break
             peer, *frames = message
-            received.append(Received(peer.bytes, self._decoded(frames)))
+            connection = peer.bytes
+            if self._connections:
+                self._connections.heard(message[-1].get(zmq.SRCFD))
+            match self._shares.take(connection, time.monotonic()):
+                case True:
+                    received.append(Received(connection, self._decoded(frames)))
+                case FloodError() as flood:
+                    received.append(Received(connection, flood))
         return received
 
     def _decoded(self, frames: Sequence[zmq.Frame]) -> Envelope | ProtocolError:
         try:
-            return decode([frame.buffer for frame in frames], self._max_message_bytes)
+            return decode([frame.buffer for frame in frames], self._max_received_bytes, self._max_header_bytes)
         except ProtocolError as error:
             return error
 
@@ -121,7 +170,6 @@ class DealerChannel:
     def __init__(
         self,
         address: str,
-        identity: bytes,
         max_message_bytes: int,
         curve: CurveClient | None = None,
         *,
@@ -132,7 +180,6 @@ class DealerChannel:
 
         Args:
             address: tcp://host:port or ipc://path.
-            identity: 1 to 255 bytes, the first not zero; a newer connection of the same identity takes over.
             max_message_bytes: larger messages are refused.
             curve: keys of this side and of the router.
             insecure: allow an address off this machine without keys.
@@ -146,7 +193,6 @@ class DealerChannel:
         self._max_message_bytes = max_message_bytes
         self._context = zmq.asyncio.Context()
         self._socket = _socket(self._context, zmq.DEALER, max_message_bytes, address)
-        self._socket.identity = identity
         # Without it, hellos and groups would pile up while the learner restarts, all to arrive at once.
         self._socket.immediate = True
         self._socket.sndtimeo = math.ceil(send_timeout_seconds * 1000)
@@ -193,10 +239,10 @@ def generate_keys(folder: Path) -> None:
 
 def connecting(
     curve: CurveClient | None, *, insecure: bool, send_timeout_seconds: float = 5.0
-) -> Callable[[str, bytes], DealerChannel]:
-    """Opens connecting ends to an address under an identity, all with the same keys."""
-    return lambda address, identity: DealerChannel(
-        address, identity, MAX_MESSAGE_BYTES, curve, insecure=insecure, send_timeout_seconds=send_timeout_seconds
+) -> Callable[[str], DealerChannel]:
+    """Opens connecting ends to an address, all with the same keys."""
+    return lambda address: DealerChannel(
+        address, MAX_MESSAGE_BYTES, curve, insecure=insecure, send_timeout_seconds=send_timeout_seconds
     )
 
 
@@ -222,10 +268,13 @@ def _socket(context: zmq.asyncio.Context, kind: int, max_message_bytes: int, add
     # From the start: libzmq 4.3.5 may never end a context whose linger is set as a peer drops out (issue 3252 there).
     socket.linger = LINGER_MS
     socket.ipv6 = "[" in address
+    socket.handshake_ivl = HANDSHAKE_MS
     socket.maxmsgsize = max_message_bytes
     socket.sndhwm = socket.rcvhwm = QUEUED_MESSAGES
-    socket.heartbeat_ivl = PING_MS
-    socket.heartbeat_timeout = socket.heartbeat_ttl = PING_TIMEOUT_MS
+    socket.tcp_keepalive, socket.tcp_keepalive_cnt = 1, KEEPALIVE_PROBES
+    socket.tcp_keepalive_idle = socket.tcp_keepalive_intvl = KEEPALIVE_SECONDS
+    # Of what was sent and not confirmed, which keepalive alone does not look at.
+    socket.tcp_maxrt = 1000 * KEEPALIVE_SECONDS * (KEEPALIVE_PROBES + 1)
     return socket
 
 

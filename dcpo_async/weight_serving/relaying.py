@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dcpo_async.errors import PeerLostError, ProtocolError, WeightsError
+from dcpo_async.limits import quoted
 from dcpo_async.protocol.messages import Envelope, Reject
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
 from dcpo_async.transport.interfaces import Received, Router
@@ -25,7 +26,7 @@ GRACE_SECONDS = 2.0
 """For a version that is not here, or not yet in its place: this machine hears of it when the others do."""
 STALLED_SECONDS = 20.0
 """A download that brings nothing for so long is not waited for; one that turns from a silent parent takes less."""
-MAX_PARKED = 4096
+MAX_PARKED, MAX_PARKED_OF_PEER = 4096, 256
 _NOTHING = np.empty(0, dtype=np.uint8)
 
 _Key = tuple[bytes, int, str, int]
@@ -75,7 +76,13 @@ class Relay:
         while True:
             waiting = await self._channel.receive(POLL_SECONDS if self._parked else IDLE_SECONDS)
             for received in waiting:
-                await self._take(received)
+                try:
+                    await self._take(received)
+                except Exception as error:
+                    # Whatever a request brings about is its peer's affair, and nobody else's.
+                    log.exception("a request of %s could not be met", quoted(received.peer))
+                    detail = f"{type(error).__name__}: {error}"
+                    await self._send(received.peer, Envelope(Reject(reason="invalid", detail=detail)))
             if self._parked:
                 await self._answer_parked()
             if self._clock() - self._swept_at >= IDLE_SECONDS:
@@ -87,7 +94,7 @@ class Relay:
     async def _take(self, received: Received) -> None:
         peer, envelope = received.peer, received.envelope
         if isinstance(envelope, ProtocolError):
-            log.warning("peer %r sent a malformed message: %s", peer, envelope)
+            log.warning("refused a message of %s: %s", quoted(peer), quoted(envelope))
             await self._send(peer, Envelope(Reject(reason="invalid", detail=str(envelope))))
         elif not isinstance(envelope.message, ChunkWant):
             detail = f"a relay answers chunk_want, not {envelope.message.kind}; ask the weight server"
@@ -97,7 +104,8 @@ class Relay:
             key = (peer, want.weights_version, want.file, want.offset)
             until = self._clock() + GRACE_SECONDS
             parked = self._parked.pop(key, None) or _Parked(peer, envelope.run_id, want, until)
-            if not await self._answer(parked, may_wait=len(self._parked) < MAX_PARKED):
+            of_peer = sum(other.peer == peer for other in self._parked.values())
+            if not await self._answer(parked, len(self._parked) < MAX_PARKED and of_peer < MAX_PARKED_OF_PEER):
                 self._parked[key] = parked
 
     async def _answer_parked(self) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dcpo_async.errors import PeerLostError, ProtocolError, WeightsError
+from dcpo_async.limits import REQUESTS_PER_SECOND, SMALL_HEADER_BYTES, quoted
 from dcpo_async.protocol.messages import Envelope, Message, Reject
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant, ManifestMessage, ManifestWant
 from dcpo_async.supervision import sign_of_progress
@@ -22,6 +24,20 @@ SILENCE_SECONDS = 20.0
 """A weight server that has not looked for requests for so long is stopped or stuck."""
 
 
+class _Requests(TypedDict):
+    max_received_bytes: int
+    max_header_bytes: int
+    messages_per_second: float
+
+
+REQUESTS: _Requests = {
+    "max_received_bytes": SMALL_HEADER_BYTES,
+    "max_header_bytes": SMALL_HEADER_BYTES,
+    "messages_per_second": REQUESTS_PER_SECOND,
+}
+"""What a channel that takes requests for weights takes of each peer."""
+
+
 async def serve(channel: Router, store_folder: Path, run_id: str) -> None:
     """Answer every request from the store, until cancelled; a request that cannot be met is told why."""
     shelf = Shelf(store_folder)
@@ -30,7 +46,12 @@ async def serve(channel: Router, store_folder: Path, run_id: str) -> None:
         waiting = await channel.receive(IDLE_SECONDS)
         shelf.drop_removed()
         for received in waiting:
-            message, arrays = await _answer(shelf, received, run_id)
+            try:
+                message, arrays = await _answer(shelf, received, run_id)
+            except Exception as error:
+                # Whatever a request brings about is its peer's affair, and nobody else's.
+                log.exception("a request of %s could not be met", quoted(received.peer))
+                message, arrays = Reject(reason="invalid", detail=f"{type(error).__name__}: {error}"), {}
             try:
                 await channel.send(received.peer, Envelope(message, arrays, run_id))
             except PeerLostError as error:
@@ -40,10 +61,10 @@ async def serve(channel: Router, store_folder: Path, run_id: str) -> None:
 async def _answer(shelf: Shelf, received: Received, run_id: str) -> tuple[Message, dict[str, NDArray[np.uint8]]]:
     envelope = received.envelope
     if isinstance(envelope, ProtocolError):
-        log.warning("peer %r sent a malformed message: %s", received.peer, envelope)
+        log.warning("refused a message of %s: %s", quoted(received.peer), quoted(envelope))
         return Reject(reason="invalid", detail=str(envelope)), {}
     if envelope.run_id != run_id:
-        detail = f"this is the weight server of run {run_id}, not of {envelope.run_id!r}; start the actor again"
+        detail = f"this is the weight server of run {run_id}, not of '{quoted(envelope.run_id)}'; start the actor again"
         return Reject(reason="run_id", detail=detail), {}
     match envelope.message:
         case ManifestWant() as want:

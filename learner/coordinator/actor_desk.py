@@ -1,14 +1,17 @@
 """The coordinator's side of its talk with actors and evaluators: sessions, leases out, groups in."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from dcpo_async.config import RunConfig
+from dcpo_async.errors import MalformedError, ProtocolError
+from dcpo_async.limits import quoted
 from dcpo_async.metrics.timeline import SpanLog
 from dcpo_async.protocol.conversion import lease_to_message, welcome_of
 from dcpo_async.protocol.messages import (
     Ack,
+    Array,
     Bye,
     Envelope,
     GroupMessage,
@@ -28,10 +31,12 @@ from learner.coordinator.regrading import Regrader
 from learner.coordinator.stragglers import Stragglers
 from learner.scheduling.grants import Rotation
 from learner.scheduling.relay_tree import RelayTree
+from learner.scheduling.sessions import Session, SessionTable
 from learner.scheduling.token_rate import TokenRate
 
 log = logging.getLogger(__name__)
 
+MAX_SESSIONS = 1 << 14
 LEASES_AT_ONCE, ROUNDS_AT_ONCE = 512, 64
 """Leases, and rounds of one to each hungry actor, before anything else is done: far fewer than a channel queues."""
 UNSEEN_SECONDS = 5.0
@@ -77,19 +82,16 @@ class ActorDesk:
     """Answers actors; whoever is in `connected` has a session, all others must say hello first.
 
     Args:
-        config: of the run.
-        intake: leases and groups.
-        router: that actors reach.
-        mail: takes what is said.
+        config, intake: of the run, and its leases and groups.
+        router, mail: that actors reach, and what is said over it.
         regrader: grades a sampled share again.
         weights_port: where the weight server listens, on the same host as the coordinator.
         clock: monotonic seconds.
         spans: takes what actors say of how long things took.
 
     Attributes:
-        connected: by peer, in the order of joining.
-        rotation: those with credit.
-        stragglers: looks after leases that do not get on.
+        connected: by the session's name, in the order of joining.
+        rotation, stragglers: those with credit, and what looks after leases that do not get on.
     """
 
     def __init__(
@@ -108,7 +110,9 @@ class ActorDesk:
         self.connected: dict[bytes, ConnectedActor] = {}
         self._rate, self._relays = TokenRate(), RelayTree()
         self._spans, self._leased_at = spans, dict[int, float]()
-        self._canary_refusals: dict[bytes, int] = {}
+        self._sessions = SessionTable(MAX_SESSIONS)
+        self._canary_refusals: dict[str, int] = {}
+        self._num_canary_refusals = 0
         self._stopping: Reject | None = None
         intake.start_clock(clock())
         self.rotation = Rotation()
@@ -122,31 +126,43 @@ class ActorDesk:
         if isinstance(message, Hello):
             self._join(peer, message, now)
             return
-        actor = self.connected.get(peer)
-        if isinstance(message, Bye):
-            self._leave(peer, message)
-        elif actor is None or envelope.incarnation != self._mail.incarnation:
-            self._post(peer, Reject(reason="rejoin", detail="the session is unknown here: say hello first"))
+        session = self._sessions.of(peer)
+        if session is None or envelope.incarnation != self._mail.incarnation:
+            refusal = Reject(reason="rejoin", detail="the session is unknown here: say hello first")
+            self._mail.post(self.router, peer, refusal)
+        elif isinstance(message, Bye):
+            self._leave(session, message)
         else:
+            actor = self.connected[session.name]
             actor.heard_at = now
-            self._on_message(peer, actor, envelope, now)
+            self._on_message(session, actor, envelope, now)
 
-    def _on_message(self, peer: bytes, actor: ConnectedActor, envelope: Envelope, now: float) -> None:
+    def on_refused(self, peer: bytes, error: ProtocolError) -> None:
+        """A message could not be read: one line, and where it was a group of this session, its acknowledgement."""
+        session = self._sessions.of(peer)
+        log.warning("refused a message of %s: %s", quoted(session.name if session else peer), quoted(error))
+        if session is not None and isinstance(error, MalformedError) and error.lease is not None:
+            (position, attempt), name = error.lease, session.name
+            self._intake.fail(name, position, attempt, str(error), is_prompts_fault=False, now=self._clock())
+            self._answer_group(name, Ack(position=position, attempt=attempt, outcome="invalid", detail=str(error)))
+
+    def _on_message(self, session: Session, actor: ConnectedActor, envelope: Envelope, now: float) -> None:
+        name = session.name
         match envelope.message:
             case Want() as want:
                 on_its_way = actor.num_granted - want.num_received if now - actor.granted_at < UNSEEN_SECONDS else 0
-                self.stragglers.wanted(peer, want.num_leases - max(0, on_its_way), now)
+                self.stragglers.wanted(name, want.num_leases - max(0, on_its_way), now)
             case GroupMessage() as group:
-                self._take_group(peer, actor, group, envelope, now)
+                self._take_group(name, actor, group, envelope, now)
             case Heartbeat() as heartbeat:
-                self._take_heartbeat(peer, actor, heartbeat, now)
+                self._take_heartbeat(session, actor, heartbeat, now)
             case LeaseFailed() as failed:
                 is_prompts = failed.is_prompts_fault
                 self._intake.fail(
-                    peer, failed.position, failed.attempt, failed.reason, is_prompts_fault=is_prompts, now=now
+                    name, failed.position, failed.attempt, failed.reason, is_prompts_fault=is_prompts, now=now
                 )
             case other:
-                self._post(peer, Reject(reason="invalid", detail=f"an actor does not send {other.kind}"))
+                self._post(name, Reject(reason="invalid", detail=f"an actor does not send {other.kind}"))
 
     def grant_leases(self) -> None:
         """Hand out what the gate allows, one lease at a time to each actor in turn."""
@@ -177,7 +193,7 @@ class ActorDesk:
         self.stragglers.progress.granted(peer, now)
         self._leased_at[lease.position] = now
         message, arrays = lease_to_message(lease)
-        self._mail.post(self.router, peer, message.model_copy(update={"number": actor.num_granted}), arrays)
+        self._post(peer, message.model_copy(update={"number": actor.num_granted}), arrays)
         return True
 
     def _grant_newest(self, peer: bytes) -> bool:
@@ -207,18 +223,32 @@ class ActorDesk:
         now, limit = self._clock(), self._config.network.silence_seconds
         for peer, actor in list(self.connected.items()):
             if now - actor.heard_at >= limit:
-                self.lose(peer, f"silent for {now - actor.heard_at:.0f} s")
+                self._lose(peer, f"silent for {now - actor.heard_at:.0f} s")
         self.stragglers.look(now)
         released = self._intake.release_unlisted(now)
         if released:
             log.warning("%d leases were listed by no heartbeat for %.0f s; they go out again", released, limit)
+        self._leased_at = {at: since for at, since in self._leased_at.items() if self._intake.table.get(at)}
 
     def lose(self, peer: bytes, reason: str) -> None:
-        """A peer cannot be reached; what it held goes out again."""
-        if peer in self.connected:
-            released = self._intake.release_session(peer, fell_at=self._clock())
-            self._forget(peer)
-            log.warning("actor %s lost: %s; %d leases go out again", name_of(peer), reason, released)
+        """A connection cannot be reached; what its session held goes out again."""
+        session = self._sessions.of(peer)
+        if session is not None:
+            self._lose(session.name, reason)
+
+    def _lose(self, name: bytes, reason: str) -> None:
+        released = self._end(name, fell_at=self._clock())
+        log.warning("actor %s lost: %s; %d leases go out again", name_of(name), reason, released)
+
+    def _end(self, name: bytes, fell_at: float | None = None) -> int:
+        """Forget a session; returns how many leases it held."""
+        released = self._intake.release_session(name, fell_at=fell_at)
+        del self.connected[name]
+        self._sessions.end(name)
+        self.stragglers.left(name)
+        self._relays.leave(name)
+        self._intake.blame.leave(name)
+        return released
 
     def metrics(self) -> dict[str, float]:
         """Actors connected, how much they generate and how full they are, and how well they hold their weights."""
@@ -229,7 +259,7 @@ class ActorDesk:
             "responses_in_flight": float(sum(actor.responses_in_flight for actor in actors)),
             "response_capacity": float(sum(actor.response_capacity for actor in actors)),
             "preemptions": float(sum(actor.preemptions for actor in actors)),
-            "canary_refusals": float(sum(self._canary_refusals.values())),
+            "canary_refusals": float(self._num_canary_refusals),
         }
         differences = [actor.canary_difference for actor in actors if actor.canary_difference is not None]
         return {**found, "canary_difference": max(differences)} if differences else found
@@ -238,25 +268,35 @@ class ActorDesk:
 
     def _join(self, peer: bytes, hello: Hello, now: float) -> None:
         if self._stopping:
-            self._post(peer, self._stopping)
+            self._mail.post(self.router, peer, self._stopping)
             return
-        actor = self.connected.setdefault(peer, ConnectedActor(now, hello.host, hello.engine, hello.role, hello.gpus))
+        before = self._sessions.of(peer)
+        if before is not None and before.secret != hello.session_id:
+            self._lose(before.name, "its connection carries another session by now")
+        session = self._sessions.join(peer, hello.session_id, hello.name.encode())
+        if session is None:
+            detail = f"{MAX_SESSIONS} sessions are open here, no more are taken; this one is asked again"
+            self._mail.post(self.router, peer, Reject(reason="rejoin", detail=detail))
+            return
+        name = session.name
+        if name not in self.connected:
+            self.connected[name] = ConnectedActor(now, hello.host, hello.engine, hello.role, hello.gpus)
+            log.info("%s %s joined from %s with %s", hello.role, name_of(name), hello.host, hello.engine)
+        actor = self.connected[name]
         actor.heard_at, actor.num_granted = now, 0
-        self.rotation.want(peer, 0)
-        self._intake.table.reclaim(peer, hello.held, now)
+        self.rotation.want(name, 0)
+        self._intake.table.reclaim(name, hello.held, now)
         # An evaluator asks the weight server: it is behind as it likes, and has nothing to hand on.
         if hello.role == "actor":
-            self._intake.blame.join(peer, hello.host)
-            self._relays.join(peer, hello.relay)
-        log.info("%s %s joined from %s with %s", hello.role, name_of(peer), hello.host, hello.engine)
-        newest = self._newest_for(peer)
-        self._post(peer, welcome_of(self._config, self._weights_port, newest.weights_version, newest.ask))
+            self._intake.blame.join(name, hello.host)
+            self._relays.join(name, hello.relay)
+        newest = self._newest_for(name)
+        self._post(name, welcome_of(self._config, self._weights_port, newest.weights_version, newest.ask))
 
-    def _leave(self, peer: bytes, bye: Bye) -> None:
-        self._count_refusals(peer, bye.canary_refusals)
-        released = self._intake.release_session(peer, fell_at=self._clock() if bye.has_failed else None)
-        self._forget(peer)
-        log.info("actor %s left (%s); %d leases go out again", name_of(peer), bye.reason, released)
+    def _leave(self, session: Session, bye: Bye) -> None:
+        self._count_refusals(session, bye.canary_refusals)
+        released = self._end(session.name, fell_at=self._clock() if bye.has_failed else None)
+        log.info("actor %s left (%s); %d leases go out again", name_of(session.name), bye.reason, released)
 
     def _take_group(
         self, peer: bytes, actor: ConnectedActor, group: GroupMessage, envelope: Envelope, now: float
@@ -269,30 +309,29 @@ class ActorDesk:
             actor.refused.clear()
             self.stragglers.finished(peer, group, tokens, leased_at, now)
             self._span_group(peer, group)
-            self._regrader.sample(group, self._intake.answer_at(group.position))
-        if ack.outcome == "invalid":
-            log.warning("group %d of %s refused: %s", ack.position, name_of(peer), ack.detail)
-            actor.refused.add(ack.position)
-        self._post(peer, ack)
+            self._regrader.sample(group, envelope.arrays, self._intake.answer_at(group.position))
+        self._answer_group(peer, ack)
+
+    def _answer_group(self, name: bytes, ack: Ack) -> None:
+        """Acknowledge a group; a session whose groups are not sound, again and again, ends.
+
+        That says nothing against the prompts that it had.
+        """
+        self._post(name, ack)
+        if ack.outcome != "invalid":
+            return
+        actor = self.connected[name]
+        log.warning("group %d of %s refused: %s", ack.position, name_of(name), ack.detail)
+        actor.refused.add(ack.position)
         if len(actor.refused) >= MAX_REFUSED:
-            self._refuse(peer, actor, ack.detail)
+            detail = f"its groups are refused: {ack.detail}; is its GPU healthy?"
+            self._post(name, Reject(reason="unsound", detail=detail))
+            text = "actor %s on %s is refused: %d groups in a row were not sound, at last: %s; %d leases go out again"
+            log.error(text, name_of(name), actor.host, MAX_REFUSED, ack.detail, self._end(name))
 
-    def _refuse(self, peer: bytes, actor: ConnectedActor, reason: str) -> None:
-        """End a session whose groups are not sound, which says nothing against the prompts that it had."""
-        self._post(peer, Reject(reason="unsound", detail=f"its groups are refused: {reason}; is its GPU healthy?"))
-        released = self._intake.release_session(peer)
-        self._forget(peer)
-        text = "actor %s on %s is refused: %d groups in a row were not sound, at last: %s; %d leases go out again"
-        log.error(text, name_of(peer), actor.host, MAX_REFUSED, reason, released)
-
-    def _forget(self, peer: bytes) -> None:
-        self.connected.pop(peer, None)
-        self.stragglers.left(peer)
-        self._relays.leave(peer)
-        self._intake.blame.leave(peer)
-
-    def _take_heartbeat(self, peer: bytes, actor: ConnectedActor, heartbeat: Heartbeat, now: float) -> None:
+    def _take_heartbeat(self, session: Session, actor: ConnectedActor, heartbeat: Heartbeat, now: float) -> None:
         """Note what the actor says of itself; the answer tells it that the learner is alive."""
+        peer = session.name
         self.stragglers.heard(peer, heartbeat, now)
         if heartbeat.update is not None and actor.weights_version != heartbeat.weights_version:
             fetch, pause, ago = heartbeat.update
@@ -300,7 +339,7 @@ class ActorDesk:
             self._spans.add(name_of(peer), "pause", pause, ago, version=heartbeat.weights_version)
         actor.weights_version = heartbeat.weights_version
         actor.canary_difference = heartbeat.canary_difference
-        self._count_refusals(peer, heartbeat.canary_refusals)
+        self._count_refusals(session, heartbeat.canary_refusals)
         actor.activity, actor.groups_in_flight = heartbeat.activity, heartbeat.groups_in_flight
         actor.responses_in_flight = heartbeat.responses_in_flight
         actor.response_capacity, actor.preemptions = heartbeat.response_capacity, heartbeat.preemptions
@@ -326,11 +365,16 @@ class ActorDesk:
             seconds = self._relays.take_out(relay, now)
             log.warning("%s has lost the relay %s: nobody is sent there for %.0f s", name_of(peer), relay, seconds)
 
-    def _count_refusals(self, peer: bytes, canary_refusals: int) -> None:
+    def _count_refusals(self, session: Session, canary_refusals: int) -> None:
         """Take a session's own count; it outlives the session, so that one that is lost and comes back counts once."""
-        if canary_refusals > self._canary_refusals.get(peer, 0):
-            self._canary_refusals[peer] = canary_refusals
-            log.warning("actor %s: the canary has refused %d weights versions there", name_of(peer), canary_refusals)
+        counted = self._canary_refusals.get(session.secret, 0)
+        if canary_refusals > counted:
+            self._canary_refusals[session.secret] = canary_refusals
+            self._num_canary_refusals += canary_refusals - counted
+            if len(self._canary_refusals) > MAX_SESSIONS:
+                del self._canary_refusals[next(iter(self._canary_refusals))]
+            name = name_of(session.name)
+            log.warning("actor %s: the canary has refused %d weights versions there", name, canary_refusals)
 
     def _newest_for(self, peer: bytes) -> VersionMessage:
         newest = self._intake.versions.newest
@@ -345,10 +389,12 @@ class ActorDesk:
         """Tell an actor that what it makes of a lease will change nothing."""
         self._post(peer, Ack(position=name.position, attempt=name.attempt, outcome="superseded", detail=reason))
 
-    def _post(self, peer: bytes, message: Message) -> None:
-        self._mail.post(self.router, peer, message)
+    def _post(self, name: bytes, message: Message, arrays: Mapping[str, Array] | None = None) -> None:
+        session = self._sessions.get(name)
+        assert session is not None
+        self._mail.post(self.router, session.connection, message, arrays)
 
 
-def name_of(peer: bytes) -> str:
-    """A peer's identity, for people."""
-    return peer.decode("utf-8", "replace")
+def name_of(session: bytes) -> str:
+    """What a session is called, for people."""
+    return quoted(session)

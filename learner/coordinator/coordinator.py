@@ -3,23 +3,24 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from dcpo_async.config import RunConfig
-from dcpo_async.errors import PeerLostError, ProtocolError, VersionMismatchError
+from dcpo_async.errors import LedgerError, PeerLostError, ProtocolError
+from dcpo_async.limits import quoted
 from dcpo_async.metrics.sink import Sink
 from dcpo_async.metrics.timeline import SpanLog
 from dcpo_async.protocol.messages import Reject
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.interfaces import Received, Router
-from learner.coordinator.actor_desk import ActorDesk, name_of
+from learner.coordinator.actor_desk import ActorDesk
 from learner.coordinator.intake import Intake
-from learner.coordinator.mail import Mail
+from learner.coordinator.mail import Mail, refusal_of
 from learner.coordinator.regrading import Regrader
 from learner.coordinator.status import Status
 from learner.coordinator.trainer_desk import TrainerDesk
-from learner.ledger.ledger import Ledger
+from learner.ledger.ledger import Ledger, num_changes
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +68,9 @@ class Coordinator:
         self.actors = ActorDesk(
             config, intake, actor_router, self._mail, self._regrader, weights_port, clock, self._spans
         )
-        self.ranks = TrainerDesk(
-            config, intake, ledger, rank_router, self._mail, self.actors.announce, self._report_step, self._spans
-        )
+        self.ranks = TrainerDesk(config, intake, ledger, rank_router, self._mail, self.actors.announce, self._spans)
         self.status = Status(config, run_id, intake, ledger, self.actors, self.ranks, sinks, clock, num_gpus)
-        self._counts = intake.counts
+        self.ranks.on_step, self._counts = self.status.step_done, intake.counts
 
     async def run(self) -> None:
         """Serve until the run has ended; what is not committed then was not answered either, and comes again."""
@@ -125,24 +124,23 @@ class Coordinator:
                 self.ranks.lose(peer)
 
     def _dispatch(self, desk: ActorDesk | TrainerDesk, received: Received) -> None:
-        peer, envelope = received.peer, received.envelope
-        if isinstance(envelope, ProtocolError):
+        peer, envelope, changes = received.peer, received.envelope, num_changes(self.ledger)
+        try:
+            refusal = refusal_of(envelope, self.run_id)
+            if isinstance(envelope, ProtocolError):
+                self._counts["messages_refused"] += getattr(envelope, "num_dropped", 1)
+                desk.on_refused(peer, envelope)
+            elif refusal is None:
+                desk.on_envelope(peer, envelope)
+        except Exception as error:
+            # Nothing was changed, so that nothing but the message is at fault; half of a change must not be committed.
+            if isinstance(error, LedgerError) or num_changes(self.ledger) != changes:
+                raise
             self._counts["messages_refused"] += 1
-            log.warning("refused a message of %s: %s", name_of(peer), envelope)
-            is_version = isinstance(envelope, VersionMismatchError)
-            refusal = Reject(reason="protocol_version" if is_version else "invalid", detail=str(envelope))
+            log.exception("a message of %s could not be handled", quoted(peer))
+            refusal = Reject(reason="invalid", detail=f"{type(error).__name__}: {error}")
+        if refusal is not None:
             self._mail.post(desk.router, peer, refusal)
-        elif envelope.run_id not in ("", self.run_id):
-            detail = (
-                f"this learner is on run {self.run_id}, the peer on run {envelope.run_id}; "
-                "start the actor again without a run, or point it to its own learner"
-            )
-            self._mail.post(desk.router, peer, Reject(reason="run_id", detail=detail))
-        else:
-            desk.on_envelope(peer, envelope)
-
-    def _report_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.status.step_done(step, metrics)
 
     async def _guarded(self, part: Coroutine[Any, Any, None]) -> None:
         """Run a part; when it fails, it may leave half of a change, which the other parts must not commit."""

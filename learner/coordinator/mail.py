@@ -1,10 +1,27 @@
-"""What the coordinator says: kept until everything before it is durable, then sent."""
+"""What the coordinator says: kept until everything before it is durable, then sent; and what it refuses to hear."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from dcpo_async.protocol.messages import Array, Envelope, Message
+from dcpo_async.errors import ProtocolError, VersionMismatchError
+from dcpo_async.limits import quoted
+from dcpo_async.protocol.messages import Array, Envelope, Message, Reject
 from dcpo_async.transport.interfaces import Router
+
+
+def refusal_of(envelope: Envelope | ProtocolError, run_id: str) -> Reject | None:
+    """Why a message is not looked at: it could not be read, or is for another run; None where it is to be answered."""
+    if isinstance(envelope, VersionMismatchError):
+        return Reject(reason="protocol_version", detail=str(envelope))
+    if isinstance(envelope, ProtocolError):
+        return Reject(reason="invalid", detail=str(envelope))
+    if envelope.run_id in ("", run_id):
+        return None
+    detail = (
+        f"this learner is on run {run_id}, the peer on run {quoted(envelope.run_id)}; "
+        "start the actor again without a run, or point it to its own learner"
+    )
+    return Reject(reason="run_id", detail=detail)
 
 
 class Letter(NamedTuple):

@@ -4,10 +4,12 @@ import asyncio
 import logging
 import random
 from collections import Counter
+from collections.abc import Mapping
 
 from dcpo_async.config import RunConfig
 from dcpo_async.grading import GradingPool, reward_of
-from dcpo_async.protocol.messages import GroupMessage
+from dcpo_async.protocol.conversion import texts_of
+from dcpo_async.protocol.messages import Array, GroupMessage
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +31,9 @@ class Regrader:
         self._random = random.Random(config.seed)
         self._waiting: asyncio.Queue[tuple[int, str, str, float]] = asyncio.Queue(MAX_WAITING)
 
-    def sample(self, message: GroupMessage, answer: str) -> None:
-        """Take a share of a group's responses; more than can wait are left out."""
-        for text, reward in zip(message.texts, message.rewards, strict=True):
+    def sample(self, message: GroupMessage, arrays: Mapping[str, Array], answer: str) -> None:
+        """Take a share of a sound group's responses; more than can wait are left out."""
+        for text, reward in zip(texts_of(message, arrays), message.rewards, strict=True):
             if self._random.random() < self._config.actor.regrade_share and not self._waiting.full():
                 self._waiting.put_nowait((message.position, text, answer, reward))
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dcpo_async.config import RunConfig
+from dcpo_async.limits import OPEN_SHARE
 from dcpo_async.protocol.messages import GroupMessage, Heartbeat
-from dcpo_async.protocol.session import OPEN_SHARE
 from dcpo_async.records import LeaseName
 from learner.coordinator.intake import Intake
 from learner.scheduling.grants import Rotation

@@ -8,7 +8,7 @@ import numpy as np
 
 from dcpo_async.columns import parted
 from dcpo_async.config import RunConfig
-from dcpo_async.errors import TrainerError
+from dcpo_async.errors import ProtocolError, TrainerError
 from dcpo_async.metrics.timeline import SpanLog
 from dcpo_async.protocol.messages import Array, Envelope, Message, Reject
 from dcpo_async.protocol.trainer_messages import (
@@ -62,10 +62,10 @@ class TrainerDesk:
         router: that ranks reach.
         mail: takes what is said.
         on_published: called when actors should hear of a new version.
-        on_step: called with the step that is done, and its metrics.
         spans: takes how long steps and publications took.
 
     Attributes:
+        on_step: called with the step that is done, and its metrics.
         step: optimizer steps that the trainer has taken.
         restarts: of the trainer since this start.
         num_published: versions since this start.
@@ -81,11 +81,11 @@ class TrainerDesk:
         router: Router,
         mail: Mail,
         on_published: Callable[[], None],
-        on_step: Callable[[int, Mapping[str, float]], None],
         spans: SpanLog,
     ) -> None:
         self._config, self._intake, self._ledger, self.router, self._mail = config, intake, ledger, router, mail
-        self._on_published, self._on_step, self._spans = on_published, on_step, spans
+        self._on_published, self._spans = on_published, spans
+        self.on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
         self._is_proximal = config.algorithm.old == "proximal"
         self.step = self.restarts = self.num_published = 0
         self._begun = self._saved = 0
@@ -108,7 +108,7 @@ class TrainerDesk:
             case TrainerHello() as hello:
                 self._join(hello)
             case ShardWant() as want:
-                self.waiting[peer] = want
+                self._wait_for_shard(peer, want)
             case VersionWant(step=step):
                 self._post(peer, VersionGrant(weights_version=self._intake.grant_version(step), step=step))
             case Published() as published:
@@ -124,6 +124,10 @@ class TrainerDesk:
                 self._warn_of_checkpoint(failed)
             case other:
                 raise TrainerError(f"a trainer rank sent {other.kind}, which ranks do not send")
+
+    def on_refused(self, peer: bytes, error: ProtocolError) -> None:
+        """A message could not be read."""
+        log.warning("refused a message of a trainer's process: %s", error)
 
     def serve_shards(self) -> None:
         """Give every waiting rank its shard, as far as the groups are there."""
@@ -172,6 +176,11 @@ class TrainerDesk:
             self._intake.resume(hello.step)
         log.info("trainer rank %d of %d is at step %d", hello.rank, hello.num_ranks, hello.step)
 
+    def _wait_for_shard(self, peer: bytes, want: ShardWant) -> None:
+        if want.rank >= want.num_ranks:
+            raise TrainerError(f"rank {want.rank} of {want.num_ranks} asked for a shard")
+        self.waiting[peer] = want
+
     def _take_version(self, published: Published) -> None:
         version, step = published.weights_version, published.step
         if self._intake.versions.steps.get(version) != step:
@@ -193,7 +202,8 @@ class TrainerDesk:
 
     def _keep_old_logprobs(self, message: OldLogprobs, values: Array) -> None:
         parts = parted(values, message.lengths)
-        for position, index, part in zip(message.positions, message.indices, parts, strict=True):
+        # Whole before the first row is written: half of a message must not be kept.
+        for position, index, part in list(zip(message.positions, message.indices, parts, strict=True)):
             data = np.ascontiguousarray(part, dtype="<f4").tobytes()
             self._ledger.write_old_logprobs(position, index, data)
         # Other ranks still ask for shards of this step, which have them from now on.
@@ -210,7 +220,7 @@ class TrainerDesk:
         # Kept until a later step is done: a trainer that starts again may ask for the same shards.
         self._batch_metrics = {step: batch for step, batch in self._batch_metrics.items() if step >= trained}
         batch = self._batch_metrics.get(trained, {})
-        self._on_step(done.step, {**done.metrics, **batch, **self._publication, **self._checkpoint})
+        self.on_step(done.step, {**done.metrics, **batch, **self._publication, **self._checkpoint})
 
     def _take_checkpoint(self, checkpointed: Checkpointed) -> None:
         """Delete arrays that every retained checkpoint already contains."""

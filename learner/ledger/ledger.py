@@ -234,6 +234,11 @@ class Ledger(LedgerReader):
         return found[0] if found else (1, 0)
 
 
+def num_changes(ledger: Ledger) -> int:
+    """Rows written by this start so far, those not committed included."""
+    return ledger._db.total_changes
+
+
 def expect_meta(ledger: Ledger, key: str, value: str, advice: str) -> None:
     """Set a word about the run the first time and hold later starts to it; raises LedgerError with the advice."""
     found = ledger.meta(key)

@@ -5,7 +5,6 @@ import asyncio
 import logging
 import os
 import sys
-import uuid
 from pathlib import Path
 
 from dcpo_async.config import RunConfig
@@ -46,9 +45,7 @@ async def run_rank(config: RunConfig, options: argparse.Namespace) -> None:
         TrainerError: a rank failed, or did not come to a collective in time.
     """
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    # A rank that starts again must not be taken for the connection of the one that died.
-    identity = f"trainer-{rank}-{uuid.uuid4().hex}".encode()
-    channel = DealerChannel(options.coordinator, identity, config.network.max_message_bytes)
+    channel = DealerChannel(options.coordinator, config.network.max_message_bytes)
     link = RankLink(
         channel,
         options.coordinator,

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcpo_async.errors import DcpoError
+from dcpo_async.limits import MAX_MESSAGE_BYTES, limited_log
 from dcpo_async.processes import until_told
-from dcpo_async.transport.interfaces import MAX_MESSAGE_BYTES
 from dcpo_async.transport.security import load_server_keys
 from dcpo_async.transport.zmq_channel import RouterChannel
-from dcpo_async.weight_serving.service import serve
+from dcpo_async.weight_serving.service import REQUESTS, serve
 
 log = logging.getLogger("weight_server")
 
 
 async def _serve_until_told(options: argparse.Namespace) -> None:
     curve = load_server_keys(options.keys) if options.keys else None
-    channel = RouterChannel(options.listen, MAX_MESSAGE_BYTES, curve, insecure=options.insecure)
+    channel = RouterChannel(options.listen, MAX_MESSAGE_BYTES, curve, insecure=options.insecure, **REQUESTS)
     log.info("serving the weights of run %s on port %d", options.run_id, channel.port)
     try:
         await until_told(serve(channel, options.store, options.run_id))
@@ -29,7 +29,7 @@ async def _serve_until_told(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 0 on SIGTERM, 2 when it cannot listen, 1 on a failure."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    limited_log()
     parser = argparse.ArgumentParser(prog="learner.weights.server", description="Serve published weights.")
     parser.add_argument("--listen", required=True, help="address, such as tcp://127.0.0.1:5558")
     parser.add_argument("--store", required=True, type=Path, help="folder of the weight store")

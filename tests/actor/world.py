@@ -123,8 +123,8 @@ class World:
         weights = WeightsFollower(link, lambda: None, plan or WeightsPlan())
         return ActorService(link, lambda welcome: made, grading_of, weights)
 
-    def _connect(self, address: str, identity: bytes) -> Dealer:
-        return self.networks[address].dealer(identity)
+    def _connect(self, address: str) -> Dealer:
+        return self.networks[address].dealer(uuid.uuid4().bytes)
 
 
 def grading_of(welcome: Welcome) -> InlineGrading:

@@ -1,5 +1,8 @@
 """What tests of sessions begin with: who says hello, what welcomes it, a lease and its group."""
 
+import hashlib
+from typing import Any
+
 import numpy as np
 
 from dcpo_async.config import ActorSettings, GradingSettings, SamplingSettings
@@ -7,7 +10,14 @@ from dcpo_async.protocol.messages import Hello, Welcome
 from dcpo_async.protocol.session import ActorSession
 from dcpo_async.records import Group, Lease, Response, VersionSegment
 
-HELLO = Hello(host="h", engine="scripted")
+
+def hello(name: str = "a", **more: Any) -> Hello:
+    """Of an actor of this name, whose secret follows from it."""
+    secret = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+    return Hello(**{"session_id": secret, "name": name, "host": "here", "engine": "scripted", **more})
+
+
+HELLO = hello()
 WELCOME = Welcome(
     weights_port=5558,
     weights_version=4,

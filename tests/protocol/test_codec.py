@@ -57,6 +57,9 @@ def values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
         return models(annotation)
     if annotation is LeaseName:
         return st.builds(LeaseName, int_values([]), int_values([]))
+    patterns = [m.pattern for m in metadata if getattr(m, "pattern", None)]
+    if annotation is str and patterns:
+        return st.from_regex(patterns[0], fullmatch=True).filter(lambda text: text.isprintable() and len(text) <= 300)
     return {
         bool: st.booleans(),
         int: int_values(metadata),
@@ -94,11 +97,12 @@ def group_frames() -> list[bytes]:
         finish_reasons=("stop", "length"),
         rewards=(1.0, 0.0),
         reasons=("correct", "no answer"),
-        texts=("4", "four"),
+        text_lengths=(1, 4),
     )
     arrays = {
         "token_ids": np.array([5, 6, 7], "<i4"),
         "behavior_logprobs": np.array([-0.5, -1.0, -2.0], "<f4"),
+        "texts": np.frombuffer(b"4four", "|u1"),
     }
     return [bytes(frame) for frame in encode(Envelope(message, arrays, "run", 2))]
 
@@ -127,10 +131,10 @@ def test_every_message_comes_back_as_it_was(envelope: Envelope) -> None:
 
 
 def test_the_frames_of_a_group_are_a_header_and_little_endian_arrays() -> None:
-    header, token_ids, logprobs = group_frames()
+    header, token_ids, logprobs, _ = group_frames()
     words = msgpack.unpackb(header)
     assert (words["v"], words["run"], words["inc"], words["kind"]) == (PROTOCOL_VERSION, "run", 2, "group")
-    assert words["arrays"] == [["token_ids", 3], ["behavior_logprobs", 3]]
+    assert words["arrays"] == [["token_ids", 3], ["behavior_logprobs", 3], ["texts", 5]]
     assert token_ids == b"\5\0\0\0\6\0\0\0\7\0\0\0"
     assert logprobs == b"\0\0\0\xbf\0\0\x80\xbf\0\0\0\xc0"
 
@@ -144,10 +148,10 @@ def test_arrays_are_copied_neither_on_the_way_out_nor_on_the_way_in() -> None:
 
 
 def test_a_frame_at_an_odd_address_gives_an_aligned_array() -> None:
-    header, token_ids, logprobs = group_frames()
+    header, token_ids, *others = group_frames()
     odd = memoryview(b"x" + token_ids)[1:]
     assert odd.obj is not None
-    arrays = decode([header, odd, logprobs], LIMIT).arrays
+    arrays = decode([header, odd, *others], LIMIT).arrays
     assert arrays["token_ids"].flags.aligned
     assert arrays["token_ids"].tolist() == [5, 6, 7]
 
@@ -201,7 +205,8 @@ def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
 
 def test_unknown_words_in_header_or_body_are_refused() -> None:
     assert "surprise: Extra inputs" in refusal(changed_header(surprise=1))
-    assert "want: surprise: Extra" in refusal([*changed_header(kind="want", body={"num_leases": 1, "surprise": 1})])
+    body = {"num_leases": 1, "surprise": 1}
+    assert "want: surprise: Extra" in refusal(changed_header(kind="want", body=body, arrays=[])[:1])
 
 
 @pytest.mark.parametrize("wrong", ["1", 1.0, True, -1, 1 << 63, None])
@@ -224,17 +229,17 @@ def test_extension_types_are_refused() -> None:
 
 def test_arrays_under_other_names_or_in_other_order_are_refused() -> None:
     swapped = [["behavior_logprobs", 3], ["token_ids", 3]]
-    assert "it must have ['token_ids', 'behavior_logprobs']" in refusal(changed_header(arrays=swapped))
+    assert "it must have ['token_ids', 'behavior_logprobs', 'texts']" in refusal(changed_header(arrays=swapped))
 
 
 def test_bytes_that_are_not_a_whole_number_of_numbers_are_refused() -> None:
-    header, token_ids, logprobs = group_frames()
-    assert "token_ids has 11 bytes" in refusal([header, token_ids[:-1], logprobs])
+    header, token_ids, *others = group_frames()
+    assert "token_ids has 11 bytes" in refusal([header, token_ids[:-1], *others])
 
 
 def test_more_or_fewer_frames_than_arrays_are_refused() -> None:
-    assert "1 frames of arrays, it must have 2" in refusal(group_frames()[:2])
-    assert "3 frames of arrays, it must have 2" in refusal([*group_frames(), b""])
+    assert "1 frames of arrays, it must have 3" in refusal(group_frames()[:2])
+    assert "4 frames of arrays, it must have 3" in refusal([*group_frames(), b""])
     assert "without frames" in refusal([])
 
 
@@ -272,5 +277,5 @@ def test_anything_with_the_buffer_protocol_is_a_frame() -> None:
 
 @pytest.mark.parametrize("name", [[-5, 1], [1 << 63, 1], [1], [1, 2, 3], ["1", 2]])
 def test_names_of_leases_are_two_numbers_that_a_ledger_can_hold(name: list[object]) -> None:
-    hello = {"host": "h", "engine": "e", "held": [name]}
+    hello = {"session_id": "0" * 32, "name": "n", "host": "h", "engine": "e", "held": [name]}
     assert "held" in refusal(changed_header(kind="hello", body=hello, arrays=[])[:1])

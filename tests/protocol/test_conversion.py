@@ -84,7 +84,8 @@ def test_a_log_probability_that_rounding_lifted_above_zero_is_not_refused() -> N
     ("change", "reason"),
     [
         ({"rewards": (1.0, 0.0)}, "2 rewards, a group has 3 responses"),
-        ({"texts": ("a",) * 4}, "4 texts, a group has 3 responses"),
+        ({"text_lengths": (1,) * 4}, "4 text_lengths, a group has 3 responses"),
+        ({"text_lengths": (16, 16, 15)}, "48 bytes of texts that should take 47"),
         ({"rewards": (1.0, 0.0, 0.5)}, "reward 0.5 of response 2, allowed are [-0.5, 0.0, 1.0]"),
         ({"lengths": (4, 0, 0)}, "a response of 4 tokens, at most 3 are allowed"),
         ({"lengths": (3, 0, 2)}, "4 token_ids for responses of 5 tokens"),

@@ -4,7 +4,15 @@ import pytest
 
 from dcpo_async.errors import ProtocolError, UnreachableError
 from dcpo_async.protocol.conversion import lease_to_message
-from dcpo_async.protocol.events import Dismissed, GroupAcknowledged, Joined, LeaseGranted, NewVersion, Refused
+from dcpo_async.protocol.events import (
+    Complaint,
+    Dismissed,
+    GroupAcknowledged,
+    Joined,
+    LeaseGranted,
+    NewVersion,
+    Refused,
+)
 from dcpo_async.protocol.messages import (
     Ack,
     Bye,
@@ -85,13 +93,19 @@ def test_messages_carry_the_run_and_incarnation_of_the_welcome() -> None:
     assert (heartbeat.run_id, heartbeat.incarnation) == ("run", 1)
 
 
-@pytest.mark.parametrize("reason", ["protocol_version", "run_id", "invalid"])
+@pytest.mark.parametrize("reason", ["protocol_version", "run_id"])
 def test_a_refusal_ends_the_session(reason: Any) -> None:
     session = joining()
     reject = Reject(reason=reason, detail="upgrade")
     assert take(session, reject) == [Refused(reject)]
     assert session.state is ActorState.REFUSED
     assert due(session, 100.0) == []
+
+
+def test_a_message_that_the_learner_could_not_take_is_told_and_the_session_goes_on() -> None:
+    session = working()
+    assert take(session, Reject(reason="invalid", detail="group: lengths.0")) == [Complaint("group: lengths.0")]
+    assert session.state is ActorState.WORKING
 
 
 def test_a_run_that_is_over_dismisses_its_actors() -> None:
@@ -378,10 +392,3 @@ def test_a_draining_session_that_the_coordinator_forgot_joins_again() -> None:
     take(session, WELCOME, 2.0)
     assert session.state is ActorState.DRAINING
     assert "heartbeat" in kinds(session, 2.0)
-
-
-def test_an_actor_that_never_joined_can_leave() -> None:
-    session = joining()
-    session.drain(0.0, timeout_seconds=100.0, reason="SIGTERM")
-    assert due(session, 0.0) == [Bye(reason="SIGTERM")]
-    assert session.ended

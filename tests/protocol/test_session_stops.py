@@ -6,7 +6,7 @@ from dcpo_async.errors import UnreachableError
 from dcpo_async.protocol.events import Paused
 from dcpo_async.protocol.messages import Bye, Hello, Reject, Want
 from dcpo_async.protocol.transitions import ActorState
-from tests.protocol.made_session import WELCOME, group
+from tests.protocol.made_session import WELCOME, group, joining
 from tests.protocol.test_session import due, grant, kinds, names, take, working
 
 
@@ -52,3 +52,10 @@ def test_what_an_engine_held_when_it_failed_is_told_at_its_end() -> None:
     grant(session, 1)
     session.drain(1.0, 0.0, "the engine has died", has_failed=True)
     assert due(session, 1.0) == [Bye(reason="the engine has died", has_failed=True)]
+
+
+def test_an_actor_that_never_joined_can_leave() -> None:
+    session = joining()
+    session.drain(0.0, timeout_seconds=100.0, reason="SIGTERM")
+    assert due(session, 0.0) == [Bye(reason="SIGTERM")]
+    assert session.ended

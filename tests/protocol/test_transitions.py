@@ -8,14 +8,14 @@ from dcpo_async.protocol.transitions import ActorInput, ActorState, next_state
 
 # One row for each state, one column for each input; a dash is an illegal pair.
 ACTOR = """
-          WELCOME  LEASE     ACK       VERSION   REJOIN    STOP      REFUSE  DISMISS SILENCE   DRAIN    EMPTIED DEADLINE
-JOINING   WORKING  -         -         JOINING   JOINING   JOINING   REFUSED ENDED   -         DRAINING -       ENDED
-WORKING   WORKING  WORKING   WORKING   WORKING   REJOINING REJOINING REFUSED ENDED   REJOINING DRAINING -       -
-REJOINING WORKING  REJOINING REJOINING REJOINING REJOINING REJOINING REFUSED ENDED   -         DRAINING -       ENDED
-DRAINING  DRAINING DRAINING  DRAINING  DRAINING  DRAINING  DRAINING  REFUSED ENDED   DRAINING  DRAINING ENDED   ENDED
-REFUSED   -        -         -         -         -         -         -       -       -         REFUSED  -       -
-ENDED     -        -         -         -         -         -         -       -       -         ENDED    -       -
-"""
+          WELCOME  LEASE     ACK       VERSION   REJOIN    STOP      REFUSE  COMPLAIN  DISMISS SILENCE   DRAIN    EMPTIED DEADLINE
+JOINING   WORKING  -         -         JOINING   JOINING   JOINING   REFUSED JOINING   ENDED   -         DRAINING -       ENDED
+WORKING   WORKING  WORKING   WORKING   WORKING   REJOINING REJOINING REFUSED WORKING   ENDED   REJOINING DRAINING -       -
+REJOINING WORKING  REJOINING REJOINING REJOINING REJOINING REJOINING REFUSED REJOINING ENDED   -         DRAINING -       ENDED
+DRAINING  DRAINING DRAINING  DRAINING  DRAINING  DRAINING  DRAINING  REFUSED DRAINING  ENDED   DRAINING  DRAINING ENDED   ENDED
+REFUSED   -        -         -         -         -         -         -       -         -       -         REFUSED  -       -
+ENDED     -        -         -         -         -         -         -       -         -       -         ENDED    -       -
+"""  # noqa: E501
 
 
 def pairs(table: str, states: type[Enum], inputs: type[Enum]) -> list[tuple[Any, Any, Any]]:

@@ -19,7 +19,8 @@ import zmq
 
 from dcpo_async.devices import count_gpus
 from dcpo_async.protocol.codec import Frame, decode, encode
-from dcpo_async.protocol.messages import PROTOCOL_VERSION, Envelope, Hello, Reject
+from dcpo_async.protocol.messages import PROTOCOL_VERSION, Envelope, Reject
+from tests.protocol.made_session import hello
 from tests.system.services import Services, two_free_ports, write_problems
 from tests.tiny_model import write_tokenizer
 
@@ -287,12 +288,12 @@ def asked(address: str, frames: Sequence[Frame]) -> Envelope:
 
 
 def test_a_learner_refuses_strangers_in_words_and_another_data_set_in_its_folder(tmp_path: Path, model: Path) -> None:
-    hello = Hello(host="elsewhere", engine="none")
+    stranger = hello()
     with Services(tmp_path, model) as services:
         learner = services.start_learner("--lag.max_lag", "0")
         services.until("the learner", lambda: "actors reach it at" in learner.log)
-        older = asked(services.address, of_version(PROTOCOL_VERSION - 1, Envelope(hello))).message
-        strayed = asked(services.address, encode(Envelope(hello, run_id="elsewhere-1"))).message
+        older = asked(services.address, of_version(PROTOCOL_VERSION - 1, Envelope(stranger))).message
+        strayed = asked(services.address, encode(Envelope(stranger, run_id="elsewhere-1"))).message
         learner.signal(signal.SIGKILL)
         learner.process.wait(10)
         write_problems(tmp_path / "few.jsonl", 19)

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zmq
+import zmq.asyncio
 
 from dcpo_async.errors import ConfigError, PeerLostError, ProtocolError
+from dcpo_async.protocol.codec import decode, encode
 from dcpo_async.protocol.messages import Bye, Envelope, Want
 from dcpo_async.protocol.weight_messages import ChunkMessage
-from dcpo_async.transport.interfaces import Received
 from dcpo_async.transport.security import load_client_keys, load_server_keys
 from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel, generate_keys
 
@@ -31,8 +33,8 @@ async def router() -> AsyncIterator[RouterChannel]:
 def dial(router: RouterChannel) -> Iterator[Dial]:
     dealers = []
 
-    def connect(identity: bytes = b"actor", max_message_bytes: int = LIMIT) -> DealerChannel:
-        dealers.append(DealerChannel(f"tcp://127.0.0.1:{router.port}", identity, max_message_bytes))
+    def connect(max_message_bytes: int = LIMIT) -> DealerChannel:
+        dealers.append(DealerChannel(f"tcp://127.0.0.1:{router.port}", max_message_bytes))
         return dealers[-1]
 
     yield connect
@@ -41,12 +43,13 @@ def dial(router: RouterChannel) -> Iterator[Dial]:
 
 
 async def test_messages_go_both_ways_and_answers_find_their_peer(router: RouterChannel, dial: Dial) -> None:
-    one, two = dial(b"one"), dial(b"two")
+    one, two = dial(), dial()
     await one.send(WANT)
-    assert await router.receive(5) == [Received(b"one", WANT)]
+    [of_one] = await router.receive(5)
     await two.send(WANT)
-    assert await router.receive(5) == [Received(b"two", WANT)]
-    await router.send(b"two", DONE)
+    [of_two] = await router.receive(5)
+    assert of_one.envelope == of_two.envelope == WANT
+    await router.send(of_two.peer, DONE)
     assert await two.receive(5) == DONE
     assert await one.receive(0.05) is None
 
@@ -70,6 +73,25 @@ async def test_everything_that_waits_is_received_at_once_up_to_a_bound(router: R
     assert sizes == [256, 44]
 
 
+async def test_a_flood_of_dropped_messages_does_not_keep_the_others_from_being_handed_over() -> None:
+    router = RouterChannel("tcp://127.0.0.1:0", LIMIT, messages_per_second=1)
+    dealer = DealerChannel(f"tcp://127.0.0.1:{router.port}", LIMIT)
+
+    async def flood() -> None:
+        for _ in range(6000):
+            await dealer.send(WANT)
+
+    flooding = asyncio.create_task(flood())
+    rounds = num_dropped = 0
+    while num_dropped == 0 or not flooding.done():
+        for received in await router.receive(0.1):
+            num_dropped += getattr(received.envelope, "num_dropped", 0)
+        rounds += 1
+    assert rounds > 5
+    dealer.close()
+    router.close()
+
+
 async def test_silence_is_an_empty_list_at_the_deadline(router: RouterChannel) -> None:
     before = asyncio.get_running_loop().time()
     assert await router.receive(0.1) == []
@@ -77,49 +99,57 @@ async def test_silence_is_an_empty_list_at_the_deadline(router: RouterChannel) -
 
 
 async def test_an_unroutable_message_marks_the_peer_lost(router: RouterChannel) -> None:
-    with pytest.raises(PeerLostError, match="b'nobody' is not connected"):
+    with pytest.raises(PeerLostError, match="its connection is gone"):
         await router.send(b"nobody", DONE)
 
 
-async def send_often(router: RouterChannel, envelope: Envelope, times: int) -> None:
+async def send_often(router: RouterChannel, peer: bytes, envelope: Envelope, times: int) -> None:
     for _ in range(times):
-        await router.send(b"actor", envelope)
+        await router.send(peer, envelope)
 
 
 async def test_a_peer_that_reads_nothing_is_lost_and_blocks_nobody(router: RouterChannel, dial: Dial) -> None:
     await dial().send(WANT)
-    await router.receive(5)
+    [received] = await router.receive(5)
     chunk = ChunkMessage(weights_version=1, file="f", offset=0)
     envelope = Envelope(chunk, {"data": np.zeros(100_000, "|u1")})
     with pytest.raises(PeerLostError, match="256 messages wait"):
-        await send_often(router, envelope, 5000)
+        await send_often(router, received.peer, envelope, 5000)
 
 
 async def test_an_end_closes_in_time_though_its_peer_drops_out_in_the_same_moment() -> None:
     for _ in range(200):
         router = RouterChannel("tcp://127.0.0.1:0", LIMIT)
-        dealer = DealerChannel(f"tcp://127.0.0.1:{router.port}", b"actor", LIMIT)
+        dealer = DealerChannel(f"tcp://127.0.0.1:{router.port}", LIMIT)
         await dealer.send(WANT)
-        await router.receive(5)
+        [received] = await router.receive(5)
         chunk = ChunkMessage(weights_version=1, file="f", offset=0)
-        await send_often(router, Envelope(chunk, {"data": np.zeros(100_000, "|u1")}), 20)
+        await send_often(router, received.peer, Envelope(chunk, {"data": np.zeros(100_000, "|u1")}), 20)
         dealer.close()
         router.close()
 
 
-async def test_a_later_connection_of_an_identity_takes_its_place(router: RouterChannel, dial: Dial) -> None:
-    await dial(b"same").send(WANT)
-    await router.receive(5)
-    # Only now: of two that connect at once, either may be the later one.
-    await dial(b"same").send(DONE)
-    assert await router.receive(5) == [Received(b"same", DONE)]
+async def test_no_connection_takes_the_place_of_another_that_shows_the_same_identity(router: RouterChannel) -> None:
+    context = zmq.asyncio.Context()
+    sockets = [context.socket(zmq.DEALER) for _ in range(2)]
+    frames = encode(WANT)
+    for dealer in sockets:
+        dealer.identity, dealer.linger = b"same", 0
+        dealer.connect(f"tcp://127.0.0.1:{router.port}")
+        await dealer.send_multipart(frames)
+        if dealer is sockets[0]:
+            [received] = await router.receive(5)
+    assert await router.receive(0.3) == []
+    await router.send(received.peer, DONE)
+    assert decode(await sockets[0].recv_multipart(), LIMIT) == DONE
+    context.destroy()
 
 
 async def test_nobody_listening_is_an_error_after_the_deadline_of_a_send() -> None:
     router = RouterChannel("tcp://127.0.0.1:0", LIMIT)
     address = f"tcp://127.0.0.1:{router.port}"
     router.close()
-    dealer = DealerChannel(address, b"actor", LIMIT, send_timeout_seconds=0.2)
+    dealer = DealerChannel(address, LIMIT, send_timeout_seconds=0.2)
     with pytest.raises(PeerLostError, match=rf"{address} took no message within 0.2 s"):
         await dealer.send(WANT)
     dealer.close()
@@ -128,14 +158,14 @@ async def test_nobody_listening_is_an_error_after_the_deadline_of_a_send() -> No
 async def test_an_actor_connects_again_when_the_learner_is_back() -> None:
     router = RouterChannel("tcp://127.0.0.1:0", LIMIT)
     address = f"tcp://127.0.0.1:{router.port}"
-    dealer = DealerChannel(address, b"actor", LIMIT)
+    dealer = DealerChannel(address, LIMIT)
     await dealer.send(WANT)
     await router.receive(5)
     router.close()
     again = RouterChannel(address, LIMIT)
     await asyncio.sleep(0.2)
     await dealer.send(WANT)
-    assert await again.receive(5) == [Received(b"actor", WANT)]
+    assert [received.envelope for received in await again.receive(5)] == [WANT]
     dealer.close()
     again.close()
 
@@ -155,14 +185,14 @@ async def test_an_address_off_this_machine_is_refused_without_keys() -> None:
     with pytest.raises(ConfigError, match="--insecure"):
         RouterChannel("tcp://0.0.0.0:0", LIMIT)
     with pytest.raises(ConfigError, match="--insecure"):
-        DealerChannel("tcp://192.0.2.1:5557", b"actor", LIMIT)
+        DealerChannel("tcp://192.0.2.1:5557", LIMIT)
 
 
 async def test_a_local_socket_has_no_port(tmp_path: Path) -> None:
     router = RouterChannel(f"ipc://{tmp_path}/s", LIMIT)
-    dealer = DealerChannel(f"ipc://{tmp_path}/s", b"rank", LIMIT)
+    dealer = DealerChannel(f"ipc://{tmp_path}/s", LIMIT)
     await dealer.send(WANT)
-    assert await router.receive(5) == [Received(b"rank", WANT)]
+    assert [received.envelope for received in await router.receive(5)] == [WANT]
     assert router.port == 0
     dealer.close()
     router.close()
@@ -185,7 +215,6 @@ async def test_frames_that_add_up_to_too_much_are_received_as_an_error(router: R
     await dial(max_message_bytes=1 << 30).send(chunk)
     [received] = await router.receive(5)
     assert isinstance(received.envelope, ProtocolError)
-    assert received.peer == b"actor"
 
 
 @pytest.mark.parametrize("who", ["without keys", "with a key of its own", "for another server"])
@@ -200,15 +229,16 @@ async def test_an_actor_gets_nothing_through(who: str, tmp_path: Path) -> None:
     }[who]
     router = RouterChannel("tcp://127.0.0.1:0", LIMIT, load_server_keys(tmp_path / "a"))
     address = f"tcp://127.0.0.1:{router.port}"
-    intruder = DealerChannel(address, b"intruder", LIMIT, curve, send_timeout_seconds=0.5)
-    friend = DealerChannel(address, b"friend", LIMIT, ours)
+    intruder = DealerChannel(address, LIMIT, curve, send_timeout_seconds=0.5)
+    friend = DealerChannel(address, LIMIT, ours)
     await friend.send(WANT)
     sent = asyncio.create_task(intruder.send(WANT))
-    assert await router.receive(5) == [Received(b"friend", WANT)]
+    [received] = await router.receive(5)
+    assert received.envelope == WANT
+    await router.send(received.peer, DONE)
+    assert await friend.receive(5) == DONE
     assert await router.receive(0.6) == []
     with pytest.raises(PeerLostError, match="the keys differ"):
         await sent
-    await router.send(b"friend", DONE)
-    assert await friend.receive(5) == DONE
     for channel in (intruder, friend, router):
         channel.close()

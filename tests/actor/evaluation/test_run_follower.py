@@ -170,7 +170,7 @@ async def test_the_runs_end_is_an_end_and_no_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("refusal", "said"),
     [
-        (Reject(reason="invalid", detail="no evaluators here"), "no evaluators here"),
+        (Reject(reason="run_id", detail="no evaluators here"), "no evaluators here"),
         (Reject(reason="draining", detail="the run is finished"), "is over; name its folder export/ as the model"),
     ],
 )

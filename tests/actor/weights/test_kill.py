@@ -18,7 +18,7 @@ from actor.weights.puller import WeightPuller
 from dcpo_async.transport.zmq_channel import DealerChannel
 
 async def main():
-    channel = DealerChannel(sys.argv[1], b"killed", 1 << 23)
+    channel = DealerChannel(sys.argv[1], 1 << 23)
     puller = WeightPuller(channel, Path(sys.argv[2]), "run", 1, in_place=False)
     for version in (1, 2, 3):
         print("begins", flush=True)
@@ -55,7 +55,7 @@ async def test_a_killed_puller_leaves_whole_weights_or_none(
         process.kill()
         await process.wait()
         assert set(await asyncio.to_thread(whole_versions, cache)) <= {1, 2, 3}
-        channel = DealerChannel(address, b"next", 1 << 23)
+        channel = DealerChannel(address, 1 << 23)
         client = puller(channel, cache)
         folder, manifest = await client.fetch()
         assert (manifest.weights_version, contents(folder)) == (3, contents(version_folder(store, 3)))

@@ -67,7 +67,7 @@ async def test_a_server_killed_in_the_middle_is_asked_only_for_what_is_missing(s
     publish(store, 1)
     router = RouterChannel("tcp://127.0.0.1:0", 1 << 23)
     address = f"tcp://127.0.0.1:{router.port}"
-    channel = Watched(DealerChannel(address, b"a", 1 << 23, send_timeout_seconds=0.2))
+    channel = Watched(DealerChannel(address, 1 << 23, send_timeout_seconds=0.2))
     reached = asyncio.Event()
 
     async def count(envelope: Envelope) -> Envelope:

@@ -54,7 +54,7 @@ async def test_a_relay_that_ends_or_stands_still_in_the_middle_costs_its_silence
         await puller(origin.dealer(b"upper"), upper).fetch()
         # A fifth of a second for each stretch.
         async with relay_process(upper, "--mbps", "20") as (process, address):
-            heard = Watched(DealerChannel(address, b"a", 1 << 23, send_timeout_seconds=0.2))
+            heard = Watched(DealerChannel(address, 1 << 23, send_timeout_seconds=0.2))
             asked, num_heard = Watched(origin.dealer(b"a")), list[float]()
 
             async def strike(envelope: Envelope) -> Envelope:
@@ -87,7 +87,7 @@ async def test_a_relay_admits_whoever_has_the_actors_keys_and_nobody_else(
         want = Envelope(ChunkWant(weights_version=1, file="config.json", offset=0, num_bytes=4), run_id="run")
         for folder, is_admitted in ((keys, True), (others, False)):
             connect = connecting(relay_client(load_client_keys(folder)), insecure=False, send_timeout_seconds=2.0)
-            dealer, answer = connect(address, folder.name.encode()), None
+            dealer, answer = connect(address), None
             # Whoever is not admitted has no connection to send by.
             with contextlib.suppress(*() if is_admitted else (PeerLostError,)):
                 await dealer.send(want)

@@ -14,7 +14,6 @@ from dcpo_async.protocol.messages import (
     Array,
     Envelope,
     Heartbeat,
-    Hello,
     LeaseMessage,
     Message,
     VersionMessage,
@@ -33,6 +32,7 @@ from dcpo_async.transport.memory_channel import MemoryDealer, MemoryNetwork, Mem
 from learner.coordinator.coordinator import Coordinator
 from learner.coordinator.intake import Intake
 from tests.learner.small_run import answer
+from tests.protocol.made_session import hello
 
 M = TypeVar("M", bound=Message)
 
@@ -76,7 +76,7 @@ class Peer:
         return lease_from_message(message, self.envelope.arrays)
 
     async def join(self, held: tuple[LeaseName, ...] = ()) -> Welcome:
-        await self.say(Hello(host="here", engine="scripted", held=held))
+        await self.say(hello(self.name, held=held))
         return await self.hear(Welcome)
 
     async def send_group(self, lease: Lease, version: int = 1, rewards: tuple[float, ...] = (1.0, 0.0)) -> None:

@@ -9,7 +9,6 @@ import pytest
 from dcpo_async.protocol.messages import (
     Ack,
     Bye,
-    Hello,
     LeaseFailed,
     Reject,
     VersionMessage,
@@ -21,6 +20,7 @@ from dcpo_async.protocol.trainer_messages import (
 )
 from tests.learner.coordinator.running import heartbeat, holding_one_lease, learning, name_of, until
 from tests.learner.small_run import OpenIntake, make_config
+from tests.protocol.made_session import hello
 
 
 async def test_an_actor_learns_the_run_when_it_joins(tmp_path: Path, open_intake: OpenIntake) -> None:
@@ -105,7 +105,7 @@ async def test_a_session_whose_groups_are_refused_is_ended_by_name_and_another_g
     async with learning(make_config(tmp_path), open_intake) as learner:
         await learner.publish()
         sick, well = learner.actor("sick"), learner.actor("well")
-        await sick.say(Hello(host="bad-gpu", engine="scripted"))
+        await sick.say(hello("sick").model_copy(update={"host": "bad-gpu"}))
         await sick.hear(Welcome)
         await sick.say(Want(num_leases=4))
         leases = [await sick.lease() for _ in range(4)]
@@ -147,7 +147,7 @@ async def test_actors_of_a_learner_that_stops_are_told_to_wait_and_lose_nothing(
         learner.coordinator.actors.pause("the learner stops")
         assert (await actor.hear(Reject)) == Reject(reason="stopping", detail="the learner stops")
         newcomer = learner.actor("b")
-        await newcomer.say(Hello(host="here", engine="scripted"))
+        await newcomer.say(hello("b"))
         assert (await newcomer.hear(Reject)).reason == "stopping"
         # While it writes its last checkpoint nobody is lost, and what arrives counts.
         learner.wait(60.0)
@@ -271,7 +271,7 @@ async def test_an_evaluator_follows_the_weights_and_counts_as_no_actor(tmp_path:
         await learner.publish()
         await learner.actor("a").join()
         evaluator = learner.actor("e")
-        await evaluator.say(Hello(host="there", engine="scripted", role="evaluator"))
+        await evaluator.say(hello(evaluator.name, host="there", role="evaluator"))
         await evaluator.hear(Welcome)
         await evaluator.say(heartbeat(tokens=0))
         assert (await evaluator.hear(VersionMessage)).weights_version == 1

@@ -16,7 +16,6 @@ from dcpo_async.protocol.messages import (
     Ack,
     Envelope,
     GroupMessage,
-    Hello,
     LeaseMessage,
     Reject,
     Want,
@@ -42,12 +41,13 @@ from tests.learner.coordinator.running import (
     learning,
 )
 from tests.learner.small_run import VOCAB_SIZE, OpenIntake, answer, make_config, make_prompts
+from tests.protocol.made_session import hello
 
 
 async def test_an_actor_of_another_run_is_refused_in_words(tmp_path: Path, open_intake: OpenIntake) -> None:
     async with learning(make_config(tmp_path), open_intake) as learner:
         stranger = Peer(learner.actors, "a", run_id="another")
-        await stranger.say(Hello(host="here", engine="scripted"))
+        await stranger.say(hello())
         reject = await stranger.hear(Reject)
         assert reject.reason == "run_id"
         assert "this learner is on run run, the peer on run another" in reject.detail
@@ -167,9 +167,8 @@ async def test_an_actor_that_cannot_be_reached_loses_its_leases(tmp_path: Path, 
 async def work(network: MemoryNetwork, name: str) -> None:
     """A real actor session that answers its leases at once."""
     channel = network.dealer(name.encode())
-    hello = Hello(host="here", engine="scripted")
     session = ActorSession(
-        hello, "memory", time.monotonic(), join_timeout_seconds=60, rejoin_timeout_seconds=60, resend_seconds=0.02
+        hello(name), "memory", time.monotonic(), join_timeout_seconds=60, rejoin_timeout_seconds=60, resend_seconds=0.02
     )
     session.capacity = 6
     while not session.ended:

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from dcpo_async.protocol.messages import Bye, Hello, VersionMessage, Welcome
+from dcpo_async.protocol.messages import Bye, VersionMessage, Welcome
 from learner.scheduling.relay_tree import TAKEN_OUT_SECONDS
 from tests.learner.coordinator.running import Learner, Peer, heartbeat, learning
 from tests.learner.small_run import OpenIntake, make_config
+from tests.protocol.made_session import hello
 
 
 async def joined(learner: Learner, name: str, relay: str) -> tuple[Peer, str]:
     """An actor that has joined, and whom it is told to ask."""
     actor = learner.actor(name)
-    await actor.say(Hello(host="here", engine="scripted", relay=relay))
+    await actor.say(hello(actor.name, relay=relay))
     return actor, (await actor.hear(Welcome)).ask
 
 
@@ -66,7 +67,7 @@ async def test_evaluators_ask_the_weight_server_and_take_no_place(tmp_path: Path
         for name in "ab":
             await joined(learner, name, f"tcp://{name}:1")
         evaluator = learner.actor("e")
-        await evaluator.say(Hello(host="there", engine="scripted", role="evaluator", relay="tcp://e:1"))
+        await evaluator.say(hello(evaluator.name, role="evaluator", relay="tcp://e:1"))
         assert (await evaluator.hear(Welcome)).ask == ""
         assert await told(evaluator, "tcp://e:1") == ""
         _, ask = await joined(learner, "c", "tcp://c:1")

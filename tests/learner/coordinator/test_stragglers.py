@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dcpo_async.limits import MAX_HELD
 from dcpo_async.protocol.messages import Ack, Heartbeat, LeaseMessage, VersionMessage, Want
 from dcpo_async.protocol.trainer_messages import ShardMessage, ShardWant
 from dcpo_async.records import Lease, LeaseName
@@ -87,7 +88,7 @@ async def test_a_hoarder_gets_its_fair_share_and_loses_it(tmp_path: Path, open_i
         await learner.publish()
         hoarder = learner.actor("hoarder")
         await hoarder.join()
-        await hoarder.say(Want(num_leases=65536))
+        await hoarder.say(Want(num_leases=MAX_HELD))
         held = [name_of(await hoarder.lease()) for _ in range(8)]
         assert await hoarder.hears_nothing(), "8 = 4 · groups_in_flight of the 16 that are open"
         for _ in range(10):
@@ -95,7 +96,7 @@ async def test_a_hoarder_gets_its_fair_share_and_loses_it(tmp_path: Path, open_i
             await hoarder.say(at_work(0, *held))
             await hear(hoarder, VersionMessage)
         await until(lambda: learner.intake.counts["leases_stalled"] == 8)
-        await hoarder.say(Want(num_leases=65536))
+        await hoarder.say(Want(num_leases=MAX_HELD))
         await until(lambda: learner.coordinator.actors.rotation.credit(b"hoarder") == 0)
 
 

@@ -1,14 +1,13 @@
 """What trainer ranks are told, and when."""
 
-import asyncio
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dcpo_async.errors import TrainerError
 from dcpo_async.protocol.messages import (
+    Message,
     Reject,
     VersionMessage,
     Want,
@@ -27,7 +26,7 @@ from dcpo_async.protocol.trainer_messages import (
     VersionWant,
 )
 from learner.trainer.coordinator_link import samples_of
-from tests.learner.coordinator.running import Learner, Peer, learning, trained_once, until
+from tests.learner.coordinator.running import Peer, learning, trained_once, until
 from tests.learner.small_run import OpenIntake, make_config, make_intake
 
 
@@ -218,17 +217,39 @@ async def test_a_rank_of_another_start_of_the_learner_is_turned_away_and_changes
         assert learner.coordinator.ranks.step == 0
 
 
-async def test_a_version_that_was_not_granted_for_its_step_ends_the_learner_in_words(
+async def test_a_version_that_was_not_granted_for_its_step_is_refused_in_words_and_the_learner_goes_on(
     tmp_path: Path, open_intake: OpenIntake
 ) -> None:
-    learner = Learner(make_config(tmp_path), open_intake)
-    run = asyncio.create_task(learner.coordinator.run())
-    rank = learner.rank()
-    await rank.say(VersionWant(step=3))
-    version = (await rank.hear(VersionGrant)).weights_version
-    await rank.say(Published(weights_version=version, step=4))
-    with pytest.raises(TrainerError, match=f"version {version} of step 4 was published, which was not granted"):
-        await asyncio.wait_for(run, 5)
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        rank = learner.rank()
+        await rank.say(VersionWant(step=3))
+        version = (await rank.hear(VersionGrant)).weights_version
+        await rank.say(Published(weights_version=version, step=4))
+        reject = await rank.hear(Reject)
+        assert f"version {version} of step 4 was published, which was not granted" in reject.detail
+        await rank.announce(version, 3)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ShardWant(rank=3, num_ranks=2, step=0),
+        OldLogprobs(step=0, positions=(0, 1), indices=(0,), lengths=(1, 1)),
+        OldLogprobs(step=0, positions=(0,), indices=(0,), lengths=(5,)),
+        Want(num_leases=1),
+    ],
+    ids=["rank", "columns", "lengths", "kind"],
+)
+async def test_no_message_of_a_rank_ends_the_coordinator(
+    tmp_path: Path, open_intake: OpenIntake, message: Message
+) -> None:
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        rank = learner.rank()
+        arrays = {name: np.zeros(2, dtype) for name, dtype in message.array_dtypes.items()}
+        await rank.say(message, arrays)
+        assert (await rank.hear(Reject)).reason == "invalid"
+        await rank.say(VersionWant(step=3))
+        await rank.hear(VersionGrant)
 
 
 async def test_a_trainer_that_starts_again_is_counted_and_one_that_ends_leaves_its_last_step(

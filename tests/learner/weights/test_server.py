@@ -217,7 +217,7 @@ async def test_the_process_serves_over_tcp_until_it_is_told_to_end(store: Path) 
     manifest, port = publish(store, 1), free_port()
     argv = [sys.executable, "-m", "learner.weights.server", *options(port, store)]
     process = await asyncio.create_subprocess_exec(*argv, stderr=subprocess.DEVNULL)
-    actor = DealerChannel(f"tcp://127.0.0.1:{port}", b"actor", 1 << 20, send_timeout_seconds=60)
+    actor = DealerChannel(f"tcp://127.0.0.1:{port}", 1 << 20, send_timeout_seconds=60)
     try:
         await actor.send(Envelope(ManifestWant(weights_version=0), run_id="run"))
         envelope = await actor.receive(30)
