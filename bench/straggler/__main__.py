@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import logging
+import secrets
 import tempfile
 import time
 from contextlib import suppress
@@ -52,7 +53,7 @@ class Actor:
         self._channel, self._folder = network.dealer(name.encode()), folder
         self._engine = ScriptedEngine(tokens_per_second=tokens_per_second)
         self._never_answers = tokens_per_second is None
-        hello = Hello(host=name, engine="scripted")
+        hello = Hello(session_id=secrets.token_hex(16), name=name, host=name, engine="scripted")
         self._session = ActorSession(
             hello, "memory", time.monotonic(), join_timeout_seconds=60.0, rejoin_timeout_seconds=60.0
         )
