@@ -10,7 +10,7 @@ import pytest
 
 from dcpo_async.metrics.jsonl import read_metrics
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.system, pytest.mark.thorough, pytest.mark.timeout(500)]
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,6 @@ def cells(table: str) -> dict[str, list[str]]:
     return {name: values for name, *values in rows}
 
 
-@pytest.mark.thorough
 def test_dcpo_learns_from_more_responses_clips_less_and_generates_less_than_its_rivals(tmp_path: Path) -> None:
     words = ablation(tmp_path / "out", "--only", "DCPO", "GRPO", "DAPO", "--steps", "40", "--every", "20")
     done = finished(words, seconds=380)
