@@ -196,7 +196,7 @@ def _text(path: Path) -> IO[str]:
     with opened(path, "rb") as file:
         if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise DatasetError(f"{path} is UTF-16 and not UTF-8 text; convert it")
-    return opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[return-value]
+    return opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _json_row(path: Path, number: int, line: str) -> dict[str, object]:
@@ -243,7 +243,7 @@ def _batches(place: str, batches: Iterator["pyarrow.RecordBatch"]) -> Iterator[R
 
 def _values(place: str, first: int, name: str, column: "pyarrow.Array") -> list[object]:
     try:
-        values = column.to_pylist()
+        values: list[object] = column.to_pylist()
     except (ValueError, OverflowError):
         values = [_value(place, first + offset, name, cell) for offset, cell in enumerate(column)]
     if any(kind in str(column.type) for kind in ("float", "halffloat")):
