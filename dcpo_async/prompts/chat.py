@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from dcpo_async.errors import ConfigError, DatasetError
 from dcpo_async.prompts.digest import digest_of
 from dcpo_async.prompts.source import Problem
@@ -57,8 +59,11 @@ def encode_prompts(
     texts = [template.replace(_PLACEHOLDER, problem.problem) for problem in problems]
     if has_chat:
         texts = [_chat_text(tokenizer, system_prompt, text) for text in texts]
+        _refuse_dropped(problems, texts)
     # A chat template writes the special tokens itself.
     token_ids = _tokenized(tokenizer, texts, add_special_tokens=not has_chat)
+    token_ids = [_without_end(tokenizer, tokens) for tokens in token_ids]
+    _refuse_unusable(tokenizer, token_ids)
     prompts = tuple(
         Prompt(digest_of((problem.problem, problem.answer)), problem.problem, problem.answer, tokens)
         for problem, tokens in zip(problems, token_ids, strict=True)
@@ -78,8 +83,45 @@ def _chat_text(tokenizer: "PreTrainedTokenizerBase", system_prompt: str | None, 
     messages = [{"role": "user", "content": content}]
     if system_prompt is not None:
         messages.insert(0, {"role": "system", "content": system_prompt})
-    text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    try:
+        text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except (TemplateError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        advice = (
+            "leave data.system_prompt empty and put its text in data.prompt_template"
+            if system_prompt is not None
+            else "give a tokenizer whose chat template takes one message of the user"
+        )
+        raise ConfigError(f"the tokenizer's chat template refuses the messages: {reason}; {advice}") from error
     return text
+
+
+def _refuse_dropped(problems: Sequence[Problem], texts: Sequence[str]) -> None:
+    for problem, text in zip(problems, texts, strict=True):
+        if problem.problem not in text:
+            raise ConfigError(
+                f"the chat template drops the problem: {problem.problem[:60]!r} is not in its prompt {text[:60]!r}; "
+                "give a tokenizer whose template writes message.content as a text"
+            )
+
+
+def _without_end(tokenizer: "PreTrainedTokenizerBase", tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """Some tokenizers append their end token, and behind it every response would begin after the end of the text."""
+    end = tokenizer.eos_token_id
+    while end is not None and tokenizer.chat_template is None and tokens and tokens[-1] == end:
+        tokens = tokens[:-1]
+    return tokens
+
+
+def _refuse_unusable(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[tuple[int, ...]]) -> None:
+    for number, tokens in enumerate(token_ids, start=1):
+        if not tokens:
+            raise ConfigError(f"the prompt of problem {number} has no tokens; check the tokenizer and its template")
+        if tokens[-1] == tokenizer.eos_token_id:
+            raise ConfigError(
+                f"the prompt of problem {number} ends in the end token {tokenizer.eos_token!r}, so that nothing "
+                "follows it; give a chat template that opens the answer for add_generation_prompt"
+            )
 
 
 def _tokenized(

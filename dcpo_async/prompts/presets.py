@@ -8,7 +8,10 @@ from dcpo_async.errors import ConfigError
 
 BOXED: Final = "boxed"
 """As an answer pattern: the answer is what the last \\boxed{} holds."""
-FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+FILE_SUFFIXES = (
+    *(".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow"),
+    *(".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class ProblemSource:
 
     Attributes:
         name: what tables and messages call it.
-        location: a .jsonl, .json or .parquet file, a folder, or the id of a Hugging Face data set.
+        location: a file of one of FILE_SUFFIXES, a folder, or the id of a Hugging Face data set.
         problem_field, answer_field: column names; a dot reaches into nested values ("prompt.0.content").
         split, subset: of a Hugging Face data set; files have neither.
         answer_pattern: regular expression with one group that finds the answer in a longer solution, the last match
@@ -39,7 +42,7 @@ class ProblemSource:
     @property
     def is_file(self) -> bool:
         """Whether it is read from a single file."""
-        return self.location.endswith(FILE_SUFFIXES)
+        return self.location.endswith(FILE_SUFFIXES) and not Path(self.location).expanduser().is_dir()
 
 
 _DAPO_INSTRUCTIONS = (

@@ -1,23 +1,22 @@
 """Reads problems and reference answers from a file, a folder, or a Hugging Face data set."""
 
-import json
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
-from pathlib import Path
+from itertools import chain, islice
 from typing import Literal
 
 from dcpo_async.errors import ConfigError, DatasetError
 from dcpo_async.grading import extract_answer
+from dcpo_async.prompts.answers import from_json, text_of, why_no_answer
 from dcpo_async.prompts.digest import digest_of
-from dcpo_async.prompts.presets import BOXED, FILE_SUFFIXES, ProblemSource
+from dcpo_async.prompts.presets import BOXED, ProblemSource
+from dcpo_async.prompts.rows import Row, Rows, is_text
 
-Row = Mapping[str, object]
 Language = Literal["any", "en", "zh"]
 
+_FIRST_ROWS = 1000
 _LEVEL_FIELDS = ("level", "source")
 _LEVEL = re.compile(r"(?:^|Level )(\d+)$")
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -39,8 +38,10 @@ class LoadedProblems:
     Attributes:
         problems: in the order of the source.
         num_rows: all rows read.
-        left_out: what is not among the problems, by reason; with them it adds up to num_rows. "no answer": problem or
-            answer is missing or empty or does not match. "duplicate": the problem stands in an earlier row.
+        left_out: what is not among the problems, by reason; with them it adds up to num_rows. "no answer": the
+            answer is missing or empty, does not match, or is a word such as "not found". "no problem": its text is.
+            "proof", "several answers", "a structure for an answer", "a truth value for an answer": what stands there
+            instead. "broken text": half of a surrogate pair. "duplicate": the problem stands in an earlier row.
             "conflicting": the problem's rows disagree about its answer. "language", "level": not the ones asked for.
     """
 
@@ -67,12 +68,13 @@ def load(source: ProblemSource, language: Language = "any", levels: Collection[i
     Raises DatasetError where the source is missing, malformed or without a usable row, or has no levels to choose
     from; ConfigError for a bad pattern.
     """
-    rows = _rows(source)
-    first = next(rows, None)
-    if first is None:
+    read = Rows(source, _columns(source))
+    rows = iter(read)
+    first = list(islice(rows, _FIRST_ROWS))
+    if not first:
         raise DatasetError(f"data set {source.location} is empty; give one with at least one row")
     source = _with_fields_of(first, source)
-    problems, left_out = _distinct(source, chain([first], rows))
+    problems, left_out = _distinct(source, chain(first, rows), read.fields)
     num_rows = len(problems) + left_out.total()
     if levels and all(problem.level is None for problem in problems):
         raise DatasetError(
@@ -89,30 +91,41 @@ def load(source: ProblemSource, language: Language = "any", levels: Collection[i
     return LoadedProblems(kept, num_rows, left_out)
 
 
-def _with_fields_of(first: Row, source: ProblemSource) -> ProblemSource:
-    """A copy that does not have its preset's fields has the plain ones."""
+def _columns(source: ProblemSource) -> set[str]:
+    fields = {source.problem_field, source.answer_field, *_LEVEL_FIELDS}
+    if source.is_copy:
+        fields |= {"problem", "answer"}
+    return fields | {field.partition(".")[0] for field in fields}
+
+
+def _with_fields_of(first: Iterable[Row], source: ProblemSource) -> ProblemSource:
+    """A copy of whose first rows none has its preset's fields has the plain ones."""
     fields = (source.problem_field, source.answer_field)
-    if not source.is_copy or all(_value_at(first, field) is not None for field in fields):
+    if not source.is_copy or any(all(_value_at(row, field) is not None for field in fields) for row in first):
         return source
     return replace(source, problem_field="problem", answer_field="answer", answer_pattern=None)
 
 
-def _distinct(source: ProblemSource, rows: Iterable[Row]) -> tuple[list[Problem], Counter[str]]:
+def _distinct(
+    source: ProblemSource, rows: Iterable[Row], fields: Collection[str]
+) -> tuple[list[Problem], Counter[str]]:
     """Every problem once; large data sets repeat theirs by the hundred, so that rows are not kept."""
     answer_in = _answer_finder(source.answer_pattern)
     before, after = source.instructions
     problems: dict[str, Problem] = {}
     conflicting: set[str] = set()
     left_out = Counter({"no answer": 0, "duplicate": 0})
-    fields: set[str] = set()
     absent = {source.problem_field, source.answer_field}
     for row in rows:
-        fields.update(row)
         absent -= {field for field in absent if _value_at(row, field) is not None}
-        text = _text(_value_at(row, source.problem_field)).removeprefix(before).removesuffix(after).strip()
-        answer = answer_in(_text(_value_at(row, source.answer_field)))
-        if not text or not answer:
-            left_out["no answer"] += 1
+        text = text_of(_value_at(row, source.problem_field)).removeprefix(before).removesuffix(after).strip()
+        value = _value_at(row, source.answer_field)
+        answer = answer_in(text_of(value))
+        reason = why_no_answer(value, answer)
+        if not text or reason:
+            left_out[reason or "no problem"] += 1
+        elif not is_text(text + answer):
+            left_out["broken text"] += 1
         elif text in problems:
             left_out["duplicate"] += 1
             if answer != problems[text].answer:
@@ -125,9 +138,10 @@ def _distinct(source: ProblemSource, rows: Iterable[Row]) -> tuple[list[Problem]
             f"{', '.join(sorted(fields))}: set problem_field and answer_field to two of them"
         )
     if not problems:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
         raise DatasetError(
-            f"none of the {left_out.total()} rows of {source.location} has both a problem in {source.problem_field} "
-            f"and an answer in {source.answer_field}; check the fields and answer_pattern "
+            f"none of the {left_out.total()} rows of {source.location} ({reasons}) has both a problem in "
+            f"{source.problem_field} and an answer in {source.answer_field}; check the fields and answer_pattern "
             f"({source.answer_pattern or 'none'})"
         )
     left_out["conflicting"] = len(conflicting)
@@ -153,6 +167,8 @@ def _value_at(row: object, field: str) -> object:
     if isinstance(row, Mapping) and field in row:
         return row[field]
     head, _, rest = field.partition(".")
+    if isinstance(row, str):
+        row = from_json(row)
     if isinstance(row, Mapping):
         value = row.get(head)
     elif isinstance(row, list) and head.isdecimal() and int(head) < len(row):
@@ -162,74 +178,7 @@ def _value_at(row: object, field: str) -> object:
     return _value_at(value, rest) if rest else value
 
 
-def _text(value: object) -> str:
-    """Numbers are answers too, 27.0 of a column of floats being 27; anything with structure is not."""
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(int(value) if value == value // 1 else value)
-    return ""
-
-
 def _level(row: Row) -> int | None:
     """3 of 3, "Level 3" and "hendrycks_math/train/Algebra/Level 3"."""
-    found = (_LEVEL.search(_text(row.get(field))) for field in _LEVEL_FIELDS)
+    found = (_LEVEL.search(text_of(row.get(field))) for field in _LEVEL_FIELDS)
     return next((int(match[1]) for match in found if match), None)
-
-
-def _rows(source: ProblemSource) -> Iterator[Row]:
-    if not source.is_file:
-        return _hub_rows(source)
-    path = Path(source.location).expanduser()
-    if not path.is_file():
-        raise DatasetError(f"data file {source.location} does not exist (looked in {Path.cwd()}); check the path")
-    return _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _json_row(path, number, line)
-        except UnicodeDecodeError as error:
-            raise DatasetError(f"{path} is not UTF-8 text: {error}; convert it") from error
-
-
-def _json_row(path: Path, number: int, line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DatasetError(
-            f"{path}, line {number}: malformed JSON ({error}); each line must be one JSON object"
-        ) from error
-    if not isinstance(row, dict):
-        raise DatasetError(f"{path}, line {number}: found a {type(row).__name__}; each line must be one JSON object")
-    return row
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except ArrowException as error:
-        raise DatasetError(f"{path} is not a readable parquet file: {error}") from error
-
-
-def _hub_rows(source: ProblemSource) -> Iterator[Row]:
-    # Imported here because it takes a second and only hub data needs it.
-    from datasets import load_dataset
-
-    try:
-        dataset = load_dataset(source.location, source.subset, split=source.split)
-    except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"data set {source.location!r} (subset {source.subset}, split {source.split}) cannot be loaded: {error}; "
-            f"give a path ending in {', '.join(FILE_SUFFIXES)}, a folder, or the id of a Hugging Face data set"
-        ) from error
-    # Five times as fast as the data set's own iterator, which counts where a set has a million rows.
-    for batch in dataset.with_format("arrow").iter(batch_size=1000):
-        yield from batch.to_pylist()

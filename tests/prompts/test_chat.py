@@ -76,3 +76,21 @@ def test_settings_that_cannot_be_followed_are_refused() -> None:
 def test_no_prompt_left_is_refused_with_the_counts() -> None:
     with pytest.raises(DatasetError, match="no prompt is left of 2 problems: 2 have more than 4 prompt tokens"):
         encode_prompts([ADD, DOUBLE], character_tokenizer(), None, "{problem}", 4)
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "system_prompt", "complaint"),
+    [
+        ("{{ raise_exception('no system here') }}", "be brief", "no system here; leave data.system_prompt empty"),
+        ("{% for m in %}", None, "refuses the messages"),
+        ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}a", None, "drops the"),
+        ("{{ messages[0].content }}?", None, "ends in the end token"),
+    ],
+)
+def test_templates_that_make_no_usable_prompt_are_refused(
+    chat_template: str, system_prompt: str | None, complaint: str
+) -> None:
+    tokenizer = character_tokenizer(chat_template)
+    tokenizer.eos_token = "?"
+    with pytest.raises(ConfigError, match=complaint):
+        encode_prompts([ADD], tokenizer, system_prompt, "{problem}", 100)

@@ -60,12 +60,12 @@ def test_a_folder_is_read_by_the_datasets_library(tmp_path: Path, monkeypatch: p
     [
         ("", "is empty"),
         (TWO_ROWS + '{"problem": ', r"data\.jsonl, line 3: malformed JSON"),
-        ("[1, 2]\n", r"data\.jsonl, line 1: found a list"),
+        ("[1, 2]\n", r"data\.jsonl, row 1: found int"),
         (
             '{"question": "1+1?", "answer": "2"}',
             "no row of .* value in problem; the fields found are answer, question",
         ),
-        ('{"problem": "1+1?", "answer": ""}', "none of the 1 rows"),
+        ('{"problem": "1+1?", "answer": ""}', r"none of the 1 rows of .* \(1 no answer\)"),
     ],
 )
 def test_unusable_files_are_refused_with_the_place_of_the_fault(tmp_path: Path, text: str, complaint: str) -> None:
@@ -166,7 +166,11 @@ def test_rows_without_problem_or_answer_are_left_out_and_counted(tmp_path: Path)
         {"problem": "structure", "answer": [1, 2]},
     ]
     problems = loaded(tmp_path, *rows)
-    assert (problems.problems, problems.num_rows, reasons(problems)) == (TWO_PROBLEMS, 6, {"no answer": 4})
+    assert (problems.problems, problems.num_rows, reasons(problems)) == (
+        TWO_PROBLEMS,
+        6,
+        {"no answer": 2, "no problem": 1, "several answers": 1},
+    )
 
 
 def test_a_problem_whose_rows_disagree_is_left_out_altogether(tmp_path: Path) -> None:
