@@ -9,7 +9,7 @@ import pytest
 
 from actor.launcher import _keep_engine
 from dcpo_async.errors import ConfigError, EngineError
-from dcpo_async.processes import Child
+from dcpo_async.supervision import Child
 
 
 def engine(folder: Path, name: str, program: str) -> Child:
