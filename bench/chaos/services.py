@@ -130,15 +130,15 @@ class Fleet:
 
     def counted(self) -> int:
         """Groups that the learner has counted, by its status; 0 before it has written one."""
-        try:
-            return int(json.loads((self.run / "status.json").read_text())["groups_counted"])
-        except (OSError, ValueError, KeyError):
-            return 0
+        return self._in_status("groups_counted")
 
     def steps(self) -> int:
         """Optimizer steps that the learner has taken, by its status."""
+        return self._in_status("step")
+
+    def _in_status(self, name: str) -> int:
         try:
-            return int(json.loads((self.run / "status.json").read_text())["step"])
+            return int(json.loads((self.run / "status.json").read_text())[name])
         except (OSError, ValueError, KeyError):
             return 0
 

@@ -13,31 +13,21 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 from actor.engine.scripted import ScriptedEngine
+from bench.fleet.rank import InstantRank
 from dcpo_async.config import RunConfig
 from dcpo_async.grading import InlineGrading, graded
 from dcpo_async.protocol.conversion import sampling_of
 from dcpo_async.protocol.events import Joined, LeaseGranted, NewVersion
-from dcpo_async.protocol.messages import Envelope, Hello, Message
+from dcpo_async.protocol.messages import Hello
 from dcpo_async.protocol.session import ActorSession
-from dcpo_async.protocol.trainer_messages import (
-    Published,
-    ShardMessage,
-    ShardWant,
-    StepDone,
-    TrainerHello,
-    VersionGrant,
-    VersionWant,
-)
 from dcpo_async.records import Lease, Prompt
 from dcpo_async.transport.memory_channel import MemoryNetwork
 from learner.coordinator.coordinator import Coordinator
 from learner.coordinator.intake import Intake
 from learner.ledger.ledger import Ledger
 
-M = TypeVar("M", bound=Message)
 VOCAB_SIZE, GROUP_SIZE, MAX_TOKENS, GROUPS_PER_STEP, MAX_LAG, GROUPS_IN_FLIGHT = 1000, 4, 100, 8, 4, 2
 TOKENS_PER_SECOND, RATIO, NUM_FAST = 50.0, 60.0, 9
 
@@ -97,35 +87,6 @@ class Actor:
             session.finish(graded(lease, responses, verdicts, 0.0), time.monotonic())
 
 
-class InstantRank:
-    """Says all that trainer and publisher say, and trains nothing."""
-
-    def __init__(self, network: MemoryNetwork, incarnation: int) -> None:
-        self._channel, self._incarnation = network.dealer(b"rank-0"), incarnation
-        self.step = 0
-
-    async def run(self) -> None:
-        """Publish, take a shard, be done, without end."""
-        await self._say(TrainerHello(rank=0, num_ranks=1, step=0))
-        while True:
-            await self._say(VersionWant(step=self.step))
-            grant = await self._hear(VersionGrant)
-            await self._say(Published(weights_version=grant.weights_version, step=self.step))
-            await self._say(ShardWant(rank=0, num_ranks=1, step=self.step))
-            await self._hear(ShardMessage)
-            self.step += 1
-            await self._say(StepDone(step=self.step, metrics={"step_seconds": 0.0}))
-
-    async def _say(self, message: Message) -> None:
-        await self._channel.send(Envelope(message, {}, "run", self._incarnation))
-
-    async def _hear(self, kind: type[M]) -> M:
-        while True:
-            envelope = await self._channel.receive(60.0)
-            if envelope is not None and isinstance(envelope.message, kind):
-                return envelope.message
-
-
 async def measured(folder: Path, speeds: list[float | None], warm_up: float, seconds: float) -> str:
     """Groups and steps a second of a fleet, and the longest time without a step."""
     (folder / "config.json").write_text(json.dumps({"vocab_size": VOCAB_SIZE, "eos_token_id": 2}))
@@ -141,7 +102,7 @@ async def measured(folder: Path, speeds: list[float | None], warm_up: float, sec
     prompts = [Prompt(f"prompt-{i}", f"problem {i}", str(i), (1, 2, 3)) for i in range(2000)]
     intake = Intake(config, prompts, VOCAB_SIZE, ledger)
     coordinator = Coordinator(config, "run", intake, ledger, actors.router(), ranks.router(), weights_port=1)
-    rank = InstantRank(ranks, ledger.incarnation)
+    rank = InstantRank(ranks.dealer(b"rank-0"), ledger.incarnation)
     # The slow one joins first.
     fleet = [Actor(actors, folder, f"actor-{number}", speed) for number, speed in enumerate(speeds)]
     parts = [coordinator.run(), rank.run(), *(actor.run() for actor in fleet)]
