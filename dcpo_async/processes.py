@@ -68,7 +68,9 @@ async def spawn(
             # Cancelled in the middle of it, asyncio would wait for ever for the end of the process.
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            kill_group(await starting)
+            process = await starting
+            kill_group(process)
+            await process.wait()
             raise
 
 
@@ -125,7 +127,6 @@ def private_folder(kind: str) -> Iterator[Path]:
 
     Args:
         kind: of the service, for people who look into the folder of temporary files.
-        is_kept: it stays for people when this process ends well or badly, and goes at a later start.
     """
     home = Path(tempfile.gettempdir()) / f"dcpo-{os.getuid()}.running"
     home.mkdir(mode=0o700, exist_ok=True)

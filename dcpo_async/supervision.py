@@ -113,11 +113,13 @@ async def run_members(
     argv: Sequence[str], members: Sequence[Mapping[str, str]], log_file: Path, environment: Mapping[str, str]
 ) -> int:
     """Run processes that stand and fall together once; 0, or the code of the one that failed first."""
-    processes = [await spawn(argv, log_file, {**environment, **member}) for member in members]
+    processes = list[asyncio.subprocess.Process]()
     try:
+        for member in members:
+            processes.append(await spawn(argv, log_file, {**environment, **member}))
         return await _all_ended(processes)
     finally:
-        _kill(processes)
+        await _killed(processes)
 
 
 def sign_of_progress(words: str, next_within: float) -> None:
@@ -190,10 +192,14 @@ async def _run_once(child: Child, stopping: asyncio.Event) -> tuple[int, str]:
     signs = [child.signs / f"{number}" for number in range(len(members))] if child.signs else []
     for path in signs:
         path.unlink(missing_ok=True)
-    processes = [
-        await spawn(argv, child.log_file, {**child.environment, **member, **({SIGNS: str(signs[i])} if signs else {})})
-        for i, member in enumerate(members)
-    ]
+    processes = list[asyncio.subprocess.Process]()
+    try:
+        for number, member in enumerate(members):
+            sign = {SIGNS: str(signs[number])} if signs else {}
+            processes.append(await spawn(argv, child.log_file, {**child.environment, **member, **sign}))
+    except BaseException:
+        await _killed(processes)
+        raise
     numbers = ", ".join(str(process.pid) for process in processes)
     log.info("%s started as process%s %s", child.name, "es" if len(processes) > 1 else "", numbers)
     watched = [
@@ -267,6 +273,12 @@ async def _pass_on(stopping: asyncio.Event, child: Child, processes: Sequence[as
 def _kill(processes: Sequence[asyncio.subprocess.Process]) -> None:
     for process in processes:
         kill_group(process)
+
+
+async def _killed(processes: Sequence[asyncio.subprocess.Process]) -> None:
+    _kill(processes)
+    for process in processes:
+        await process.wait()
 
 
 def _is_stopped(pid: int) -> bool:

@@ -144,7 +144,8 @@ def test_the_shared_library_is_built_in_floors() -> None:
         if not part.startswith("dcpo_async/") or part.endswith("__init__"):
             continue
         assert part in floor_of, f"{part} is new: give it a floor"
-        above = {target for target in targets if floor_of[target] >= floor_of[part]}
+        # The package's own __init__ has the version, and imports nothing.
+        above = {target for target in targets - {"dcpo_async"} if floor_of[target] >= floor_of[part]}
         assert not above, f"{part} imports {above}"
 
 

@@ -83,18 +83,14 @@ def test_the_line_about_the_algorithm_names_the_correction_and_its_thresholds() 
     words = ["--algorithm.updates_per_batch", "2", "--lag.publish_interval", "2", "--algorithm.old", "proximal"]
     truncated, _, _ = parsed([*words, "--algorithm.half_life_visits", "8"])
     assert described(truncated) == (
-        "smooth advantages, half-life 8 visits; dynamic clip of token ratios, ε 0.16 and 0.2, r_max 10; clipped loss, "
-        "response mean; "
+        "smooth advantages, half-life 8 visits; dynamic clip of token ratios, ε 0.16 and 0.2, r_max 10; response mean; "
         "U 2, max_lag 4; old = proximal with truncated correction min(π_old/π_behavior, 2)"
     )
     masked, _, _ = parsed([*words, "--algorithm.correction", "masked"])
     assert described(masked).endswith("masked correction, π_old/π_behavior within 0.5 to 5")
     dapo, _, _ = parsed([str(CONFIGS / "dapo.toml"), "--algorithm.zero_advantages", "true"])
-    assert (
-        "clipped loss, token mean; dynamic sampling; 512 tokens of overlong shaping; CONTROL: every advantage"
-        in described(dapo)
-    )
-    assert "; clipped loss, response sum; " in described(parsed([str(CONFIGS / "otm-only.toml")])[0])
+    assert "token mean; dynamic sampling; 512 tokens of overlong shaping; CONTROL: every advantage" in described(dapo)
+    assert "; response sum; " in described(parsed([str(CONFIGS / "otm-only.toml")])[0])
     assert described(parsed([])[0]).endswith(
         "U 1, max_lag 4; old = behavior: the ratio to the engine's log-probs corrects, and the clip bounds it"
     )
