@@ -28,12 +28,14 @@ class Prompt:
         problem: the problem as the data set has it.
         answer: the reference answer.
         token_ids: the templated prompt, ready for the engine.
+        source: name of the data that it is from; "" where a run has one.
     """
 
     id: str
     problem: str
     answer: str
     token_ids: tuple[int, ...]
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

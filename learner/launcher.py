@@ -22,13 +22,12 @@ from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, largest_g
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import be_private, private_folder
-from dcpo_async.prompts import LoadedProblems
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import keep_running
 from dcpo_async.transport.security import load_server_keys
 from dcpo_async.transport.zmq_channel import RouterChannel
 from learner.parts import Parts
-from learner.problems import training_problems
+from learner.problems import TrainingProblems, training_problems
 
 if TYPE_CHECKING:
     from learner.coordinator.coordinator import Coordinator
@@ -159,7 +158,7 @@ def security_words(options: argparse.Namespace) -> list[str]:
     return [*words, "--insecure"] if options.insecure else words
 
 
-def check(config: RunConfig, devices: Devices, problems: LoadedProblems, elsewhere: str | None) -> None:
+def check(config: RunConfig, devices: Devices, problems: TrainingProblems, elsewhere: str | None) -> None:
     """Print what a run will take, and raise ConfigError where that is not there; nothing is written or loaded.
 
     Args:

@@ -6,27 +6,32 @@ the command line and the settings are known to be sound.
 
 import logging
 import secrets
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dcpo_async import __version__
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json, write_text
 from dcpo_async.errors import ConfigError
 from dcpo_async.model_folder import load_tokenizer
-from dcpo_async.prompts import EncodedPrompts, LoadedProblems, encode_prompts
+from dcpo_async.prompts import EncodedPrompts, encode_prompts
+from dcpo_async.prompts.digest import digest_of
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.places import newest_version
 from learner.coordinator.intake import Intake
 from learner.ledger.ledger import Ledger, expect_meta
+from learner.problems import SourceProblems, TrainingProblems
 from learner.sizing.fit import needs, told
 from learner.sizing.machine import Machine
 from learner.sizing.memory import Plan
 from learner.sizing.model import SizedModel, check_model
 from learner.sizing.report import data_lines, in_words, size_lines
 from learner.starts import write_start
+from learner.visits.coming import order_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,20 +51,21 @@ class RunSetup:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is known of a run before anything is written or loaded."""
+    """What is known of a run before anything is written or loaded.
 
-    problems: LoadedProblems
+    Attributes:
+        encoded: the prompts of all sources, one source after another.
+        left_out: rows of each source that are no prompts, by the source's name and the reason.
+    """
+
+    problems: TrainingProblems
     tokenizer: "PreTrainedTokenizerBase"
     encoded: EncodedPrompts
     model: SizedModel
-
-    @property
-    def left_out(self) -> dict[str, int]:
-        """Rows of the data that are no prompts, by reason."""
-        return {**self.problems.left_out, "too long": self.encoded.num_too_long}
+    left_out: dict[str, dict[str, int]]
 
 
-def prepare(config: RunConfig, problems: LoadedProblems) -> Prepared:
+def prepare(config: RunConfig, problems: TrainingProblems) -> Prepared:
     """Encode the prompts, and see whether they, the settings and the model are made for each other.
 
     Raises ConfigError where they are not.
@@ -67,15 +73,41 @@ def prepare(config: RunConfig, problems: LoadedProblems) -> Prepared:
     tokenizer = load_tokenizer(Path(config.model.path), "model.path")
     model = SizedModel(Path(config.model.path), 2 if config.model.dtype == "bfloat16" else 4)
     check_model(config, model.num_embeddings, len(tokenizer))
-    encoded = encode_prompts(
-        problems.problems,
-        tokenizer,
-        system_prompt=config.data.system_prompt or None,
-        template=config.data.prompt_template,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-    )
+    sources = problems.sources
+    each = [_encoded(config, source, tokenizer, is_alone=len(sources) == 1) for source in sources]
+    left_out = {
+        source.name: {**source.loaded.left_out, "too long": encoded.num_too_long}
+        for source, encoded in zip(sources, each, strict=True)
+    }
+    encoded = _together(each)
     config.require_window(len(encoded.prompts))
-    return Prepared(problems, tokenizer, encoded, model)
+    order_of(config, encoded.prompts, config.admission_window)
+    return Prepared(problems, tokenizer, encoded, model, left_out)
+
+
+def _encoded(
+    config: RunConfig, source: SourceProblems, tokenizer: "PreTrainedTokenizerBase", *, is_alone: bool
+) -> EncodedPrompts:
+    """The prompts of a source by its own system message and template, where it has them."""
+    data, own = config.data, source.settings
+    encoded = encode_prompts(
+        source.loaded.problems,
+        tokenizer,
+        system_prompt=(data.system_prompt if own.system_prompt is None else own.system_prompt) or None,
+        template=data.prompt_template if own.prompt_template is None else own.prompt_template,
+        max_prompt_tokens=data.max_prompt_tokens,
+    )
+    if is_alone:
+        return encoded
+    return replace(encoded, prompts=tuple(replace(prompt, source=source.name) for prompt in encoded.prompts))
+
+
+def _together(each: Sequence[EncodedPrompts]) -> EncodedPrompts:
+    if len(each) == 1:
+        return each[0]
+    prompts = tuple(prompt for encoded in each for prompt in encoded.prompts)
+    digest = digest_of(text for prompt in prompts for text in (prompt.id, str(prompt.token_ids)))
+    return EncodedPrompts(prompts, sum(encoded.num_too_long for encoded in each), digest)
 
 
 def require_room(config: RunConfig, model: SizedModel, plan: Plan, machine: Machine) -> None:
@@ -90,7 +122,7 @@ def report(config: RunConfig, prepared: Prepared, plan: Plan, machine: Machine, 
     need = needs(config, size, plan, prepared.model.memory(plan))
     lines = [
         f"run folder {config.folder}; {described(config)}",
-        *data_lines(config, prepared.left_out, prepared.encoded, prepared.tokenizer),
+        *data_lines(prepared.left_out, prepared.encoded, prepared.tokenizer),
         *size_lines(config, size, plan, need, machine, is_elsewhere=is_elsewhere),
     ]
     return "\n".join(lines)
@@ -115,8 +147,30 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
     log.info("%s", write_start(ledger, config.model_dump(mode="json"), __version__, datetime.now(UTC)))
     ledger.commit()
     write_text(folder.config, config.model_dump_json(indent=2))
-    write_json(folder.data, {"rows": problems.num_rows, "prompts": len(encoded.prompts), "left_out": left_out})
+    write_json(folder.data, data_record(prepared))
     return RunSetup(run_id, ledger, intake, _is_finished(ledger, config))
+
+
+def data_record(prepared: Prepared) -> dict[str, Any]:
+    """What `data.json` says: rows, prompts and what was left out, by reason; of several sources also each alone."""
+    problems, prompts, total = prepared.problems, prepared.encoded.prompts, Counter[str]()
+    for reasons in prepared.left_out.values():
+        # Reasons without a row are told too.
+        total.update(reasons)
+    record = {"rows": problems.num_rows, "prompts": len(prompts), "left_out": dict(total)}
+    if len(problems.sources) == 1:
+        return record
+    counts = Counter(prompt.source for prompt in prompts)
+    return record | {
+        "sources": {
+            source.name: {
+                "rows": source.loaded.num_rows,
+                "prompts": counts[source.name],
+                "left_out": prepared.left_out[source.name],
+            }
+            for source in problems.sources
+        }
+    }
 
 
 def described(config: RunConfig) -> str:

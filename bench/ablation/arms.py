@@ -74,7 +74,14 @@ LAGS = (
 """The default, which anchors on the engine's log-probs, and the corrections of the other anchor. Without lag these are
 one and the same; with two updates to a batch there is no lag of 1."""
 
-SUITES = {"algorithms": ALGORITHMS, "lag": LAGS}
+SELECTIONS = (
+    Arm("every prompt"),
+    # Of 8 responses to each of two visits all are right, or none: the prompt rests.
+    Arm("rests", overrides={"data.selection": "pass_rate", "data.selection_bound": 0.2}),
+)
+"""DCPO with all prompts, and with those resting that are as good as solved or hopeless."""
+
+SUITES = {"algorithms": ALGORITHMS, "lag": LAGS, "selection": SELECTIONS}
 
 
 def settings_of(arm: Arm, steps: int, others: Settings) -> dict[str, object]:

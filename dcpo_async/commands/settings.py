@@ -36,17 +36,32 @@ def settings_reference(config: type[BaseModel]) -> str:
     blocks = [HEAD, *_section("the run", schema["description"], own, prefix="")]
     for name, section in sections.items():
         blocks += _section(f"`[{name}]`", section["description"], section["properties"], prefix=f"{name}.")
+        for inner, field in section["properties"].items():
+            if model := _table_of(field):
+                table, path = models[model], f"{name}.{inner}"
+                blocks += _section(f"`[[{path}]]`", table["description"], table["properties"], prefix=f"{path}.")
     return "\n".join(blocks)
+
+
+def _table_of(field: Schema) -> str:
+    """The model whose tables a list holds; "" where it holds none."""
+    reference: str = field.get("items", {}).get("$ref", "")
+    return reference.rpartition("/")[2]
 
 
 def _section(title: str, description: str, fields: Mapping[str, Schema], prefix: str) -> Iterator[str]:
     yield f"## {title[0].upper()}{title[1:]}\n\n{description}\n"
     yield "| name | type | default | what it does |\n|---|---|---|---|"
     for name, field in fields.items():
-        default = json.dumps(field["default"], ensure_ascii=False) if field["default"] is not None else "none"
-        cells = (f"`{prefix}{name}`", _type(field), f"`{default}`", " ".join(field["description"].split()))
+        cells = (f"`{prefix}{name}`", _type(field), _default(field), " ".join(field["description"].split()))
         yield f"| {' | '.join(cell.replace('|', PIPE) for cell in cells)} |"
     yield ""
+
+
+def _default(field: Schema) -> str:
+    if "default" not in field:
+        return "must be given"
+    return f"`{'none' if field['default'] is None else json.dumps(field['default'], ensure_ascii=False)}`"
 
 
 def _type(field: Schema) -> str:
@@ -59,6 +74,8 @@ def _type(field: Schema) -> str:
             return "none"
         case "object":
             return "table"
+        case "array" if _table_of(field):
+            return "tables"
         case "array":
             # A tuple of fixed length names each of its items, one of any length their common type.
             return f"list of {' and '.join(map(_type, field.get('prefixItems') or [field['items']]))}"

@@ -1,7 +1,7 @@
 """The tables of a configuration file: frozen pydantic models with their bounds."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -29,9 +29,41 @@ class ModelSettings(Section):
     """Recompute activations in the backward pass: less memory, about a third more compute."""
 
 
+class SourceSettings(Section):
+    """One of several sources of problems, `[[data.sources]]`; what is not said here is read as in `[data]`."""
+
+    source: str
+    """A preset's name, NAME=FILE, a file, a folder or a Hugging Face dataset id, as `data.source`."""
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
+    """What metrics and messages call it; none is the preset's name, or that of the file or folder."""
+    weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Its part of all visits is this over the sum of all weights. Every source has one, or none has: then all prompts
+    are visited equally often."""
+    split: str | None = None
+    """As `data.split`."""
+    subset: str | None = None
+    """As `data.subset`."""
+    problem_field: str | None = None
+    """As `data.problem_field`."""
+    answer_field: str | None = None
+    """As `data.answer_field`."""
+    answer_pattern: str | None = None
+    """As `data.answer_pattern`."""
+    language: Literal["any", "en", "zh"] = "any"
+    """As `data.language`."""
+    levels: tuple[int, ...] = ()
+    """As `data.levels`."""
+    system_prompt: str | None = None
+    """System message of its prompts, empty for none; none is `data.system_prompt`."""
+    prompt_template: str | None = None
+    """User message of its prompts; none is `data.prompt_template`."""
+
+
 class DataSettings(Section):
     """Where problems come from and how they become prompts."""
 
+    sources: tuple[SourceSettings, ...] = ()
+    """Several sources in one run, each a table `[[data.sources]]`; then `source` and what describes it stay unset."""
     source: str = "dapo-math-17k"
     """A preset's name, NAME=FILE for a local copy of one, a .jsonl or .parquet file, or a Hugging Face dataset id."""
     split: str | None = None
@@ -59,6 +91,46 @@ class DataSettings(Section):
     """User message; {problem} stands for the problem."""
     max_prompt_tokens: Positive = 1024
     """Longer prompts are left out at load, with a count."""
+    selection: Literal["none", "pass_rate"] = "none"
+    """pass_rate lets prompts rest whose pass rate, by the counts of the ledger, is near 1 or near 0."""
+    selection_bound: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """A prompt rests where the lower 95 % bound of its pass rate is at least 1 less this, or the upper one at most
+    this."""
+    selection_half_life_visits: Annotated[float, Field(gt=0)] = 4.0
+    """In that pass rate an earlier visit weighs 2^(-1/this) for each visit since."""
+    selection_look_again_epochs: Annotated[int, Field(ge=2)] = 4
+    """A prompt that rests is visited again so many epochs after its last counted visit."""
+
+    @property
+    def each_source(self) -> tuple[SourceSettings, ...]:
+        """The sources of the run, one or several."""
+        alone = {name: getattr(self, name) for name in _OF_ONE_SOURCE}
+        return self.sources or (SourceSettings.model_validate(alone),)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        """Settings of a single source beside several, or weights for some of them, would be dropped in silence."""
+        defaults = type(self).model_fields
+        unread = [name for name in _OF_ONE_SOURCE if getattr(self, name) != defaults[name].default]
+        if self.sources and unread:
+            raise ValueError(
+                f"{' and '.join(unread)} would not be read beside sources; set {'them' if unread[1:] else 'it'} in "
+                "each [[data.sources]]"
+            )
+        weighted = [source.source for source in self.sources if source.weight is not None]
+        if weighted and len(weighted) < len(self.sources):
+            without = next(source.source for source in self.sources if source.weight is None)
+            raise ValueError(f"sources: {weighted[0]} has a weight and {without} has none; give each one, or none")
+        for name in ("selection_bound", "selection_half_life_visits", "selection_look_again_epochs"):
+            if self.selection == "none" and getattr(self, name) != defaults[name].default:
+                raise ValueError(f"{name} would not be read, it needs selection = pass_rate")
+        return self
+
+
+_OF_ONE_SOURCE = (
+    *("source", "split", "subset", "problem_field", "answer_field", "answer_pattern", "language", "levels"),
+)
+"""Settings of `[data]` that describe its single source."""
 
 
 class SamplingSettings(Section):

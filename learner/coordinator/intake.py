@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, LedgerError
-from dcpo_async.prompts.order import PromptOrder
 from dcpo_async.protocol.conversion import check_group, group_from_message, settings_digest
 from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage
 from dcpo_async.records import Group, GroupOutcome, Lease, Prompt
@@ -23,6 +22,7 @@ from learner.scheduling.blame import Blame
 from learner.scheduling.leases import LeaseTable, Slot, SlotState
 from learner.scheduling.staleness import StalenessGate
 from learner.scheduling.versions import PublishedVersion, PublishedVersions
+from learner.visits.coming import ComingVisits
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +72,9 @@ class Intake:
         self._vocab_size, self._made_by = vocab_size, settings_digest(config.sampling, config.grading)
         self._in_order = prompts
         self._index_of = {prompt.id: index for index, prompt in enumerate(prompts)}
-        # The window may change from start to start, the order of the prompts must not.
-        min_gap = int(ledger.meta("min_gap") or config.admission_window)
-        ledger.set_meta("min_gap", str(min_gap))
-        self._order = PromptOrder(len(prompts), config.seed, min_gap)
         rows = ledger.visits("leased", "accepted", is_open=True)
         self.table = LeaseTable(map(self._slot, rows), ledger.next_position())
+        self._coming = ComingVisits(config, prompts, ledger, self.table)
         self.blame = Blame(self.table, RETRY_SILENCES * config.network.silence_seconds)
         self.quarantined = {self._index_of[row.prompt_id]: row for row in quarantined(ledger)}
         self._next_step = ledger.next_batch_step()
@@ -107,6 +104,7 @@ class Intake:
             "groups_waiting": float(states[SlotState.ACCEPTED]),
             "groups_leased": float(states[SlotState.LEASED]),
             "prompts_quarantined": float(len(self.quarantined)),
+            "visits_rested": float(self._coming.num_rested),
         }
 
     # ---- versions
@@ -196,16 +194,7 @@ class Intake:
                 f"all {len(self.prompts)} prompts are quarantined, such as {first.prompt_id}: {first.reason}; once the "
                 f"cause is mended, `dcpo release {self.config.folder} --all` lets them be leased again"
             )
-        while True:
-            position = self.table.next_position
-            prompt_index, visit = self._order.index(position), self._order.epoch(position) + 1
-            if prompt_index in self.quarantined:
-                self.ledger.write_quarantine(position, self._in_order[prompt_index].id, visit)
-                self.table.skip_position()
-            elif self.table.is_prompt_open(prompt_index):
-                return None
-            else:
-                return self.table.open_new(prompt_index, visit)
+        return self._coming.open_next(self.quarantined)
 
     def fail(
         self, session: bytes, position: int, attempt: int, reason: str, *, is_prompts_fault: bool, now: float
@@ -340,6 +329,7 @@ class Intake:
         stored = StoredGroup(group.position, encode_group(group), scored.rewards, scored.advantages)
         self.ledger.accept(stored, prompt_id, scored.stats, weights_step)
         self.table.accept(group.position, weights_step)
+        self._coming.counted(slot.prompt_index)
         self.counts["responses"] += len(lengths)
         self.counts["response_tokens"] += sum(lengths)
         if self.generated_tokens is not None:

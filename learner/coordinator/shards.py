@@ -26,6 +26,7 @@ class StepGroup:
     advantages: tuple[float, ...]
     visit: int
     old_logprobs: tuple[NDArray[np.float32] | None, ...]
+    source: str = ""
 
 
 def step_groups(ledger: LedgerReader, step: int, prompts: Mapping[str, Prompt], *, with_old: bool) -> list[StepGroup]:
@@ -41,14 +42,15 @@ def step_groups(ledger: LedgerReader, step: int, prompts: Mapping[str, Prompt], 
 def _step_group(ledger: LedgerReader, position: int, prompts: Mapping[str, Prompt], with_old: bool) -> StepGroup:
     stored, visit = ledger.read_group(position), ledger.visit(position)
     assert visit is not None
-    group = stored.group
+    group, prompt = stored.group, prompts[visit.prompt_id]
     stored_old = (ledger.read_old_logprobs(position, i) if with_old else None for i in range(len(group.responses)))
     return StepGroup(
         group=group,
-        prompt_token_ids=np.asarray(prompts[visit.prompt_id].token_ids, dtype=np.int32),
+        prompt_token_ids=np.asarray(prompt.token_ids, dtype=np.int32),
         advantages=stored.advantages,
         visit=visit.visit,
         old_logprobs=tuple(None if data is None else np.frombuffer(data, dtype="<f4") for data in stored_old),
+        source=prompt.source,
     )
 
 
@@ -125,6 +127,17 @@ def step_metrics(groups: Sequence[StepGroup], group_size: int) -> dict[str, floa
     }
     if later:
         metrics["rur_later"] = rur(later)
+    return metrics | _by_source(groups)
+
+
+def _by_source(groups: Sequence[StepGroup]) -> dict[str, float]:
+    """Of a run with several sources: the mean reward, the share of responses that teach, and the groups of each."""
+    metrics = dict[str, float]()
+    for source in sorted({entry.source for entry in groups} - {""}):
+        own = [entry for entry in groups if entry.source == source]
+        metrics[f"reward/{source}"] = fmean(reward for entry in own for reward in entry.group.rewards)
+        metrics[f"rur/{source}"] = rur([value for entry in own for value in entry.advantages])
+        metrics[f"groups/{source}"] = float(len(own))
     return metrics
 
 

@@ -24,6 +24,9 @@ from learner.ledger.schema import (
 )
 from learner.ledger.segments import Place, SegmentReader
 
+NEXT_POSITION = "next_position"
+"""The word about a run that says how far its order has come, where prompts rest: positions before it that have no visit
+were passed over."""
 VisitState = Literal["leased", "accepted", "too_old", "discarded", "quarantined"]
 
 
@@ -171,8 +174,9 @@ class LedgerReader:
         return next(iter(self.visits(position=position)), None)
 
     def next_position(self) -> int:
-        """The first position that was never leased or skipped."""
-        return int(self._rows.query("SELECT COALESCE(MAX(position) + 1, 0) FROM visits")[0][0])
+        """The first position that was never leased, skipped or passed over."""
+        after_visits = int(self._rows.query("SELECT COALESCE(MAX(position) + 1, 0) FROM visits")[0][0])
+        return max(after_visits, int(self.meta(NEXT_POSITION) or 0))
 
     # ---- groups and statistics
 
@@ -249,3 +253,9 @@ def quarantined(reader: LedgerReader) -> list[QuarantineRow]:
     """Prompts that are quarantined and were not released, oldest first."""
     rows = reader._rows.find(QUARANTINES, "WHERE NOT is_released ORDER BY position")
     return [QuarantineRow(prompt_id, position, reason) for position, prompt_id, reason, _ in rows]
+
+
+def visited_since(reader: LedgerReader, position: int) -> set[int]:
+    """Positions from this one on that have a visit."""
+    rows = reader._rows.query("SELECT position FROM visits WHERE position >= ?", (position,))
+    return {found for (found,) in rows}

@@ -16,15 +16,22 @@ SHOWN_PROMPTS, SHOWN_CHARACTERS, SHOWN_TOKENS = 3, 400, 24
 
 
 def data_lines(
-    config: RunConfig, left_out: Mapping[str, int], encoded: EncodedPrompts, tokenizer: "PreTrainedTokenizerBase"
+    left_out: Mapping[str, Mapping[str, int]], encoded: EncodedPrompts, tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterator[str]:
-    """Lines about prompts: how many, what was left out by reason, the first of them as text and as tokens."""
-    longest = max(len(prompt.token_ids) for prompt in encoded.prompts)
+    """Lines about prompts: how many, what was left out by source and reason, the first of them as text and as tokens.
+
+    Args:
+        left_out: by the names of the sources.
+    """
+    prompts = encoded.prompts
+    longest = max(len(prompt.token_ids) for prompt in prompts)
     yield (
-        f"data: {len(encoded.prompts)} prompts of {config.data.source}, the longest has {longest} tokens; "
+        f"data: {len(prompts)} prompts of {', '.join(left_out)}, the longest has {longest} tokens; "
         f"left out: {in_words(left_out)}"
     )
-    for prompt in encoded.prompts[:SHOWN_PROMPTS]:
+    starts = [place for place, prompt in enumerate(prompts) if not place or prompt.source != prompts[place - 1].source]
+    shown = range(min(SHOWN_PROMPTS, len(prompts))) if len(starts) == 1 else starts
+    for prompt in (prompts[place] for place in shown):
         text, tokens = tokenizer.decode(prompt.token_ids), list(prompt.token_ids)
         shortened = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
         yield f"prompt {prompt.id[:8]}, answer {prompt.answer!r}: {shortened!r}"
@@ -32,9 +39,15 @@ def data_lines(
         yield f"  tokens: {' '.join(map(str, tokens[:SHOWN_TOKENS]))}{more}"
 
 
-def in_words(left_out: Mapping[str, int]) -> str:
-    """Counts by reason, those that are not 0: `no answer 3, too long 2`; `none` without any."""
-    return ", ".join(f"{reason} {count}" for reason, count in left_out.items() if count) or "none"
+def in_words(left_out: Mapping[str, Mapping[str, int]]) -> str:
+    """Counts by reason, those that are not 0: `no answer 3, too long 2`; of several sources `gsm8k: none; math: …`."""
+    words = {
+        source: ", ".join(f"{reason} {count}" for reason, count in reasons.items() if count) or "none"
+        for source, reasons in left_out.items()
+    }
+    if len(words) == 1:
+        return next(iter(words.values()))
+    return "; ".join(f"{source}: {reasons}" for source, reasons in words.items())
 
 
 def size_lines(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dcpo_async.config import DataSettings
-from dcpo_async.errors import DatasetError
+from dcpo_async.errors import ConfigError, DatasetError
 from learner.problems import training_problems
 
 TEXTS = ("What is the area of a square of side 3?", "求 1+1 的值", "What is 2+3?")
@@ -62,4 +62,49 @@ def test_contaminated_prompts_are_left_out_with_a_count_or_kept(folder: Path) ->
     allowed = training_problems(settings(folder, evaluation=evaluation, contamination="allow"))
     assert len(allowed.problems) == 3
     # What is left out shapes the run: a folder that was begun with other problems refuses them.
-    assert kept.digest != allowed.digest == training_problems(settings(folder)).digest
+    digests = [found.sources[0].loaded.digest for found in (kept, allowed, training_problems(settings(folder)))]
+    assert digests[0] != digests[1] == digests[2]
+
+
+# ---- several sources
+
+
+def answers(path: Path, **pairs: str) -> dict[str, str]:
+    """Writes problems with their answers; returns the table of a source."""
+    path.write_text("\n".join(json.dumps({"problem": text, "answer": answer}) for text, answer in pairs.items()))
+    return {"source": str(path)}
+
+
+def test_a_problem_of_two_sources_stays_in_the_first_and_is_counted(tmp_path: Path) -> None:
+    sources = [answers(tmp_path / "one.jsonl", a="1", b="2"), answers(tmp_path / "two.jsonl", b="2", c="3")]
+    found = training_problems(DataSettings.model_validate({"sources": sources}))
+    assert [(source.name, [p.problem for p in source.loaded.problems]) for source in found.sources] == [
+        ("one", ["a", "b"]),
+        ("two", ["c"]),
+    ]
+    assert found.sources[1].loaded.left_out["in an earlier source"] == 1
+    assert found.left_out["in an earlier source"] == 1
+    assert len(found.problems) + sum(found.left_out.values()) == found.num_rows == 4
+
+
+def test_a_problem_whose_sources_give_two_answers_is_in_none(tmp_path: Path) -> None:
+    sources = [answers(tmp_path / "one.jsonl", a="1", b="2"), answers(tmp_path / "two.jsonl", b="9", c="3")]
+    found = training_problems(DataSettings.model_validate({"sources": sources}))
+    assert [problem.problem for problem in found.problems] == ["a", "c"]
+    assert [source.loaded.left_out["conflicting with another source"] for source in found.sources] == [1, 1]
+
+
+def test_a_source_of_which_nothing_is_left_and_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    one = answers(tmp_path / "one.jsonl", a="1")
+    again = {"source": one["source"], "name": "again"}
+    with pytest.raises(DatasetError, match=r"source again: none of its 1 rows is left \(1 in an earlier source\)"):
+        training_problems(DataSettings.model_validate({"sources": [one, again]}))
+    with pytest.raises(ConfigError, match="two are called one; give one of them another name"):
+        training_problems(DataSettings.model_validate({"sources": [one, one]}))
+
+
+def test_contaminated_prompts_are_dropped_from_the_source_that_has_them(folder: Path) -> None:
+    sources = [{"source": f"{folder}/train.jsonl"}, answers(folder / "more.jsonl", x="1")]
+    data = {"sources": sources, "evaluation": [f"{folder}/test.jsonl"], "contamination": "drop"}
+    found = training_problems(DataSettings.model_validate(data))
+    assert [source.loaded.left_out.get("contaminated") for source in found.sources] == [2, None]
