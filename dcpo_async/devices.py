@@ -117,9 +117,16 @@ def _allocation() -> dict[str, str]:
 
 
 def _lent() -> list[str] | None:
-    """Devices that CUDA_VISIBLE_DEVICES names; None where it is not set. As in CUDA, -1 ends the list."""
+    """Devices that CUDA_VISIBLE_DEVICES names; None where it is not set.
+
+    As in CUDA, the first that is no number and no id of a device ends the list: -1, none, void, NoDevFiles.
+    """
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is None:
         return None
     named = [name.strip() for name in names.split(",") if name.strip()]
-    return list(itertools.takewhile(lambda name: not name.startswith("-"), named))
+    return list(itertools.takewhile(_is_device, named))
+
+
+def _is_device(name: str) -> bool:
+    return name.isdecimal() or name.startswith(("GPU-", "MIG-"))

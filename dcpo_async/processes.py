@@ -20,6 +20,8 @@ from typing import Any
 from dcpo_async.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1
+MAX_SOCKET_BYTES = 107
+"""The longest path of a socket: struct sockaddr_un."""
 LOG_BYTES = 16 << 20
 """A log that is larger becomes NAME.1, in place of the one before."""
 
@@ -128,7 +130,7 @@ def private_folder(kind: str) -> Iterator[Path]:
     Args:
         kind: of the service, for people who look into the folder of temporary files.
     """
-    home = Path(tempfile.gettempdir()) / f"dcpo-{os.getuid()}.running"
+    home = _temporary() / f"dcpo-{os.getuid()}.running"
     home.mkdir(mode=0o700, exist_ok=True)
     if home.lstat().st_uid != os.getuid():
         raise ConfigError(f"{home} belongs to user {home.lstat().st_uid}; set TMPDIR to a folder of your own")
@@ -144,6 +146,25 @@ def private_folder(kind: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(owner)
+
+
+def _temporary() -> Path:
+    """The folder of temporary files; raises ConfigError where it cannot serve, which Python passes over in silence."""
+    given = os.environ.get("TMPDIR")
+    if given and not (Path(given).is_dir() and os.access(given, os.W_OK | os.X_OK)):
+        raise ConfigError(f"TMPDIR={given} is no folder that can be written; make it, or name another")
+    try:
+        place = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise ConfigError(f"no folder of temporary files can be written ({error}); name one in TMPDIR") from error
+    # vLLM's own sockets in it have shorter names.
+    longest = MAX_SOCKET_BYTES - len(f"/dcpo-{os.getuid()}.running/learner-12345678/ranks")
+    if (length := len(os.fsencode(place))) > longest:
+        raise ConfigError(
+            f"TMPDIR={place} has {length} bytes; name a folder of at most {longest}, since sockets lie in it, whose "
+            f"paths may have {MAX_SOCKET_BYTES}"
+        )
+    return place
 
 
 def _remove_if_left(folder: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcpo_async.config import ModelSettings, RunConfig
-from dcpo_async.config.loading import joined_words, load_config
+from dcpo_async.config.loading import load_config, split_words
 from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, largest_group_bytes, limited_log
@@ -71,8 +71,9 @@ def parsed(argv: Sequence[str] | None) -> tuple[RunConfig, Devices, argparse.Nam
     parser.add_argument("--check", action="store_true", help="say what the run will take, and do not start it")
     where.add_argument("--on", metavar="NxGB", help="with --check: GPUs of another machine, such as 4x80")
     parser.add_argument("--even-if-too-large", action="store_true", help="start a run that is estimated not to fit")
-    options, overrides = parser.parse_known_args(joined_words(sys.argv[1:] if argv is None else argv))
-    config = load_config(options.config, overrides)
+    words, settings = split_words(sys.argv[1:] if argv is None else argv)
+    options, unknown = parser.parse_known_args(words)
+    config = load_config(options.config, settings + unknown)
     if options.workers is not None and options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: at least one process has to train")
     if options.on is not None:

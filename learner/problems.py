@@ -71,7 +71,9 @@ def _loaded(settings: SourceSettings) -> SourceProblems:
         split=settings.split,
         subset=settings.subset,
     )
-    return SourceProblems(settings.name or source.name, settings, load(source, settings.language, settings.levels))
+    # Of a folder or an id on the hub the last part.
+    name = settings.name or source.name.rstrip("/").rpartition("/")[2]
+    return SourceProblems(name, settings, load(source, settings.language, settings.levels))
 
 
 def _in_one_source(sources: Sequence[SourceProblems]) -> list[SourceProblems]:

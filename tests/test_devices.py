@@ -65,3 +65,14 @@ def test_gpus_that_are_there_and_not_named_are_refused(monkeypatch: pytest.Monke
         require_choice()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     require_choice()
+
+
+@pytest.mark.parametrize("name", ["none", "void", "NoDevFiles", "all"])
+def test_what_names_no_gpu_hides_every_gpu_as_it_does_in_cuda(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+    assert count_gpus() == 0
+    require_choice()
+    with pytest.raises(ConfigError, match=f"CUDA_VISIBLE_DEVICES={name} hides every GPU"):
+        checked_gpus("0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"GPU-5f,1,{name},2")
+    assert count_gpus() == 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from dcpo_async.errors import ConfigError
 from dcpo_async.processes import bound_log, last_lines, module_argv, private_folder, spawn, stop
+from dcpo_async.transport.security import check_address
 
 SLEEP = ("timeit", "-n", "1", "-r", "1", "-s", "import time", "print('awake', flush=True); time.sleep(60)")
 
@@ -122,3 +125,30 @@ def test_a_log_that_is_too_large_is_moved_and_its_writer_goes_on(tmp_path: Path)
         writer.write(b"new")
     assert log_file.read_text() == "new"
     assert (tmp_path / "part.log.1").stat().st_size == 400
+
+
+@pytest.mark.parametrize("kind", ["missing", "a file", "long"])
+def test_a_folder_of_temporary_files_that_cannot_serve_is_refused_by_the_name_of_its_variable(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / ("x" * 100 if kind == "long" else kind)
+    if kind == "a file":
+        place.touch()
+    if kind == "long":
+        place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", str(place) if kind == "long" else None)
+    with pytest.raises(ConfigError, match=f"^TMPDIR={re.escape(str(place))} "), private_folder("learner"):
+        pass
+    assert kind != "long" or not list(place.glob("*/*"))
+
+
+def test_a_folder_of_temporary_files_with_a_space_serves(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path_factory.mktemp("of mine")
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with private_folder("learner") as folder:
+        assert folder.parent.parent == place
+        check_address(f"ipc://{folder}/ranks", has_keys=False, insecure=False)

@@ -57,18 +57,26 @@ def _one_line(error: ValidationError, path: Path | None) -> str:
     return where + "; ".join(problems)
 
 
-def joined_words(words: Sequence[str]) -> list[str]:
-    """Overrides as single words: argparse would take the value of `--a.b VALUE` for the configuration file."""
-    joined: list[str] = []
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line that are not settings, and the settings, each a single word.
+
+    argparse would take the value of `--a.b VALUE` for the configuration file, and `--a.b=of two` as a whole.
+    """
+    others, settings = list[str](), list[str]()
+    is_value = False
     for word in words:
-        if joined and _lacks_value(joined[-1]):
-            joined[-1] += f"={word}"
+        if is_value:
+            settings[-1] += f"={word}"
+            is_value = False
+        elif _names_setting(word):
+            settings.append(word)
+            is_value = "=" not in word
         else:
-            joined.append(word)
-    return joined
+            others.append(word)
+    return others, settings
 
 
-def _lacks_value(word: str) -> bool:
-    """Whether a word is the name of a setting; dotted ones that do not exist are refused later, by their name."""
-    is_setting = "." in word or word.removeprefix("--") in RunConfig.model_fields
-    return word.startswith("--") and "=" not in word and is_setting
+def _names_setting(word: str) -> bool:
+    """Whether a word begins with the name of a setting; dotted ones that do not exist are refused later, by name."""
+    name = word.partition("=")[0]
+    return name.startswith("--") and ("." in name or name.removeprefix("--") in RunConfig.model_fields)

@@ -9,7 +9,7 @@ from pathlib import Path
 from dcpo_async.errors import ConfigError
 
 _TCP = re.compile(r"tcp://(?:\[(?P<ipv6>[0-9a-fA-F:.]+)\]|(?P<host>[^\s/:\[\]]+)):(?P<port>\d{1,5}|\*)")
-_IPC = re.compile(r"ipc://\S+")
+_IPC = re.compile(r"ipc://\S(?:.*\S)?")
 _Z85_KEY = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 

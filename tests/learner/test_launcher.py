@@ -50,6 +50,15 @@ def test_a_setting_may_stand_before_the_configuration_file(tmp_path: Path) -> No
     assert (config.seed, config.sampling.group_size) == (5, 4)
 
 
+@pytest.mark.parametrize("joint", [" ", "="])
+def test_values_with_spaces_and_quotes_need_no_configuration_file(joint: str) -> None:
+    given = {"model.path": "/a b/it's", "data.system_prompt": 'Say "x", please.', "folder": "/a b/run", "seed": "3"}
+    words = [word for name, value in given.items() for word in (f"--{name}{joint}{value}").split(joint, 1)]
+    config, _, options = parsed(words if joint == " " else [f"--{name}={value}" for name, value in given.items()])
+    assert (config.model.path, config.data.system_prompt) == (given["model.path"], given["data.system_prompt"])
+    assert (config.folder, config.seed, options.config) == (Path("/a b/run"), 3, None)
+
+
 def test_a_setting_without_a_value_is_refused() -> None:
     with pytest.raises(ConfigError):
         parsed(["--training.learning_rate"])
