@@ -210,6 +210,35 @@ def test_the_admission_window_is_of_whole_batches(updates: int, max_lag: int, wi
     assert config.admission_window == window
 
 
+TWO_SOURCES = '[[data.sources]]\nsource = "gsm8k"\nweight = 2\n[[data.sources]]\nsource = "math"\nlevels = [5]\n'
+
+
+def test_several_sources_are_tables_of_their_own(tmp_path: Path) -> None:
+    data = load_config(written(tmp_path, TWO_SOURCES.replace("weight = 2", 'system_prompt = ""'))).data
+    assert [(source.source, source.levels, source.system_prompt) for source in data.each_source] == [
+        ("gsm8k", (), ""),
+        ("math", (5,), None),
+    ]
+    (alone,) = load_config(overrides=["--data.source", "math", "--data.levels", "[3]"]).data.each_source
+    assert (alone.source, alone.levels, alone.weight) == ("math", (3,), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (TWO_SOURCES, "data: sources: gsm8k has a weight and math has none; give each one, or none"),
+        ('[data]\nlanguage = "en"\n' + TWO_SOURCES, "data: language would not be read beside sources; set it in each"),
+        (TWO_SOURCES + "no_such_key = 1\n", "data.sources.1.no_such_key: unknown setting"),
+        (TWO_SOURCES + "weight = 0\n", "data.sources.1.weight: Input should be greater than 0"),
+        ("[[data.sources]]\nweight = 1\n", "data.sources.0.source: Field required"),
+        ("[data]\nselection_bound = 0.2\n", "data: selection_bound would not be read, it needs selection = pass_rate"),
+    ],
+)
+def test_what_of_several_sources_would_not_be_read_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load_config(written(tmp_path, text))
+
+
 def test_every_setting_says_what_it_does() -> None:
     assert all(model.model_fields[leaf[-1]].description for leaf in LEAVES for model in [dict(SECTIONS)[leaf[:-1]]])
 

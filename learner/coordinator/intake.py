@@ -104,7 +104,7 @@ class Intake:
             "groups_waiting": float(states[SlotState.ACCEPTED]),
             "groups_leased": float(states[SlotState.LEASED]),
             "prompts_quarantined": float(len(self.quarantined)),
-            "visits_rested": float(self._coming.num_rested),
+            "total_visits_rested": float(self._coming.num_rested),
         }
 
     # ---- versions

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +13,13 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from pyarrow import csv, parquet
 
+from dcpo_async.config import DataSettings
 from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.run_folder import RunFolder
 from learner.ledger.copy import open_copy
-from learner.ledger.reader import LedgerReader
+from learner.ledger.reader import LedgerReader, visited_since
+from learner.visits.coming import history_of, selection_of
+from learner.visits.selection import Selection
 
 MAX_WINDOWS = 40
 PASS_RATES = (
@@ -37,6 +41,7 @@ class PromptRow:
         visits, count, mean, std: of all rewards it has received; std with ddof 1.
         last_reward: mean reward of its last counted visit.
         last_step, last_version: of the oldest weights that sampled that visit.
+        judgement: of `data.selection` by what has been counted: open, solved or hopeless; "" where nothing rests.
     """
 
     prompt_id: str
@@ -49,14 +54,20 @@ class PromptRow:
     last_reward: float
     last_step: int
     last_version: int
+    judgement: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Prompts in order of their first visit, and the mean reward of every counted group in lease order."""
+    """Prompts in order of their first visit, and the mean reward of every counted group in lease order.
+
+    Attributes:
+        num_rested: visits that were passed over because their prompts rested.
+    """
 
     prompts: list[PromptRow]
     group_rewards: list[float]
+    num_rested: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,16 +96,32 @@ def read_statistics(reader: LedgerReader) -> Statistics:
         last_visit[row.prompt_id] = row, group_rewards[-1]
     if not last_visit:
         raise ConfigError(f"{reader.folder}: no group has been counted yet; wait for the first ones")
-    prompts = []
+    prompts, selection = [], _selection_of(reader)
     for prompt_id, (row, reward) in last_visit.items():
         stats, text = reader.reward_stats(prompt_id), reader.prompt_text(prompt_id) or ("", "")
-        step = row.weights_step
         prompts.append(
             PromptRow(
-                prompt_id, *text, stats.visits, stats.count, stats.mean, stats.std(), reward, step, version_of[step]
+                prompt_id,
+                *text,
+                stats.visits,
+                stats.count,
+                stats.mean,
+                stats.std(),
+                reward,
+                row.weights_step,
+                version_of[row.weights_step],
+                selection.judgement(history_of(reader, prompt_id)) if selection else "",
             )
         )
-    return Statistics(prompts, group_rewards)
+    return Statistics(prompts, group_rewards, reader.next_position() - len(visited_since(reader, 0)))
+
+
+def _selection_of(reader: LedgerReader) -> Selection | None:
+    """The policy of the newest start that was written down."""
+    starts = reader.starts()
+    data = starts[-1].settings["data"] if starts else {}
+    given = {name: value for name, value in data.items() if name.startswith("selection")}
+    return selection_of(DataSettings.model_validate(given))
 
 
 def export(statistics: Statistics, folder: Path) -> str:
@@ -109,9 +136,13 @@ def export(statistics: Statistics, folder: Path) -> str:
         raise ConfigError(f"{folder}: cannot be written ({error}); name another --out") from error
     rows = statistics.prompts
     never, always = (fmean(row.mean == bound for row in rows) for bound in (0.0, 1.0))
+    judged = Counter(row.judgement for row in rows)
+    rests = f"resting: {judged['solved']} solved, {judged['hopeless']} hopeless; " if "" not in judged else ""
+    passed_over = f"{statistics.num_rested} visits were passed over\n" if rests or statistics.num_rested else ""
     return (
         f"{len(rows)} prompts, {fmean(row.visits for row in rows):.1f} visits each; mean reward "
         f"{fmean(row.mean for row in rows):.3f}; never right {never:.1%}, always right {always:.1%}\n"
+        f"{rests}{passed_over}"
         f"{folder}: prompts.csv, prompts.parquet, pass_rates.png"
     )
 

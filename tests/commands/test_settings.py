@@ -25,6 +25,26 @@ class Inner(Documented):
     """One | the other."""
 
 
+class Item(Documented):
+    """One of several."""
+
+    word: str
+    """What it says."""
+
+
+class Holder(Documented):
+    """What has several."""
+
+    items: tuple[Item, ...] = ()
+    """All of them."""
+
+
+class WithTables(Documented):
+    """A run of parts."""
+
+    holder: Holder = Holder()
+
+
 class Outer(Documented):
     """All of it."""
 
@@ -44,6 +64,15 @@ def test_a_page_has_a_table_of_the_own_fields_and_one_of_each_section() -> None:
         f"\n## `[inner]`\n\nWhat is inside.\n\n{head}"
         "| `inner.share` | number > 0, ≤ 1 | `0.5` | A part of the whole. |\n"
         '| `inner.kind` | `"a"` or `"b"` | `"a"` | One \\| the other. |\n'
+    )
+
+
+def test_tables_of_a_list_are_described_behind_the_section_that_has_them() -> None:
+    head = "| name | type | default | what it does |\n|---|---|---|---|\n"
+    assert settings_reference(WithTables).endswith(
+        f"## `[holder]`\n\nWhat has several.\n\n{head}| `holder.items` | tables | `[]` | All of them. |\n"
+        f"\n## `[[holder.items]]`\n\nOne of several.\n\n{head}"
+        "| `holder.items.word` | text | must be given | What it says. |\n"
     )
 
 

@@ -1,5 +1,6 @@
 """From stored groups to samples: weights, lags and metrics by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +208,20 @@ def test_the_share_that_is_looked_at_is_the_one_that_was_asked_for(tmp_path: Pat
     groups = [step_group(position, response(2), response(5), rewards=(0.5, 0.5)) for position in range(5)]
     found = looked_at(step_samples(groups, 7, make_config(tmp_path), VERSION_STEPS), share)
     assert len({(sample.position, sample.index) for sample in found}) == number
+
+
+def test_a_step_of_several_sources_says_the_reward_of_each() -> None:
+    groups = [
+        replace(step_group(place, response(2), response(2), rewards=rewards), source=source)
+        for place, (source, rewards) in enumerate([("gsm8k", (1.0, 0.0)), ("math", (0.0, 0.0)), ("gsm8k", (1.0, 1.0))])
+    ]
+    metrics = step_metrics(groups, 2)
+    assert {name: value for name, value in metrics.items() if "/" in name} == {
+        "reward/gsm8k": 0.75,
+        "rur/gsm8k": 1.0,
+        "groups/gsm8k": 2.0,
+        "reward/math": 0.0,
+        "rur/math": 1.0,
+        "groups/math": 1.0,
+    }
+    assert not any("/" in name for name in step_metrics([step_group(0, response(2), response(2))], 2))

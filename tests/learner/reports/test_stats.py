@@ -1,6 +1,7 @@
 """`dcpo stats`: the tables of a run's prompts, and its pass rates over time."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from pyarrow import csv, parquet
 
 from dcpo_async.config import RunConfig
 from learner.reports.stats import main, pass_rate_shares
+from learner.starts import write_start
 from tests.learner.small_run import make_config, make_intake, train
 
 
@@ -42,11 +44,27 @@ def test_a_prompts_row_has_its_exact_statistics_and_its_last_visit(
             "last_reward": 0.0,
             "last_step": 2,
             "last_version": 3,
+            "judgement": "",
         }
     ]
     assert csv.read_csv(tmp_path / "stats" / "prompts.csv").column("mean").to_pylist() == [0.5]
     assert (tmp_path / "stats" / "pass_rates.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.startswith("1 prompts, 3.0 visits each; mean reward 0.500; never right 0.0%")
+
+
+def test_prompts_that_rest_are_shown_with_the_visits_that_were_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"selection": "pass_rate", "selection_bound": 0.45}
+    config = make_config(tmp_path / "run", groups_per_step=1, max_lag=0, data=data)
+    intake = make_intake(config, num_prompts=3)
+    write_start(intake.ledger, config.model_dump(mode="json"), "1.0", datetime.now(UTC))
+    # Two visits of three prompts, all right; then one of the three alone, since enough prompts are visited.
+    train(intake, *[[(1.0, 1.0)]] * 7)
+    intake.ledger.close()
+    main([str(config.folder)])
+    assert "\nresting: 3 solved, 0 hopeless; 2 visits were passed over\n" in capsys.readouterr().out
+    assert csv.read_csv(config.folder / "stats" / "prompts.csv").column("judgement").to_pylist() == ["solved"] * 3
 
 
 def test_tables_stand_in_the_run_folder_unless_another_is_named(run: Path) -> None:

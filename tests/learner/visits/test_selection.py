@@ -128,7 +128,7 @@ def test_whatever_rests_enough_prompts_are_visited(tmp_path: Path, open_intake: 
     seen = run_batches(intake, 30)
     for start in range(seen[-1] - NUM_PROMPTS):
         assert sum(start <= position < start + NUM_PROMPTS for position in seen) >= 4
-    assert intake.summary()["visits_rested"] > 0
+    assert intake.summary()["total_visits_rested"] > 0
 
 
 def run_batches(intake: Intake, num_steps: int) -> list[int]:
