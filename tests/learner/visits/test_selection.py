@@ -98,13 +98,16 @@ def by_the_rule(intake: Intake, by_prompt: Answers, num_leases: int) -> list[tup
 
 @given(by_prompt=rewards, num_before=st.integers(0, 40))
 @settings(max_examples=25, deadline=None)
-def test_a_run_that_is_resumed_anywhere_visits_what_the_rule_says(
+def test_a_run_that_is_killed_anywhere_visits_what_the_rule_says(
     tmp_path_factory: pytest.TempPathFactory, by_prompt: Answers, num_before: int
 ) -> None:
     config = make_config(tmp_path_factory.mktemp("run"), groups_per_step=1, max_lag=0, data=SETTINGS)
     intake = make_intake(config, NUM_PROMPTS)
     seen = run(intake, by_prompt, num_before)
-    intake.ledger.close()
+    # Killed with a lease that was not committed, and with it what was passed over before.
+    publish(intake, intake.ledger.next_batch_step())
+    intake.grant(b"a", now=0.0)
+    intake.ledger.abandon()
     intake = make_intake(config, NUM_PROMPTS)
     seen += run(intake, by_prompt, 45 - num_before)
     assert seen == by_the_rule(intake, by_prompt, 45)
