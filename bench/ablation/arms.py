@@ -74,12 +74,15 @@ LAGS = (
 """The default, which anchors on the engine's log-probs, and the corrections of the other anchor. Without lag these are
 one and the same; with two updates to a batch there is no lag of 1."""
 
+# Of 8 responses to each of two visits all are right, or none: the prompt rests.
+RESTS: Settings = {"data.selection": "pass_rate", "data.selection_bound": 0.2}
 SELECTIONS = (
     Arm("every prompt"),
-    # Of 8 responses to each of two visits all are right, or none: the prompt rests.
-    Arm("rests", overrides={"data.selection": "pass_rate", "data.selection_bound": 0.2}),
+    Arm("rests", overrides=RESTS),
+    Arm("GRPO every prompt", "grpo"),
+    Arm("GRPO rests", "grpo", RESTS),
 )
-"""DCPO with all prompts, and with those resting that are as good as solved or hopeless."""
+"""All prompts, and without those as good as solved or hopeless: of which DCPO learns a little, GRPO nothing."""
 
 SUITES = {"algorithms": ALGORITHMS, "lag": LAGS, "selection": SELECTIONS}
 
