@@ -106,8 +106,10 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
     left_out = prepared.left_out
     log.info("%d prompts from %d rows; left out: %s", len(encoded.prompts), problems.num_rows, in_words(left_out))
     config.folder.mkdir(parents=True, exist_ok=True)
-    # Made by hand, or by a release that let others read it.
-    config.folder.chmod(0o700)
+    if others := config.folder.stat().st_mode & 0o077:
+        log.warning(
+            "others may enter %s (mode bits %03o): run chmod 700 on it, unless that is meant", config.folder, others
+        )
     ledger = Ledger(folder.ledger)
     run_id = _identify(ledger, config, encoded.digest)
     intake = Intake(config, encoded.prompts, prepared.model.num_embeddings, ledger)

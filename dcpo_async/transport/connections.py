@@ -53,10 +53,23 @@ class Connections:
 
     def heard(self, descriptor: int) -> None:
         """A message came over a connection."""
+        if descriptor not in self._open:
+            self._take_events()
         self._silent.pop(descriptor, None)
 
     def look(self) -> None:
         """Take in who came and went, and close what has to be closed."""
+        self._take_events()
+        now = time.monotonic()
+        while self._silent and now - self._silent[oldest := next(iter(self._silent))] > self._silent_seconds:
+            self._close(oldest)
+
+    def stop(self) -> None:
+        """Let go of the monitor."""
+        self._listening.monitor(None, 0)
+        self._monitor.close()
+
+    def _take_events(self) -> None:
         now = time.monotonic()
         while True:
             try:
@@ -70,13 +83,6 @@ class Connections:
                 self._open[descriptor], self._silent[descriptor] = None, now
                 if len(self._open) > self._max_connections:
                     self._close(next(iter(self._silent)))
-        while self._silent and now - self._silent[oldest := next(iter(self._silent))] > self._silent_seconds:
-            self._close(oldest)
-
-    def stop(self) -> None:
-        """Let go of the monitor."""
-        self._listening.monitor(None, 0)
-        self._monitor.close()
 
     def _close(self, descriptor: int) -> None:
         """End a connection from outside of libzmq, which then drops it as if the peer had."""

@@ -29,7 +29,7 @@ QUEUED_MESSAGES = 256
 LINGER_MS = 500
 KEEPALIVE_SECONDS, KEEPALIVE_PROBES = 5, 3
 """A machine that answers nothing is noticed after four times as long, by the kernel: never by libzmq's own pings, which
-end the process (an assertion in 4.3.5) where a peer vanishes whose messages wait (docs/decisions/0029)."""
+end the process (an assertion in 4.3.5) where a peer vanishes whose messages wait (docs/decisions/0034)."""
 HANDSHAKE_MS = 10_000
 LOOK_SECONDS = 0.5
 _DOMAIN = "dcpo"
@@ -149,7 +149,11 @@ class RouterChannel:
             peer, *frames = message
             connection = peer.bytes
             if self._connections:
-                self._connections.heard(message[-1].get(zmq.SRCFD))
+                try:
+                    self._connections.heard(message[-1].get(zmq.SRCFD))
+                except zmq.ZMQError:
+                    # A peer of ZMTP 1 or 2, which names no connection: nobody of ours, such as a browser.
+                    continue
             match self._shares.take(connection, time.monotonic()):
                 case True:
                     received.append(Received(connection, self._decoded(frames)))

@@ -143,7 +143,7 @@ class ActorDesk:
         log.warning("refused a message of %s: %s", quoted(session.name if session else peer), quoted(error))
         if session is not None and isinstance(error, MalformedError) and error.lease is not None:
             (position, attempt), name = error.lease, session.name
-            self._intake.fail(name, position, attempt, str(error), is_prompts_fault=False, now=self._clock())
+            self._intake.refuse_unread(name, position, attempt, self._clock())
             self._answer_group(name, Ack(position=position, attempt=attempt, outcome="invalid", detail=str(error)))
 
     def _on_message(self, session: Session, actor: ConnectedActor, envelope: Envelope, now: float) -> None:

@@ -78,7 +78,8 @@ class Intake:
         self._order = PromptOrder(len(prompts), config.seed, min_gap)
         rows = ledger.visits("leased", "accepted", is_open=True)
         self.table = LeaseTable(map(self._slot, rows), ledger.next_position())
-        self.blame = Blame(self.table, RETRY_SILENCES * config.network.silence_seconds)
+        self._retry_seconds = RETRY_SILENCES * config.network.silence_seconds
+        self.blame = Blame(self.table, self._retry_seconds)
         self.quarantined = {self._index_of[row.prompt_id]: row for row in quarantined(ledger)}
         self._next_step = ledger.next_batch_step()
         self.num_batches = 0
@@ -279,35 +280,38 @@ class Intake:
             detail = "the lease was never issued, or another session holds it"
         elif outcome == "accepted" and message.made_by != self._made_by:
             outcome, detail = "superseded", "it was made by other settings of sampling or grading than today's"
-            self.table.take_back(message.position)
+            self.table.take_back(message.position, shun_until=now + self._retry_seconds)
+            log.warning("group %d of %s does not count: %s", message.position, self.blame.host_of(session), detail)
         elif outcome == "accepted" and (fault := self._fault(message, envelope.arrays)):
             outcome, detail = "invalid", fault
-            slot = self.table.take_back(message.position)
-            self.blame.failed(slot, session, now, is_prompts_fault=False)
+            self.blame.failed(self.table.take_back(message.position), session, now, is_prompts_fault=False)
         elif outcome == "accepted":
             self._count(group_from_message(message, envelope.arrays))
             self.blame.delivered(session)
         self.counts[f"groups_{outcome}"] += 1
         return Ack(position=message.position, attempt=message.attempt, outcome=outcome, detail=detail)
 
+    def refuse_unread(self, session: bytes, position: int, attempt: int, now: float) -> None:
+        """A group could not be read, only which lease it is of."""
+        if (slot := self.table.get(position)) and slot.holder == session and slot.attempt == attempt:
+            self.blame.failed(self.table.take_back(position), session, now, is_prompts_fault=False)
+            self.counts["groups_invalid"] += 1
+
     def _judge(self, session: bytes, message: GroupMessage) -> GroupOutcome:
         """What a group is by its lease alone: new, counted before, of an attempt that was replaced, or not its own."""
         slot = self.table.get(message.position)
         if slot is None:
-            return self._judge_closed(message)
+            visit = self.ledger.visit(message.position)
+            if visit is None:
+                return "invalid"
+            is_counted = visit.state in ("accepted", "too_old", "discarded") and visit.attempt == message.attempt
+            return "duplicate" if is_counted else "superseded"
         if message.attempt != slot.attempt:
             return "superseded"
         if slot.state is SlotState.ACCEPTED:
             return "duplicate"
         # A lease without a holder is that of a session which was lost, or which the last start of the learner knew.
         return "accepted" if slot.holder in (None, session) else "invalid"
-
-    def _judge_closed(self, message: GroupMessage) -> GroupOutcome:
-        visit = self.ledger.visit(message.position)
-        if visit is None:
-            return "invalid"
-        is_counted = visit.state in ("accepted", "too_old", "discarded") and visit.attempt == message.attempt
-        return "duplicate" if is_counted else "superseded"
 
     def _fault(self, message: GroupMessage, arrays: Mapping[str, NDArray[Any]]) -> str | None:
         penalty = self.config.grading.format_penalty

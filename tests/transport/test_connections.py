@@ -52,6 +52,23 @@ async def idle(port: int, number: int) -> AsyncIterator[list[socket.socket]]:
             connection.close()
 
 
+@pytest.mark.parametrize(
+    "words", [b"GET / HTTP/1.1\r\nHost: here\r\n" + b"a: b\r\n" * 200 + b"\r\n", b'\x01\x00\x04\x00"abc"']
+)
+async def test_whoever_speaks_something_else_is_no_peer_and_ends_nothing(words: bytes) -> None:
+    router = RouterChannel("tcp://127.0.0.1:0", LIMIT)
+    actor = DealerChannel(f"tcp://127.0.0.1:{router.port}", LIMIT, send_timeout_seconds=20)
+    async with idle(router.port, 3) as connections:
+        for connection in connections:
+            connection.sendall(words)
+        assert await router.receive(0.5) == []
+        await actor.send(WANT)
+        [received] = await router.receive(20)
+    assert received.envelope == WANT
+    actor.close()
+    router.close()
+
+
 async def test_beyond_the_limit_the_oldest_silent_connection_is_closed_and_an_actor_gets_through() -> None:
     router = RouterChannel("tcp://127.0.0.1:0", LIMIT, max_connections=8)
     actor = DealerChannel(f"tcp://127.0.0.1:{router.port}", LIMIT, send_timeout_seconds=20)
