@@ -21,6 +21,8 @@ Role = Literal["actor", "evaluator"]
 ROLES: tuple[Role, ...] = get_args(Role)
 SUFFIX = ".key"
 LOOK_SECONDS, ASK_SECONDS = 1.0, 0.1
+FILES_SECONDS = 10.0
+"""A file that is written over in its place changes nothing in the folder itself: all are looked at now and then."""
 MAX_FORMER = 10_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
@@ -93,7 +95,7 @@ class AdmittedFolder(Admission):
     A file that cannot be read admits nobody, nor does a folder that is not there any more.
 
     Args:
-        clock: seconds; the folder is looked at once in `LOOK_SECONDS`.
+        clock: seconds; the folder is looked at once in `LOOK_SECONDS`, each file in it once in `FILES_SECONDS`.
 
     Raises:
         ConfigError: there is no such folder, or others can write to it.
@@ -109,7 +111,8 @@ class AdmittedFolder(Admission):
             raise ConfigError(f"{folder}: {error.strerror}; `dcpo keygen` writes keys") from None
         if mode & 0o022:
             raise ConfigError(f"{folder} can be changed by others (mode {mode:o}); run chmod 700 on it")
-        self._looked_at = clock()
+        self._looked_at = self._listed_at = clock()
+        self._changed_at = self._folder_changed_at()
         self.replace(self._read_anew(self._stamps()))
 
     def look(self) -> None:
@@ -126,6 +129,10 @@ class AdmittedFolder(Admission):
         if now - self._looked_at < pause_seconds:
             return
         self._looked_at = now
+        folder_changed_at = self._folder_changed_at()
+        if folder_changed_at == self._changed_at and now - self._listed_at < FILES_SECONDS:
+            return
+        self._changed_at, self._listed_at = folder_changed_at, now
         stamps = self._stamps()
         if stamps == {name: stamp for name, (stamp, _) in self._seen.items()}:
             return
@@ -147,6 +154,13 @@ class AdmittedFolder(Admission):
             if holder is not None and holders.setdefault(holder.key, holder) is not holder:
                 log.error("%s and %s have one key: the first name holds", holders[holder.key].name, holder.name)
         return list(holders.values())
+
+    def _folder_changed_at(self) -> int:
+        """When a file in it was made, moved or removed last."""
+        try:
+            return self._folder.stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def _stamps(self) -> dict[str, _Stamp]:
         found: dict[str, os.stat_result] | None

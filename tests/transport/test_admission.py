@@ -15,9 +15,9 @@ class Watched:
         self.now, self.folder = 100.0, keys / "admitted"
         self.admission = AdmittedFolder(self.folder, lambda: self.now)
 
-    def names(self) -> list[str]:
+    def names(self, after_seconds: float = 1.0) -> list[str]:
         """Who is admitted a second later."""
-        self.now += 1.0
+        self.now += after_seconds
         self.admission.look()
         return [holder.name for holder in self.admission.holders]
 
@@ -68,7 +68,7 @@ def test_another_role_in_the_same_file_is_another_holder(keys: Path) -> None:
     watched = Watched(keys)
     version, path = watched.admission.version, watched.folder / "one.key"
     path.write_text(path.read_text().replace("actor", "evaluator"))
-    assert watched.names() == ["one"]
+    assert watched.names(10.0) == ["one"]
     assert watched.admission.holders[0].role == "evaluator"
     assert watched.admission.version == version + 1
 

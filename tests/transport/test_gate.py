@@ -177,7 +177,9 @@ async def test_a_key_of_another_role_is_another_peer(router: RouterChannel, dial
     dealer, path = dial(admit(keys, "one")), keys / "admitted" / "one.key"
     await said(dealer)
     await heard(router)
-    path.write_text(path.read_text().replace("actor", "evaluator"))
+    other = path.with_suffix(".new")
+    other.write_text(path.read_text().replace("actor", "evaluator"))
+    other.rename(path)
     [last] = await heard(router)
     assert isinstance(last.envelope, RevokedError)
     sent = asyncio.create_task(said(dealer))
