@@ -19,8 +19,8 @@ from actor.weights_options import add_weights_arguments
 from dcpo_async.errors import DcpoError
 from dcpo_async.grading import GradingPool
 from dcpo_async.protocol.messages import Welcome
-from dcpo_async.transport.security import load_client_keys, relay_client
-from dcpo_async.transport.zmq_channel import connecting
+from dcpo_async.transport.key_files import load_peer_keys
+from dcpo_async.transport.zmq_channel import connecting, connecting_to_relays
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    keys = load_client_keys(options.keys) if options.keys else None
+    keys = load_peer_keys(options.keys) if options.keys else None
     connect = connecting(keys, insecure=options.insecure)
     link = LearnerLink(
         connect,
@@ -46,15 +46,13 @@ async def _serve(options: argparse.Namespace) -> None:
     )
     plan = WeightsPlan(
         folder_of=lambda run_id: cache_folder(run_id, options.weights_folder),
-        connect_to_relay=connecting(
-            relay_client(keys) if keys else None, insecure=options.insecure, send_timeout_seconds=1.0
-        ),
+        connect_to_relay=connecting_to_relays(keys, insecure=options.insecure),
         ask=options.weights_from or "",
         in_place=not options.copy_weights,
     )
     service = ActorService(
         link,
-        lambda welcome: _engine_of(options, welcome, link.session.run_id),
+        lambda welcome: _engine_of(options, welcome, link),
         _grading_of,
         WeightsFollower(link, options.ready_file.touch, plan),
     )
@@ -64,10 +62,11 @@ async def _serve(options: argparse.Namespace) -> None:
     await service.run()
 
 
-def _engine_of(options: argparse.Namespace, welcome: Welcome, run_id: str) -> Engine:
-    sampling, actor, folder = welcome.sampling, welcome.actor, cache_folder(run_id, options.weights_folder)
+def _engine_of(options: argparse.Namespace, welcome: Welcome, link: LearnerLink) -> Engine:
+    sampling, actor = welcome.sampling, welcome.actor
+    folder = cache_folder(link.session.run_id, options.weights_folder)
     if options.relay:
-        offer(options.offer, run_id, folder)
+        offer(options.offer, link.session.run_id, folder, link.weights_address)
     return make_engine(
         options,
         dtype=welcome.dtype,

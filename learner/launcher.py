@@ -25,7 +25,7 @@ from dcpo_async.processes import be_private, private_folder
 from dcpo_async.prompts import LoadedProblems
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import keep_running
-from dcpo_async.transport.security import load_server_keys
+from dcpo_async.transport.key_files import load_server_keys
 from dcpo_async.transport.zmq_channel import RouterChannel
 from learner.parts import Parts
 from learner.problems import training_problems

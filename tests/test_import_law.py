@@ -10,7 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for part in ("dcpo_async", "actor", "learner") for path in (ROOT / part).rglob("*.py"))
 OWNERS = {
-    "zmq": ("dcpo_async/transport/zmq_channel.py", "dcpo_async/transport/connections.py"),
+    "zmq": (
+        "dcpo_async/transport/zmq_channel.py",
+        "dcpo_async/transport/connections.py",
+        "dcpo_async/transport/gate.py",
+    ),
     # The ledger's oldest format was the protocol's: its decoder stays when the protocol's codec goes.
     "msgpack": ("dcpo_async/protocol/codec.py", "learner/ledger/group_format.py"),
     # The second is its logger; the others run inside it, and take a step in the types of its scheduler.

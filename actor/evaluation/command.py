@@ -27,7 +27,8 @@ from dcpo_async.model_folder import model_folder
 from dcpo_async.prompts import PRESETS, LoadedProblems, load, problem_source
 from dcpo_async.records import Sampling
 from dcpo_async.run_folder import RunFolder
-from dcpo_async.transport.security import check_address, load_client_keys
+from dcpo_async.transport.key_files import load_peer_keys
+from dcpo_async.transport.security import check_address
 from dcpo_async.transport.zmq_channel import connecting
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
 from dcpo_async.weights.store import model_digest, verify
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--every-steps", type=int, default=1, help="measure the first version on or after each multiple")
     run.add_argument("--once", action="store_true", help="measure the newest version and end")
     run.add_argument("--join-seconds", type=float, default=300.0, help="give up when no learner answers (default 300)")
-    run.add_argument("--keys", type=Path, help="folder of the CURVE keys that `dcpo keygen` made")
+    run.add_argument("--keys", type=Path, help="file of this peer's CURVE keys, that `dcpo keygen` made")
     run.add_argument("--insecure", action="store_true", help="reach a learner off loopback without keys")
     return parser
 
@@ -147,7 +148,7 @@ def _manifest(folder: Path) -> Manifest | None:
 
 async def _measure_run(options: argparse.Namespace, evaluator: Evaluator, results: ResultsFolder) -> None:
     """Measure the run's newest weights again and again, each version as a whole, until the run ends."""
-    keys = load_client_keys(options.keys) if options.keys else None
+    keys = load_peer_keys(options.keys) if options.keys else None
     link = LearnerLink(
         connecting(keys, insecure=options.insecure),
         options.learner,

@@ -186,7 +186,7 @@ class Reject(Message):
     """The coordinator will not talk on as things are."""
 
     kind = "reject"
-    reason: Literal["rejoin", "protocol_version", "run_id", "draining", "stopping", "unsound", "invalid"]
+    reason: Literal["rejoin", "protocol_version", "run_id", "role", "draining", "stopping", "unsound", "invalid"]
     detail: limits.Sentence
 
 

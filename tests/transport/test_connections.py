@@ -99,7 +99,7 @@ async def test_a_connection_that_says_nothing_is_closed_and_one_that_spoke_is_no
     await speaking.send(b"word")
     message = await listening.recv_multipart(copy=False)
     connections.look()
-    connections.heard(message[-1].get(zmq.SRCFD))
+    connections.heard(message[-1].get(zmq.SRCFD), (message[0].bytes, None))
     async with idle(port, 5) as silent:
         await until(lambda: connections.look() is None and all(map(is_closed, silent)))
     assert connections.num_closed == 5
