@@ -72,6 +72,10 @@ class SamplingSettings(Section):
     """Sampling temperature; the learner divides its logits by it too."""
     max_response_tokens: Positive = 3072
     """A response that reaches this length is truncated and graded as it stands."""
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=64)] = ()
+    """Texts that end a response, such as "</answer>"; its tokens, that of the end among them, train as they are."""
+    stop_token_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=64)] = ()
+    """Tokens that end a response beside the end tokens of the model."""
 
 
 class GradingSettings(Section):

@@ -50,7 +50,7 @@ class SizedModel:
 
 
 def check_model(config: RunConfig, num_embeddings: int, last_token: int) -> None:
-    """Refuse lengths beyond the model's context, and a tokenizer that is larger than the embedding.
+    """Refuse lengths beyond the model's context, and tokens beyond its embedding: the tokenizer's, or stop tokens.
 
     Args:
         num_embeddings: rows of the embedding.
@@ -69,6 +69,11 @@ def check_model(config: RunConfig, num_embeddings: int, last_token: int) -> None
         raise ConfigError(
             f"model {folder}: the tokenizer has ids up to {last_token}, the embedding {num_embeddings} rows; "
             "take the model's own tokenizer, or resize the embedding (resize_token_embeddings)"
+        )
+    unknown = [token for token in config.sampling.stop_token_ids if token >= num_embeddings]
+    if unknown:
+        raise ConfigError(
+            f"sampling.stop_token_ids {unknown[0]}: model {folder} has no such token, its last is {num_embeddings - 1}"
         )
 
 

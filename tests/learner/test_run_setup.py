@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import chat_template_utils
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, DcpoError, LedgerError
@@ -42,7 +43,8 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
     def one(model: Path, now: datetime = datetime(2026, 3, 7, 12), **data: Any) -> RunSetup:
         if running:
             running.pop().ledger.abandon()
-        monkeypatch.setattr(run_setup, "datetime", _at(now))
+        for module in (run_setup, chat_template_utils):
+            monkeypatch.setattr(module, "datetime", _at(now))
         config = _config(tmp_path, model, **data)
         running.append(set_up(config, prepare(config, load(problem_source(config.data.source)))))
         return running[-1]
