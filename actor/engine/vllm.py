@@ -397,4 +397,4 @@ def _response(output: CompletionOutput, text: str) -> Response:
 
 
 def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
