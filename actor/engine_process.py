@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         asyncio.run(_serve(_parser().parse_args(argv)))
     except DcpoError as error:
-        print(f"dcpo-actor: {error}", file=sys.stderr, flush=True)
+        # The launcher tells the last line of a log; of an error of several, that would say anything but why.
+        print(f"dcpo-actor: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
 
 

@@ -70,7 +70,8 @@ SERVICES = {
     "learner/publisher": "trainer weights",
     "learner/sizing": "policy weights",
     "learner/starts": "ledger",
-    "learner/run_setup": "coordinator ledger sizing starts",
+    "learner/initial_model": "",
+    "learner/run_setup": "coordinator initial_model ledger sizing starts",
     "learner/parts": "coordinator ranks",
     "learner/launcher": "coordinator parts problems run_setup sizing",
 }

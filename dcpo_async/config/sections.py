@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from dcpo_async.limits import MAX_GROUP_SIZE, MAX_GROUPS_IN_FLIGHT, MAX_MESSAGE_BYTES, ChunkBytes
 
@@ -57,6 +57,8 @@ class DataSettings(Section):
     """System message of the chat template; empty for none."""
     prompt_template: str = "{problem}"
     """User message; {problem} stands for the problem."""
+    template_arguments: dict[str, JsonValue] = {}
+    """More variables of the chat template, such as {enable_thinking = false}; one that it never reads is refused."""
     max_prompt_tokens: Positive = 1024
     """Longer prompts are left out at load, with a count."""
 
@@ -70,6 +72,10 @@ class SamplingSettings(Section):
     """Sampling temperature; the learner divides its logits by it too."""
     max_response_tokens: Positive = 3072
     """A response that reaches this length is truncated and graded as it stands."""
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=64)] = ()
+    """Texts that end a response, such as "</answer>"; its tokens, that of the end among them, train as they are."""
+    stop_token_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=64)] = ()
+    """Tokens that end a response beside the end tokens of the model."""
 
 
 class GradingSettings(Section):

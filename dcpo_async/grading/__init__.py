@@ -6,6 +6,7 @@ from dcpo_async.grading.groups import graded
 from dcpo_async.grading.inline import InlineGrading
 from dcpo_async.grading.interface import Grading
 from dcpo_async.grading.pool import GradingPool
+from dcpo_async.grading.texts import ResponseTexts
 from dcpo_async.grading.verdict import Reason, Verdict, reward_of
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "GradingPool",
     "InlineGrading",
     "Reason",
+    "ResponseTexts",
     "Verdict",
     "extract_answer",
     "grade",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dcpo_async.grading.extraction import MAX_RESPONSE_CHARS
+from dcpo_async.grading.extraction.thinking import last_characters
 from dcpo_async.grading.verdict import Verdict, reward_of
 from dcpo_async.records import Group, Lease, Response
 
@@ -13,7 +14,9 @@ def graded(lease: Lease, responses: Sequence[Response], verdicts: Sequence[Verdi
     return Group(
         position=lease.position,
         attempt=lease.attempt,
-        responses=tuple(replace(response, text=response.text[-MAX_RESPONSE_CHARS:]) for response in responses),
+        responses=tuple(
+            replace(response, text=last_characters(response.text, MAX_RESPONSE_CHARS)) for response in responses
+        ),
         rewards=tuple(reward_of(verdict, format_penalty) for verdict in verdicts),
         reasons=tuple(verdict.reason for verdict in verdicts),
     )

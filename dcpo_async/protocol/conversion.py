@@ -38,7 +38,14 @@ def welcome_of(config: RunConfig, weights_port: int, weights_version: int, ask: 
 def sampling_of(welcome: Welcome) -> Sampling:
     """How the run samples."""
     sampling = welcome.sampling
-    return Sampling(sampling.group_size, sampling.temperature, sampling.max_response_tokens, welcome.seed)
+    return Sampling(
+        sampling.group_size,
+        sampling.temperature,
+        sampling.max_response_tokens,
+        welcome.seed,
+        sampling.stop,
+        sampling.stop_token_ids,
+    )
 
 
 def made_by(welcome: Welcome) -> str:

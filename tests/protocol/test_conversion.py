@@ -11,9 +11,12 @@ from dcpo_async.protocol.conversion import (
     group_to_message,
     lease_from_message,
     lease_to_message,
+    made_by,
+    sampling_of,
 )
-from dcpo_async.protocol.messages import Array, Envelope, GroupMessage, LeaseMessage
+from dcpo_async.protocol.messages import Array, Envelope, GroupMessage, LeaseMessage, Welcome
 from dcpo_async.records import Group, Lease, Response, VersionSegment
+from tests.protocol.made_session import WELCOME
 
 
 def response(token_ids: list[int], logprobs: list[float], *segments: tuple[int, int]) -> Response:
@@ -58,6 +61,17 @@ def test_a_group_survives_the_wire_with_its_empty_response() -> None:
     assert back.responses[0].segments == (VersionSegment(1, 2), VersionSegment(3, 1))
     assert [(r.finish_reason, r.text) for r in back.responses] == [(r.finish_reason, r.text) for r in GROUP.responses]
     assert replace(back, responses=()) == replace(GROUP, responses=())
+
+
+def test_stop_texts_and_tokens_reach_the_actor_and_mark_its_groups() -> None:
+    given = {"stop": ("</answer>", "\nQ:"), "stop_token_ids": (7, 9)}
+    plain, stopped = (
+        WELCOME.model_copy(update={"sampling": WELCOME.sampling.model_copy(update=update)}) for update in ({}, given)
+    )
+    heard = decode(encode(Envelope(stopped)), 1 << 20).message
+    assert isinstance(heard, Welcome)
+    assert (sampling_of(heard).stop, sampling_of(heard).stop_token_ids) == (("</answer>", "\nQ:"), (7, 9))
+    assert made_by(heard) == made_by(stopped) != made_by(plain)
 
 
 def test_a_lease_survives_the_wire() -> None:

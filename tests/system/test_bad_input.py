@@ -96,7 +96,7 @@ BAD_INPUTS = {
     ),
     "a tokenizer that is larger than the embedding": (
         "dcpo-learner {config} --check --model.path {folder}/large-tokenizer",
-        "model {folder}/large-tokenizer: the tokenizer has 70 tokens, the embedding 64 rows",
+        "model {folder}/large-tokenizer: the tokenizer has ids up to 69, the embedding 64 rows",
     ),
     "GPUs of another machine without a check": (
         "dcpo-learner {config} --on 4x80",
