@@ -17,7 +17,7 @@ from actor.weights.relay import offer
 from actor.weights_follower import WeightsFollower, WeightsPlan
 from actor.weights_options import add_weights_arguments
 from dcpo_async.errors import DcpoError
-from dcpo_async.grading import GradingPool
+from dcpo_async.grading.rewards import grading_of
 from dcpo_async.protocol.messages import Welcome
 from dcpo_async.transport.security import load_client_keys, relay_client
 from dcpo_async.transport.zmq_channel import connecting
@@ -55,7 +55,7 @@ async def _serve(options: argparse.Namespace) -> None:
     service = ActorService(
         link,
         lambda welcome: _engine_of(options, welcome, link.session.run_id),
-        _grading_of,
+        lambda welcome: grading_of(welcome.grading),
         WeightsFollower(link, options.ready_file.touch, plan),
     )
     loop = asyncio.get_running_loop()
@@ -76,11 +76,6 @@ def _engine_of(options: argparse.Namespace, welcome: Welcome, run_id: str) -> En
         kv_after_update=actor.kv_after_update,
         start_folder=folder,
     )
-
-
-def _grading_of(welcome: Welcome) -> GradingPool:
-    grading = welcome.grading
-    return GradingPool(grading.workers, grading.timeout_seconds, grading.extraction)
 
 
 def _parser() -> argparse.ArgumentParser:

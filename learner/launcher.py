@@ -18,6 +18,7 @@ from dcpo_async.config import ModelSettings, RunConfig
 from dcpo_async.config.loading import joined_words, load_config
 from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.grading.rewards import resolved_reward
 from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, largest_group_bytes, limited_log
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.model_folder import model_folder
@@ -97,6 +98,7 @@ def gpus_elsewhere(text: str) -> tuple[int, int]:
 
 async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace) -> None:
     config = config.model_copy(update={"model": resolved_model(config.model, devices, with_weights=not options.check)})
+    config = config.model_copy(update={"grading": resolved_reward(config.grading)})
     problems = training_problems(config.data)
     if options.check:
         check(config, devices, problems, options.on)

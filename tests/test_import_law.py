@@ -19,7 +19,7 @@ OWNERS = {
     "sqlite3": ("learner/ledger/",),
     "sympy": ("dcpo_async/grading/math/equivalence.py",),
     "math_verify": ("dcpo_async/grading/math/equivalence.py",),
-    "pebble": ("dcpo_async/grading/pool.py",),
+    "pebble": ("dcpo_async/grading/workers.py",),
     "torch.utils.tensorboard": ("dcpo_async/metrics/tensorboard.py",),
 }
 
@@ -32,7 +32,7 @@ FLOORS = (
     "grading/math/forms",
     "grading/math",
     "grading protocol supervision",
-    "transport prompts evaluation",
+    "transport prompts evaluation grading/rewards",
     "comparison demo weight_serving",
     "commands",
 )

@@ -78,6 +78,7 @@ class RunConfig(BaseSettings):
     def _problems(self) -> Iterator[str]:
         yield from self._algorithm_problems()
         yield from self._schedule_problems()
+        yield from self._reward_problems()
         updates, lag, network = self.algorithm.updates_per_batch, self.lag, self.network
         first, _, last = (self.training.profile or "0").partition(":")
         if last and int(last) < int(first):
@@ -166,6 +167,23 @@ class RunConfig(BaseSettings):
             )
         if algorithm.loss == "weighted" and algorithm.ratio == "sequence":
             yield "algorithm.loss = weighted needs algorithm.ratio = token: its weights are those of single tokens"
+
+    def _reward_problems(self) -> Iterator[str]:
+        grading, (low, high) = self.grading, self.grading.reward_range
+        if grading.reward is None:
+            for name in ("reward_range", "reward_repeats", "reward_digest"):
+                if getattr(grading, name) != GradingSettings.model_fields[name].default:
+                    yield f"grading.{name} would not be read, it needs grading.reward"
+        elif grading.format_penalty:
+            yield (
+                "grading.format_penalty would not be read: what a response without an answer is worth, grading.reward "
+                "says itself"
+            )
+        if not low <= 0 <= high or low == high:
+            yield (
+                f"grading.reward_range {[low, high]}: it goes from the lowest to the highest reward, and 0 is among "
+                "them, which a response has whose reward cannot be worked out"
+            )
 
     def _schedule_problems(self) -> Iterator[str]:
         training, defaults = self.training, TrainingSettings.model_fields

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dcpo_async.limits import MAX_GROUP_SIZE, MAX_GROUPS_IN_FLIGHT, MAX_MESSAGE_BYTES, ChunkBytes
+from dcpo_async.limits import MAX_GROUP_SIZE, MAX_GROUPS_IN_FLIGHT, MAX_MESSAGE_BYTES, MAX_REWARD, ChunkBytes
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
+Reward = Annotated[float, Field(ge=-MAX_REWARD, le=MAX_REWARD)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -73,7 +74,18 @@ class SamplingSettings(Section):
 
 
 class GradingSettings(Section):
-    """How responses become rewards: 1 for a correct answer, else 0."""
+    """How responses become rewards: 1 for a correct answer, else 0; or what a function of yours says."""
+
+    reward: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")] | None = None
+    """package.module:function, an own reward (docs/rewards.md) instead of the built-in grader; learner and actors
+    import the same source."""
+    reward_range: tuple[Reward, Reward] = (0.0, 1.0)
+    """Lowest and highest reward that grading.reward can give, 0 among them; groups with others are refused."""
+    reward_repeats: bool = True
+    """Whether grading.reward always gives the same for the same; one that does not is not graded again by sample."""
+    reward_digest: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")] = ""
+    """Of the source of grading.reward; the learner works it out at each start, and refuses another where one is given.
+    """
 
     extraction: Literal["boxed", "answer", "last_number", "last_math"] = "answer"
     """The answer: the last \\boxed{}; also what a marker announces; also the last number, or mathematics."""

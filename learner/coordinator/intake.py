@@ -14,7 +14,7 @@ from dcpo_async.prompts.order import PromptOrder
 from dcpo_async.protocol.conversion import check_group, group_from_message, settings_digest
 from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage
 from dcpo_async.records import Group, GroupOutcome, Lease, Prompt
-from learner.coordinator.scoring import score
+from learner.coordinator.scoring import failed_rewards, score
 from learner.ledger.group_format import encode_group
 from learner.ledger.ledger import Ledger, expect_meta
 from learner.ledger.reader import QuarantineRow, StoredGroup, VisitRow, quarantined
@@ -159,6 +159,7 @@ class Intake:
         prompt = self._in_order[slot.prompt_index]
         self.ledger.write_lease(slot.position, prompt.id, slot.visit, slot.attempt, version.step)
         self.counts["leases"] += 1
+        has_own_reward = self.config.grading.reward is not None
         self.counts["leases_again"] += slot.attempt > 1
         return Lease(
             position=slot.position,
@@ -168,6 +169,8 @@ class Intake:
             min_version=version.weights_version,
             prompt_token_ids=np.asarray(prompt.token_ids, dtype=np.int32),
             answer=prompt.answer,
+            problem=prompt.problem if has_own_reward else "",
+            metadata=prompt.metadata if has_own_reward else "",
         )
 
     @property
@@ -182,11 +185,11 @@ class Intake:
             return None
         return self.versions.oldest_for(number, self._next_step, weights_version)
 
-    def answer_at(self, position: int) -> str:
-        """Reference answer of the prompt at a position that was leased, its group discarded or not."""
+    def prompt_at(self, position: int) -> Prompt:
+        """The prompt at a position that was leased, its group discarded or not."""
         visit = self.ledger.visit(position)
         assert visit is not None
-        return self.prompts[visit.prompt_id].answer
+        return self.prompts[visit.prompt_id]
 
     def _open_next_visit(self) -> Slot | None:
         """Open the next visit that may go out; None while the next prompt's last visit is still open."""
@@ -310,14 +313,13 @@ class Intake:
         return "duplicate" if is_counted else "superseded"
 
     def _fault(self, message: GroupMessage, arrays: Mapping[str, NDArray[Any]]) -> str | None:
-        penalty = self.config.grading.format_penalty
         fault = check_group(
             message,
             arrays,
             group_size=self.config.sampling.group_size,
             vocab_size=self._vocab_size,
             max_response_tokens=self.config.sampling.max_response_tokens,
-            allowed_rewards=(1.0, 0.0, -penalty),
+            grading=self.config.grading,
         )
         versions = {version for spans in message.segments for version, _ in spans}
         unknown = sorted(versions - self.versions.steps.keys())
@@ -341,6 +343,7 @@ class Intake:
         self.ledger.accept(stored, prompt_id, scored.stats, weights_step)
         self.table.accept(group.position, weights_step)
         self.counts["responses"] += len(lengths)
+        self.counts.update(failed_rewards(group.reasons))
         self.counts["response_tokens"] += sum(lengths)
         if self.generated_tokens is not None:
             self.generated_tokens += sum(lengths)

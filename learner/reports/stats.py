@@ -16,6 +16,7 @@ from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.run_folder import RunFolder
 from learner.ledger.copy import open_copy
 from learner.ledger.reader import LedgerReader
+from learner.reports.show import read_config
 
 MAX_WINDOWS = 40
 PASS_RATES = (
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with open_copy(RunFolder(options.run).ledger, is_checked=True) as reader:
             statistics = read_statistics(reader)
-        print(export(statistics, options.out or RunFolder(options.run).stats))
+        bounds = read_config(RunFolder(options.run).config).grading.reward_range
+        print(export(statistics, options.out or RunFolder(options.run).stats, bounds))
     except DcpoError as error:
         print(f"dcpo stats: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -97,18 +99,25 @@ def read_statistics(reader: LedgerReader) -> Statistics:
     return Statistics(prompts, group_rewards)
 
 
-def export(statistics: Statistics, folder: Path) -> str:
-    """Write prompts.csv, prompts.parquet and pass_rates.png; returns what to tell about them."""
+def export(statistics: Statistics, folder: Path, reward_range: tuple[float, float] = (0.0, 1.0)) -> str:
+    """Write prompts.csv, prompts.parquet and pass_rates.png; returns what to tell about them.
+
+    Args:
+        reward_range: lowest and highest reward; a pass rate is where between them a mean lies, 0 to 1.
+    """
+    low, high = reward_range
     try:
         folder.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_pylist([asdict(row) for row in statistics.prompts])
         csv.write_csv(table, folder / "prompts.csv")
         parquet.write_table(table, folder / "prompts.parquet")
-        plot_pass_rates(statistics.group_rewards, folder / "pass_rates.png")
+        plot_pass_rates(
+            [(reward - low) / (high - low) for reward in statistics.group_rewards], folder / "pass_rates.png"
+        )
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error}); name another --out") from error
     rows = statistics.prompts
-    never, always = (fmean(row.mean == bound for row in rows) for bound in (0.0, 1.0))
+    never, always = (fmean(row.mean == bound for row in rows) for bound in reward_range)
     return (
         f"{len(rows)} prompts, {fmean(row.visits for row in rows):.1f} visits each; mean reward "
         f"{fmean(row.mean for row in rows):.3f}; never right {never:.1%}, always right {always:.1%}\n"

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dcpo_async.config import GradingSettings
 from dcpo_async.protocol.codec import decode, encode
 from dcpo_async.protocol.conversion import (
     check_group,
@@ -37,15 +38,14 @@ GROUP = Group(
     rewards=(1.0, 0.0, -0.5),
     reasons=("correct", "no answer", "wrong"),
 )
+GRADING = GradingSettings(format_penalty=0.5)
 MESSAGE, ARRAYS = group_to_message(GROUP)
 
 
 def problem(message: GroupMessage = MESSAGE, **arrays: Any) -> str | None:
     dtypes = {"token_ids": np.int32, "behavior_logprobs": np.float32}
     changed: dict[str, Array] = ARRAYS | {n: np.array(a, dtypes[n]) for n, a in arrays.items()}
-    return check_group(
-        message, changed, group_size=3, vocab_size=8, max_response_tokens=3, allowed_rewards={0.0, 1.0, -0.5}
-    )
+    return check_group(message, changed, group_size=3, vocab_size=8, max_response_tokens=3, grading=GRADING)
 
 
 def test_a_group_survives_the_wire_with_its_empty_response() -> None:
