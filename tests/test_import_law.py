@@ -19,6 +19,7 @@ OWNERS = {
     "sqlite3": ("learner/ledger/",),
     "sympy": ("dcpo_async/grading/math/equivalence.py",),
     "math_verify": ("dcpo_async/grading/math/equivalence.py",),
+    "reasoning_gym": ("dcpo_async/gym/",),
     "pebble": ("dcpo_async/grading/workers.py",),
     "torch.utils.tensorboard": ("dcpo_async/metrics/tensorboard.py",),
 }
@@ -33,7 +34,7 @@ FLOORS = (
     "grading/math",
     "grading protocol supervision",
     "transport prompts evaluation grading/rewards",
-    "comparison demo weight_serving",
+    "comparison demo weight_serving gym",
     "commands",
 )
 # What each part of a service may import of that service; all may import the shared library, but for `scheduling`.

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from dcpo_async.config.sections import (
+    GYM,
     ActorSettings,
     AlgorithmSettings,
     CheckpointSettings,
@@ -23,6 +24,12 @@ from dcpo_async.config.sections import (
 )
 from dcpo_async.errors import ConfigError
 from dcpo_async.limits import largest_group_bytes
+
+GYM_ALONE = ("gym_size", "gym_seed", "gym_settings")
+OTHERS_ALONE = (
+    *("split", "subset", "problem_field", "answer_field", "answer_pattern", "metadata_fields", "language", "levels"),
+)
+"""Settings of data that only a task of Reasoning Gym reads, and those that it does not read."""
 
 
 class RunConfig(BaseSettings):
@@ -169,8 +176,15 @@ class RunConfig(BaseSettings):
             yield "algorithm.loss = weighted needs algorithm.ratio = token: its weights are those of single tokens"
 
     def _reward_problems(self) -> Iterator[str]:
-        grading, (low, high) = self.grading, self.grading.reward_range
-        if grading.reward is None:
+        grading, data, (low, high) = self.grading, self.data, self.grading.reward_range
+        is_gym = data.source.startswith(GYM)
+        unread = GYM_ALONE if not is_gym else OTHERS_ALONE
+        for name in unread:
+            if getattr(data, name) != DataSettings.model_fields[name].default:
+                yield f"data.{name} would not be read, data.source is {data.source}"
+        if data.metadata_fields and grading.reward is None:
+            yield "data.metadata_fields would not be read, it needs grading.reward"
+        if grading.reward is None and not is_gym:
             for name in ("reward_range", "reward_repeats", "reward_digest"):
                 if getattr(grading, name) != GradingSettings.model_fields[name].default:
                     yield f"grading.{name} would not be read, it needs grading.reward"

@@ -13,6 +13,10 @@ Reward = Annotated[float, Field(ge=-MAX_REWARD, le=MAX_REWARD)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
 
+GYM = "reasoning-gym:"
+"""How a source begins that is a task of Reasoning Gym."""
+
+
 class Section(BaseModel):
     """A table of the TOML file; unknown keys are errors at every level."""
 
@@ -34,7 +38,8 @@ class DataSettings(Section):
     """Where problems come from and how they become prompts."""
 
     source: str = "dapo-math-17k"
-    """A preset's name, NAME=FILE for a local copy of one, a .jsonl or .parquet file, or a Hugging Face dataset id."""
+    """A preset's name, NAME=FILE for a local copy of one, a .jsonl or .parquet file, a Hugging Face dataset id, or
+    reasoning-gym:TASK."""
     split: str | None = None
     """Split of a Hugging Face dataset; none is the preset's, or train."""
     subset: str | None = None
@@ -46,6 +51,14 @@ class DataSettings(Section):
     answer_pattern: str | None = None
     """Regular expression with one group that takes the answer out of a longer solution, such as '#### (.+)', or boxed
     for what the last \\boxed{} holds; none is the preset's."""
+    metadata_fields: tuple[str, ...] = ()
+    """Fields that travel with a problem, dots and all, for an own reward that asks for metadata."""
+    gym_size: Positive = 5000
+    """Problems that reasoning-gym:TASK generates; those that repeat one are left out."""
+    gym_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of these problems."""
+    gym_settings: dict[str, Any] = {}
+    """The task's own settings, such as {min_terms = 2, max_terms = 3} of chain_sum."""
     language: Literal["any", "en", "zh"] = "any"
     """zh keeps the problems with a Chinese character, en those without one."""
     levels: tuple[int, ...] = ()

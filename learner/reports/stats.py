@@ -16,7 +16,6 @@ from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.run_folder import RunFolder
 from learner.ledger.copy import open_copy
 from learner.ledger.reader import LedgerReader
-from learner.reports.show import read_config
 
 MAX_WINDOWS = 40
 PASS_RATES = (
@@ -54,10 +53,15 @@ class PromptRow:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Prompts in order of their first visit, and the mean reward of every counted group in lease order."""
+    """Prompts in order of their first visit, and the mean reward of every counted group in lease order.
+
+    Attributes:
+        reward_range: lowest and highest reward; a pass rate is where between them a mean lies, 0 to 1.
+    """
 
     prompts: list[PromptRow]
     group_rewards: list[float]
+    reward_range: tuple[float, float] = (0.0, 1.0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with open_copy(RunFolder(options.run).ledger, is_checked=True) as reader:
             statistics = read_statistics(reader)
-        bounds = read_config(RunFolder(options.run).config).grading.reward_range
-        print(export(statistics, options.out or RunFolder(options.run).stats, bounds))
+        print(export(statistics, options.out or RunFolder(options.run).stats))
     except DcpoError as error:
         print(f"dcpo stats: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -96,16 +99,15 @@ def read_statistics(reader: LedgerReader) -> Statistics:
                 prompt_id, *text, stats.visits, stats.count, stats.mean, stats.std(), reward, step, version_of[step]
             )
         )
-    return Statistics(prompts, group_rewards)
+    starts = reader.starts()
+    # Runs of before own rewards knew 0 and 1 alone.
+    low, high = starts[-1].settings.get("grading", {}).get("reward_range", (0.0, 1.0)) if starts else (0.0, 1.0)
+    return Statistics(prompts, group_rewards, (low, high))
 
 
-def export(statistics: Statistics, folder: Path, reward_range: tuple[float, float] = (0.0, 1.0)) -> str:
-    """Write prompts.csv, prompts.parquet and pass_rates.png; returns what to tell about them.
-
-    Args:
-        reward_range: lowest and highest reward; a pass rate is where between them a mean lies, 0 to 1.
-    """
-    low, high = reward_range
+def export(statistics: Statistics, folder: Path) -> str:
+    """Write prompts.csv, prompts.parquet and pass_rates.png; returns what to tell about them."""
+    low, high = statistics.reward_range
     try:
         folder.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_pylist([asdict(row) for row in statistics.prompts])
@@ -117,7 +119,7 @@ def export(statistics: Statistics, folder: Path, reward_range: tuple[float, floa
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error}); name another --out") from error
     rows = statistics.prompts
-    never, always = (fmean(row.mean == bound for row in rows) for bound in reward_range)
+    never, always = (fmean(row.mean == bound for row in rows) for bound in (low, high))
     return (
         f"{len(rows)} prompts, {fmean(row.visits for row in rows):.1f} visits each; mean reward "
         f"{fmean(row.mean for row in rows):.3f}; never right {never:.1%}, always right {always:.1%}\n"
