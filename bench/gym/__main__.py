@@ -102,8 +102,9 @@ def verdict(result: dict[str, Any]) -> str:
         worst = next(score for score in result["own"] if score != 1.0)
         what = f"gives its own answer {worst:g}" if isinstance(worst, float) else f"its own answer {worst}"
         return f"{what}, in {sum(score != 1.0 for score in result['own'])} of {len(result['own'])} problems"
-    if any(score == 1.0 for score in result["nonsense"]):
-        return "gives nonsense the full reward"
+    for name, what in (("nonsense", "nonsense"), ("others", "every other problem's answer")):
+        if result[name] and all(score == 1.0 for score in result[name]):
+            return f"gives {what} the full reward"
     if not result["same_after_json"]:
         return "scores otherwise once its metadata went through JSON"
     return "usable"

@@ -105,6 +105,22 @@ def test_a_group_whose_header_is_wrong_is_refused_for(change: dict[str, object],
 
 
 @pytest.mark.parametrize(
+    ("rewards", "reason"),
+    [
+        ((-1.0, 0.333333333, 1.0), None),
+        ((1.5, 0.0, 0.0), "reward 1.5 of response 0, the range is -1 to 1"),
+        ((0.0, -1.000000001, 0.0), "reward -1.000000001 of response 1, the range is -1 to 1"),
+        ((0.0, 0.0, float("nan")), "reward nan of response 2, the range is -1 to 1"),
+        ((1 / 3, 0.0, 0.0), "reward 0.3333333333333333 of response 0 is not in whole billionths"),
+    ],
+)
+def test_own_rewards_lie_within_their_range_in_whole_billionths(rewards: tuple[float, ...], reason: str | None) -> None:
+    own = GradingSettings(reward="module:function", reward_range=(-1.0, 1.0))
+    message = MESSAGE.model_copy(update={"rewards": rewards})
+    assert check_group(message, ARRAYS, group_size=3, vocab_size=8, max_response_tokens=3, grading=own) == reason
+
+
+@pytest.mark.parametrize(
     ("name", "numbers", "reason"),
     [
         ("token_ids", [4, 5, 8, 7], "token 8, the vocabulary has 8"),
