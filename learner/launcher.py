@@ -152,7 +152,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
                 sinks=sinks,
             )
             parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, security_words(options))
-            await Launcher(config, coordinator, parts).run()
+            await Launcher(config, coordinator, parts, dismiss=options.dismiss).run()
         run.ledger.close()
 
 
