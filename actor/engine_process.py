@@ -17,7 +17,7 @@ from actor.weights.relay import offer
 from actor.weights_follower import WeightsFollower, WeightsPlan
 from actor.weights_options import add_weights_arguments
 from dcpo_async.errors import DcpoError
-from dcpo_async.grading import GradingPool
+from dcpo_async.grading.rewards import grading_of
 from dcpo_async.protocol.messages import Welcome
 from dcpo_async.transport.key_files import load_peer_keys
 from dcpo_async.transport.zmq_channel import connecting, connecting_to_relays
@@ -54,7 +54,7 @@ async def _serve(options: argparse.Namespace) -> None:
     service = ActorService(
         link,
         lambda welcome: _engine_of(options, welcome, link),
-        _grading_of,
+        lambda welcome: grading_of(welcome.grading),
         WeightsFollower(link, options.ready_file.touch, plan),
     )
     loop = asyncio.get_running_loop()
@@ -76,11 +76,6 @@ def _engine_of(options: argparse.Namespace, welcome: Welcome, link: LearnerLink)
         kv_after_update=actor.kv_after_update,
         start_folder=folder,
     )
-
-
-def _grading_of(welcome: Welcome) -> GradingPool:
-    grading = welcome.grading
-    return GradingPool(grading.workers, grading.timeout_seconds, grading.extraction)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,6 +26,9 @@ MAX_HELD = 2 * OPEN_SHARE * MAX_GROUPS_IN_FLIGHT
 """Leases that a session can name: those it works on, and those whose groups wait for their acknowledgement."""
 MAX_TEXT = 1 << 20
 """Characters of one response, or of a reference answer."""
+MAX_REWARD = 1_000.0
+"""No reward is further from 0: nine million of them, squared, are counted without rounding."""
+NANO = 1_000_000_000
 MAX_MESSAGE_BYTES = 1 << 30
 """No setting allows more, so that whoever has heard of none yet can go by it."""
 MAX_CHUNK_BYTES = 64 << 20
@@ -88,6 +91,11 @@ def largest_group_bytes(group_size: int, max_response_tokens: int) -> int:
     """
     text_bytes = 4 * min(MAX_TEXT, 256 * max_response_tokens)
     return group_size * (8 * max_response_tokens + text_bytes) + GROUP_HEADER_BYTES + SMALL_HEADER_BYTES
+
+
+def rounded_reward(reward: float) -> float:
+    """The float nearest to a finite reward's nearest whole billionth, which counting it again changes no more."""
+    return round(reward * NANO) / NANO
 
 
 class LineLimit(logging.Filter):

@@ -28,12 +28,14 @@ class Prompt:
         problem: the problem as the data set has it.
         answer: the reference answer.
         token_ids: the templated prompt, ready for the engine.
+        metadata: what the row brings for an own reward, a JSON object; empty for none.
     """
 
     id: str
     problem: str
     answer: str
     token_ids: tuple[int, ...]
+    metadata: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Lease:
         min_version: the actor adopts a weights version at least this new before the first token.
         prompt_token_ids: int32 [prompt tokens].
         answer: reference answer for the grader.
+        problem, metadata: of the prompt, where an own reward may ask for them; else empty.
     """
 
     position: int
@@ -92,6 +95,8 @@ class Lease:
     min_version: int
     prompt_token_ids: NDArray[np.int32]
     answer: str
+    problem: str = ""
+    metadata: str = ""
 
 
 @dataclass(frozen=True, slots=True)

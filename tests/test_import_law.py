@@ -23,7 +23,8 @@ OWNERS = {
     "sqlite3": ("learner/ledger/",),
     "sympy": ("dcpo_async/grading/math/equivalence.py",),
     "math_verify": ("dcpo_async/grading/math/equivalence.py",),
-    "pebble": ("dcpo_async/grading/pool.py",),
+    "reasoning_gym": ("dcpo_async/gym/",),
+    "pebble": ("dcpo_async/grading/workers.py",),
     "torch.utils.tensorboard": ("dcpo_async/metrics/tensorboard.py",),
 }
 
@@ -36,8 +37,8 @@ FLOORS = (
     "grading/math/forms",
     "grading/math",
     "grading protocol supervision",
-    "transport prompts evaluation",
-    "comparison demo weight_serving",
+    "transport prompts evaluation grading/rewards",
+    "comparison demo weight_serving gym",
     "commands",
 )
 # What each part of a service may import of that service; all may import the shared library, but for `scheduling`.

@@ -2,9 +2,9 @@
 
 from dcpo_async.grading.extraction import MAX_RESPONSE_CHARS, Extraction, extract_answer
 from dcpo_async.grading.grader import grade
-from dcpo_async.grading.groups import graded
+from dcpo_async.grading.groups import graded, submissions
 from dcpo_async.grading.inline import InlineGrading
-from dcpo_async.grading.interface import Grading
+from dcpo_async.grading.interface import Grading, Submission
 from dcpo_async.grading.pool import GradingPool
 from dcpo_async.grading.texts import ResponseTexts
 from dcpo_async.grading.verdict import Reason, Verdict, reward_of
@@ -17,9 +17,11 @@ __all__ = [
     "InlineGrading",
     "Reason",
     "ResponseTexts",
+    "Submission",
     "Verdict",
     "extract_answer",
     "grade",
     "graded",
     "reward_of",
+    "submissions",
 ]

@@ -25,7 +25,7 @@ class EncodedPrompts:
     Attributes:
         prompts: in the order of the source; their ids are unique.
         num_too_long: problems left out because their prompt has more than max_prompt_tokens tokens.
-        digest: of all ids and token ids; checked when a run resumes.
+        digest: of all ids, token ids and what rewards are given; checked when a run resumes.
         tells_time: the template asks for the date, so that the prompts of another day are others.
     """
 
@@ -75,7 +75,7 @@ def encode_prompts(
     token_ids = [_without_end(tokenizer, tokens) for tokens in token_ids]
     _refuse_unusable(tokenizer, token_ids)
     prompts = tuple(
-        Prompt(digest_of((problem.problem, problem.answer)), problem.problem, problem.answer, tokens)
+        Prompt(digest_of((problem.problem, problem.answer)), problem.problem, problem.answer, tokens, problem.metadata)
         for problem, tokens in zip(problems, token_ids, strict=True)
         if len(tokens) <= max_prompt_tokens
     )
@@ -85,7 +85,9 @@ def encode_prompts(
             f"no prompt is left of {len(problems)} problems: {num_too_long} have more than {max_prompt_tokens} prompt "
             "tokens; raise max_prompt_tokens or give another data set"
         )
-    digest = digest_of(text for prompt in prompts for text in (prompt.id, str(prompt.token_ids)))
+    digest = digest_of(
+        text for prompt in prompts for text in (prompt.id, str(prompt.token_ids), *filter(None, [prompt.metadata]))
+    )
     return EncodedPrompts(prompts, num_too_long, digest, chat is not None and chat.tells_time)
 
 

@@ -38,7 +38,7 @@ HEADER_BYTES: Mapping[str, int] = {
     "hello": HELD_HEADER_BYTES,
     "heartbeat": HELD_HEADER_BYTES,
     "group": GROUP_HEADER_BYTES,
-    "lease": 8 * MAX_TEXT,
+    "lease": 16 * MAX_TEXT,
     "manifest": 80 << 20,
     "keys": 256 * MAX_PEERS,
     "shard": MAX_MESSAGE_BYTES,

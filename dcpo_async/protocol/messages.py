@@ -169,6 +169,8 @@ class LeaseMessage(Message):
     visit: Annotated[int, Field(ge=1)]
     min_version: Count
     answer: limits.Text
+    problem: limits.Text = ""
+    metadata: limits.Text = ""
     number: Count = 0
 
 

@@ -280,7 +280,7 @@ class ActorDesk:
             actor.refused.clear()
             self.stragglers.finished(peer, group, tokens, leased_at, now)
             self._span_group(peer, group)
-            self._regrader.sample(group, envelope.arrays, self._intake.answer_at(group.position))
+            self._regrader.sample(group, envelope.arrays, self._intake.prompt_at(group.position))
         self._answer_group(peer, ack)
 
     def _answer_group(self, name: bytes, ack: Ack) -> None:

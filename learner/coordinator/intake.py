@@ -14,7 +14,7 @@ from dcpo_async.prompts.order import PromptOrder
 from dcpo_async.protocol.conversion import check_group, group_from_message, settings_digest
 from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage
 from dcpo_async.records import Group, GroupOutcome, Lease, Prompt
-from learner.coordinator.scoring import score
+from learner.coordinator.scoring import failed_rewards, score
 from learner.ledger.group_format import encode_group
 from learner.ledger.ledger import Ledger, expect_meta
 from learner.ledger.reader import QuarantineRow, StoredGroup, VisitRow, quarantined
@@ -160,6 +160,7 @@ class Intake:
         prompt = self._in_order[slot.prompt_index]
         self.ledger.write_lease(slot.position, prompt.id, slot.visit, slot.attempt, version.step)
         self.counts["leases"] += 1
+        has_own_reward = self.config.grading.reward is not None
         self.counts["leases_again"] += slot.attempt > 1
         return Lease(
             position=slot.position,
@@ -169,6 +170,8 @@ class Intake:
             min_version=version.weights_version,
             prompt_token_ids=np.asarray(prompt.token_ids, dtype=np.int32),
             answer=prompt.answer,
+            problem=prompt.problem if has_own_reward else "",
+            metadata=prompt.metadata if has_own_reward else "",
         )
 
     @property
@@ -183,11 +186,11 @@ class Intake:
             return None
         return self.versions.oldest_for(number, self._next_step, weights_version)
 
-    def answer_at(self, position: int) -> str:
-        """Reference answer of the prompt at a position that was leased, its group discarded or not."""
+    def prompt_at(self, position: int) -> Prompt:
+        """The prompt at a position that was leased, its group discarded or not."""
         visit = self.ledger.visit(position)
         assert visit is not None
-        return self.prompts[visit.prompt_id].answer
+        return self.prompts[visit.prompt_id]
 
     def _open_next_visit(self) -> Slot | None:
         """Open the next visit that may go out; None while the next prompt's last visit is still open."""
@@ -216,8 +219,8 @@ class Intake:
         if slot is None or slot.holder != session or slot.attempt != attempt:
             return
         self.table.take_back(position)
-        prompt = self._in_order[slot.prompt_index]
-        log.warning("lease %d of prompt %s came back and goes out again first: %s", position, prompt.id, reason)
+        name = self._in_order[slot.prompt_index].id
+        log.warning("lease %d of prompt %s came back and goes out again first: %s", position, name, reason)
         self.counts["lease_failures"] += is_prompts_fault
         if is_prompts_fault:
             self._count_failures(self.blame.failed(slot, session, now), session, reason)
@@ -257,9 +260,9 @@ class Intake:
 
     def release_unlisted(self, now: float) -> int:
         """Give back the leases that no heartbeat lists any more; returns how many."""
-        num_released = self.table.release_unlisted(now, self.config.network.silence_seconds)
-        self.counts["leases_released"] += num_released
-        return num_released
+        number = self.table.release_unlisted(now, self.config.network.silence_seconds)
+        self.counts["leases_released"] += number
+        return number
 
     def start_clock(self, now: float) -> None:
         """Leases of before a restart get one silence period to be claimed by their holders."""
@@ -273,8 +276,7 @@ class Intake:
 
         One that is not sound, or was made by other settings, gives its lease back; the prompt is not blamed for it.
         """
-        message = envelope.message
-        assert isinstance(message, GroupMessage)
+        assert isinstance(message := envelope.message, GroupMessage)
         outcome, detail = self._judge(session, message), ""
         if outcome == "invalid":
             detail = "the lease was never issued, or another session holds it"
@@ -314,14 +316,13 @@ class Intake:
         return "accepted" if slot.holder in (None, session) else "invalid"
 
     def _fault(self, message: GroupMessage, arrays: Mapping[str, NDArray[Any]]) -> str | None:
-        penalty = self.config.grading.format_penalty
         fault = check_group(
             message,
             arrays,
             group_size=self.config.sampling.group_size,
             vocab_size=self._vocab_size,
             max_response_tokens=self.config.sampling.max_response_tokens,
-            allowed_rewards=(1.0, 0.0, -penalty),
+            grading=self.config.grading,
         )
         versions = {version for spans in message.segments for version, _ in spans}
         unknown = sorted(versions - self.versions.steps.keys())
@@ -345,6 +346,7 @@ class Intake:
         self.ledger.accept(stored, prompt_id, scored.stats, weights_step)
         self.table.accept(group.position, weights_step)
         self.counts["responses"] += len(lengths)
+        self.counts.update(failed_rewards(group.reasons))
         self.counts["response_tokens"] += sum(lengths)
         if self.generated_tokens is not None:
             self.generated_tokens += sum(lengths)
