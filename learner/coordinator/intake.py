@@ -260,9 +260,9 @@ class Intake:
 
     def release_unlisted(self, now: float) -> int:
         """Give back the leases that no heartbeat lists any more; returns how many."""
-        number = self.table.release_unlisted(now, self.config.network.silence_seconds)
-        self.counts["leases_released"] += number
-        return number
+        released = self.table.release_unlisted(now, self.config.network.silence_seconds)
+        self.counts["leases_released"] += released
+        return released
 
     def start_clock(self, now: float) -> None:
         """Leases of before a restart get one silence period to be claimed by their holders."""
@@ -272,11 +272,9 @@ class Intake:
     # ---- groups
 
     def accept(self, session: bytes, envelope: Envelope, now: float = 0.0) -> Ack:
-        """Judge a group and, if it is new and sound, count it: one transaction for group, statistics, advantages.
-
-        One that is not sound, or was made by other settings, gives its lease back; the prompt is not blamed for it.
-        """
-        assert isinstance(message := envelope.message, GroupMessage)
+        """Judge a group and, if it is new and sound, count it; one that is not gives its lease back, without blame."""
+        message = envelope.message
+        assert isinstance(message, GroupMessage)
         outcome, detail = self._judge(session, message), ""
         if outcome == "invalid":
             detail = "the lease was never issued, or another session holds it"
@@ -295,9 +293,9 @@ class Intake:
 
     def refuse_unread(self, session: bytes, position: int, attempt: int, now: float) -> None:
         """A group could not be read, only which lease it is of."""
+        self.counts["groups_invalid"] += 1
         if (slot := self.table.get(position)) and slot.holder == session and slot.attempt == attempt:
             self.blame.failed(self.table.take_back(position), session, now, is_prompts_fault=False)
-            self.counts["groups_invalid"] += 1
 
     def _judge(self, session: bytes, message: GroupMessage) -> GroupOutcome:
         """What a group is by its lease alone: new, counted before, of an attempt that was replaced, or not its own."""
