@@ -293,9 +293,9 @@ class Intake:
 
     def refuse_unread(self, session: bytes, position: int, attempt: int, now: float) -> None:
         """A group could not be read, only which lease it is of."""
-        self.counts["groups_invalid"] += 1
         if (slot := self.table.get(position)) and slot.holder == session and slot.attempt == attempt:
             self.blame.failed(self.table.take_back(position), session, now, is_prompts_fault=False)
+            self.counts["groups_invalid"] += 1
 
     def _judge(self, session: bytes, message: GroupMessage) -> GroupOutcome:
         """What a group is by its lease alone: new, counted before, of an attempt that was replaced, or not its own."""
