@@ -4,9 +4,11 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from dcpo_async.config import DataSettings, SourceSettings
+from dcpo_async.config import GYM, DataSettings, SourceSettings
 from dcpo_async.errors import ConfigError, DatasetError
+from dcpo_async.gym import gym_problems
 from dcpo_async.prompts import LoadedProblems, Problem, load, overlaps, problem_source
 
 log = logging.getLogger(__name__)
@@ -49,20 +51,25 @@ class TrainingProblems:
         return dict(sum((Counter(source.loaded.left_out) for source in self.sources), Counter[str]()))
 
 
-def training_problems(data: DataSettings) -> TrainingProblems:
+def training_problems(data: DataSettings, folder: Path | None = None) -> TrainingProblems:
     """What the settings of a run ask for.
+
+    Args:
+        folder: keeps what is generated; None keeps none.
 
     Raises ConfigError where two sources have one name; DatasetError where a source gives no problem, and where the
     settings refuse contaminated prompts and some are.
     """
-    sources = [_loaded(settings) for settings in data.each_source]
+    sources = [_loaded(data, settings, folder) for settings in data.each_source]
     twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
     if twice:
         raise ConfigError(f"data.sources: two are called {twice[0]}; give one of them another name")
     return TrainingProblems(tuple(_without_contaminated(data, _in_one_source(sources))))
 
 
-def _loaded(settings: SourceSettings) -> SourceProblems:
+def _loaded(data: DataSettings, settings: SourceSettings, folder: Path | None) -> SourceProblems:
+    if settings.source.startswith(GYM):
+        return SourceProblems(settings.source, settings, gym_problems(data, folder))
     source = problem_source(
         settings.source,
         problem_field=settings.problem_field,
@@ -70,6 +77,7 @@ def _loaded(settings: SourceSettings) -> SourceProblems:
         answer_pattern=settings.answer_pattern,
         split=settings.split,
         subset=settings.subset,
+        metadata_fields=settings.metadata_fields,
     )
     # Of a folder or an id on the hub the last part.
     name = settings.name or source.name.rstrip("/").rpartition("/")[2]

@@ -6,30 +6,28 @@ the command line and the settings are known to be sound.
 
 import logging
 import secrets
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dcpo_async import __version__
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json, write_text
-from dcpo_async.errors import ConfigError
+from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.model_folder import load_tokenizer
-from dcpo_async.prompts import EncodedPrompts, encode_prompts
-from dcpo_async.prompts.digest import digest_of
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.places import newest_version
 from learner.coordinator.intake import Intake
+from learner.initial_model import model_identity, require_numbers
 from learner.ledger.ledger import Ledger, expect_meta
-from learner.problems import SourceProblems, TrainingProblems
+from learner.problems import TrainingProblems
+from learner.run_prompts import RunPrompts, data_record, run_prompts
 from learner.sizing.fit import needs, told
 from learner.sizing.machine import Machine
 from learner.sizing.memory import Plan
 from learner.sizing.model import SizedModel, check_model
-from learner.sizing.report import data_lines, in_words, size_lines
+from learner.sizing.report import data_lines, in_words, shown, size_lines
 from learner.starts import write_start
 from learner.visits.coming import order_of
 
@@ -51,18 +49,13 @@ class RunSetup:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is known of a run before anything is written or loaded.
-
-    Attributes:
-        encoded: the prompts of all sources, one source after another.
-        left_out: rows of each source that are no prompts, by the source's name and the reason.
-    """
+    """What is known of a run before anything is written or loaded."""
 
     problems: TrainingProblems
     tokenizer: "PreTrainedTokenizerBase"
-    encoded: EncodedPrompts
+    prompts: RunPrompts
     model: SizedModel
-    left_out: dict[str, dict[str, int]]
+    rendered_at: datetime
 
 
 def prepare(config: RunConfig, problems: TrainingProblems) -> Prepared:
@@ -72,42 +65,12 @@ def prepare(config: RunConfig, problems: TrainingProblems) -> Prepared:
     """
     tokenizer = load_tokenizer(Path(config.model.path), "model.path")
     model = SizedModel(Path(config.model.path), 2 if config.model.dtype == "bfloat16" else 4)
-    check_model(config, model.num_embeddings, len(tokenizer))
-    sources = problems.sources
-    each = [_encoded(config, source, tokenizer, is_alone=len(sources) == 1) for source in sources]
-    left_out = {
-        source.name: {**source.loaded.left_out, "too long": encoded.num_too_long}
-        for source, encoded in zip(sources, each, strict=True)
-    }
-    encoded = _together(each)
-    config.require_window(len(encoded.prompts))
-    order_of(config, encoded.prompts, config.admission_window)
-    return Prepared(problems, tokenizer, encoded, model, left_out)
-
-
-def _encoded(
-    config: RunConfig, source: SourceProblems, tokenizer: "PreTrainedTokenizerBase", *, is_alone: bool
-) -> EncodedPrompts:
-    """The prompts of a source by its own system message and template, where it has them."""
-    data, own = config.data, source.settings
-    encoded = encode_prompts(
-        source.loaded.problems,
-        tokenizer,
-        system_prompt=(data.system_prompt if own.system_prompt is None else own.system_prompt) or None,
-        template=data.prompt_template if own.prompt_template is None else own.prompt_template,
-        max_prompt_tokens=data.max_prompt_tokens,
-    )
-    if is_alone:
-        return encoded
-    return replace(encoded, prompts=tuple(replace(prompt, source=source.name) for prompt in encoded.prompts))
-
-
-def _together(each: Sequence[EncodedPrompts]) -> EncodedPrompts:
-    if len(each) == 1:
-        return each[0]
-    prompts = tuple(prompt for encoded in each for prompt in encoded.prompts)
-    digest = digest_of(text for prompt in prompts for text in (prompt.id, str(prompt.token_ids)))
-    return EncodedPrompts(prompts, sum(encoded.num_too_long for encoded in each), digest)
+    check_model(config, model.num_embeddings, max(tokenizer.get_vocab().values()))
+    now = datetime.now()
+    prompts = run_prompts(config.data, problems, tokenizer, now)
+    config.require_window(len(prompts.encoded.prompts))
+    order_of(config, prompts.encoded.prompts, config.admission_window)
+    return Prepared(problems, tokenizer, prompts, model, now)
 
 
 def require_room(config: RunConfig, model: SizedModel, plan: Plan, machine: Machine) -> None:
@@ -122,7 +85,7 @@ def report(config: RunConfig, prepared: Prepared, plan: Plan, machine: Machine, 
     need = needs(config, size, plan, prepared.model.memory(plan))
     lines = [
         f"run folder {config.folder}; {described(config)}",
-        *data_lines(prepared.left_out, prepared.encoded, prepared.tokenizer),
+        *data_lines(prepared.prompts.left_out, prepared.prompts.encoded, prepared.tokenizer),
         *size_lines(config, size, plan, need, machine, is_elsewhere=is_elsewhere),
     ]
     return "\n".join(lines)
@@ -133,44 +96,34 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
 
     Raises:
         LedgerError: the folder holds another run, or a learner is running on it.
+        ConfigError: the model cannot be read, or has weights that are no numbers.
     """
-    folder, problems, encoded = RunFolder(config.folder), prepared.problems, prepared.encoded
-    left_out = prepared.left_out
-    log.info("%d prompts from %d rows; left out: %s", len(encoded.prompts), problems.num_rows, in_words(left_out))
+    folder, problems, path = RunFolder(config.folder), prepared.problems, Path(config.model.path)
+    require_numbers(path)
+    model = model_identity(path)
     config.folder.mkdir(parents=True, exist_ok=True)
-    # Made by hand, or by a release that let others read it.
-    config.folder.chmod(0o700)
+    if others := config.folder.stat().st_mode & 0o077:
+        log.warning(
+            "others may enter %s (mode bits %03o): run chmod 700 on it, unless that is meant", config.folder, others
+        )
     ledger = Ledger(folder.ledger)
-    run_id = _identify(ledger, config, encoded.digest)
+    try:
+        prepared = _as_begun(ledger, config, prepared)
+        run_id = _identify(ledger, config, prepared.prompts.encoded.digest, model)
+    except DcpoError:
+        ledger.abandon()
+        raise
+    encoded, left_out = prepared.prompts.encoded, prepared.prompts.left_out
+    log.info("%d prompts from %d rows; left out: %s", len(encoded.prompts), problems.num_rows, in_words(left_out))
+    first = encoded.prompts[0]
+    log.info("the first prompt, %d tokens: %s", len(first.token_ids), shown(first, prepared.tokenizer))
     intake = Intake(config, encoded.prompts, prepared.model.num_embeddings, ledger)
     intake.offer(newest_version(folder.weights))
     log.info("%s", write_start(ledger, config.model_dump(mode="json"), __version__, datetime.now(UTC)))
     ledger.commit()
     write_text(folder.config, config.model_dump_json(indent=2))
-    write_json(folder.data, data_record(prepared))
+    write_json(folder.data, data_record(problems, prepared.prompts))
     return RunSetup(run_id, ledger, intake, _is_finished(ledger, config))
-
-
-def data_record(prepared: Prepared) -> dict[str, Any]:
-    """What `data.json` says: rows, prompts and what was left out, by reason; of several sources also each alone."""
-    problems, prompts, total = prepared.problems, prepared.encoded.prompts, Counter[str]()
-    for reasons in prepared.left_out.values():
-        # Reasons without a row are told too.
-        total.update(reasons)
-    record = {"rows": problems.num_rows, "prompts": len(prompts), "left_out": dict(total)}
-    if len(problems.sources) == 1:
-        return record
-    counts = Counter(prompt.source for prompt in prompts)
-    return record | {
-        "sources": {
-            source.name: {
-                "rows": source.loaded.num_rows,
-                "prompts": counts[source.name],
-                "left_out": prepared.left_out[source.name],
-            }
-            for source in problems.sources
-        }
-    }
 
 
 def described(config: RunConfig) -> str:
@@ -203,9 +156,30 @@ def described(config: RunConfig) -> str:
     )
 
 
-def _identify(ledger: Ledger, config: RunConfig, data_digest: str) -> str:
+def _as_begun(ledger: Ledger, config: RunConfig, prepared: Prepared) -> Prepared:
+    """The prompts as the run's first start wrote them: a template that writes the date writes that of then."""
+    starts, rendered_at = ledger.starts(), ledger.meta("rendered_at")
+    if rendered_at is None:
+        # Releases that did not keep it began their runs when their first start says.
+        began = datetime.fromisoformat(starts[0].began_at).astimezone() if starts else prepared.rendered_at
+        rendered_at = began.replace(tzinfo=None).isoformat()
+        ledger.set_meta("rendered_at", rendered_at)
+    then = datetime.fromisoformat(rendered_at)
+    if not prepared.prompts.encoded.tells_time or then == prepared.rendered_at:
+        return prepared
+    prompts = run_prompts(config.data, prepared.problems, prepared.tokenizer, then)
+    return replace(prepared, prompts=prompts, rendered_at=then)
+
+
+def _identify(ledger: Ledger, config: RunConfig, data_digest: str, model: str) -> str:
     """The run's id; a folder that holds another run's ledger is refused."""
-    expect_meta(ledger, "data", data_digest, "train on the same problems, or choose another --folder")
+    expect_meta(
+        ledger,
+        "data",
+        data_digest,
+        "train on the same problems, by the same tokenizer, template and arguments, or choose another --folder",
+    )
+    expect_meta(ledger, "model", model, "a run goes on with the model that it began with; choose another --folder")
     expect_meta(ledger, "seed", str(config.seed), "the prompt order depends on it; choose another --folder")
     expect_meta(ledger, "group_size", str(config.sampling.group_size), "choose another --folder")
     run_id = ledger.meta("run_id") or f"{config.folder.name}-{secrets.token_hex(4)}"

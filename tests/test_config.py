@@ -230,6 +230,7 @@ def test_several_sources_are_tables_of_their_own(tmp_path: Path) -> None:
         ('[data]\nlanguage = "en"\n' + TWO_SOURCES, "data: language would not be read beside sources; set it in each"),
         (TWO_SOURCES + "no_such_key = 1\n", "data.sources.1.no_such_key: unknown setting"),
         (TWO_SOURCES + "weight = 0\n", "data.sources.1.weight: Input should be greater than 0"),
+        ('[[data.sources]]\nsource = "reasoning-gym:chain_sum"\n', "has a scorer of its own"),
         ("[[data.sources]]\nweight = 1\n", "data.sources.0.source: Field required"),
         ("[data]\nselection_bound = 0.2\n", "data: selection_bound would not be read, it needs selection = pass_rate"),
     ],

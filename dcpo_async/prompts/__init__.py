@@ -1,6 +1,6 @@
 """Problem sets by name, chat formatting, contamination, and the endless order in which prompts are visited."""
 
-from dcpo_async.prompts.chat import EncodedPrompts, encode_prompts
+from dcpo_async.prompts.chat import EncodedPrompts, encode_prompts, prompts_digest
 from dcpo_async.prompts.contamination import Likeness, Overlap, count_contaminated, overlaps
 from dcpo_async.prompts.order import PromptOrder
 from dcpo_async.prompts.presets import PRESETS, ProblemSource, problem_source
@@ -20,4 +20,5 @@ __all__ = [
     "load",
     "overlaps",
     "problem_source",
+    "prompts_digest",
 ]

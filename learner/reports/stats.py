@@ -19,7 +19,6 @@ from dcpo_async.run_folder import RunFolder
 from learner.ledger.copy import open_copy
 from learner.ledger.reader import LedgerReader, visited_since
 from learner.visits.coming import history_of, selection_of
-from learner.visits.selection import Selection
 
 MAX_WINDOWS = 40
 PASS_RATES = (
@@ -62,11 +61,13 @@ class Statistics:
     """Prompts in order of their first visit, and the mean reward of every counted group in lease order.
 
     Attributes:
+        reward_range: lowest and highest reward; a pass rate is where between them a mean lies, 0 to 1.
         num_rested: visits that were passed over because their prompts rested.
     """
 
     prompts: list[PromptRow]
     group_rewards: list[float]
+    reward_range: tuple[float, float] = (0.0, 1.0)
     num_rested: int = 0
 
 
@@ -96,7 +97,8 @@ def read_statistics(reader: LedgerReader) -> Statistics:
         last_visit[row.prompt_id] = row, group_rewards[-1]
     if not last_visit:
         raise ConfigError(f"{reader.folder}: no group has been counted yet; wait for the first ones")
-    prompts, selection = [], _selection_of(reader)
+    data, reward_range = _newest_settings(reader)
+    prompts, selection = [], selection_of(data, reward_range)
     for prompt_id, (row, reward) in last_visit.items():
         stats, text = reader.reward_stats(prompt_id), reader.prompt_text(prompt_id) or ("", "")
         prompts.append(
@@ -113,29 +115,35 @@ def read_statistics(reader: LedgerReader) -> Statistics:
                 selection.judgement(history_of(reader, prompt_id)) if selection else "",
             )
         )
-    return Statistics(prompts, group_rewards, reader.next_position() - len(visited_since(reader, 0)))
+    num_rested = reader.next_position() - len(visited_since(reader, 0))
+    return Statistics(prompts, group_rewards, reward_range, num_rested)
 
 
-def _selection_of(reader: LedgerReader) -> Selection | None:
-    """The policy of the newest start that was written down."""
+def _newest_settings(reader: LedgerReader) -> tuple[DataSettings, tuple[float, float]]:
+    """Of the newest start that was written down: those of the selection, and lowest and highest reward."""
     starts = reader.starts()
-    data = starts[-1].settings["data"] if starts else {}
-    given = {name: value for name, value in data.items() if name.startswith("selection")}
-    return selection_of(DataSettings.model_validate(given))
+    settings = starts[-1].settings if starts else {}
+    given = {name: value for name, value in settings.get("data", {}).items() if name.startswith("selection")}
+    # Runs of before own rewards knew 0 and 1 alone.
+    low, high = settings.get("grading", {}).get("reward_range", (0.0, 1.0))
+    return DataSettings.model_validate(given), (low, high)
 
 
 def export(statistics: Statistics, folder: Path) -> str:
     """Write prompts.csv, prompts.parquet and pass_rates.png; returns what to tell about them."""
+    low, high = statistics.reward_range
     try:
         folder.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_pylist([asdict(row) for row in statistics.prompts])
         csv.write_csv(table, folder / "prompts.csv")
         parquet.write_table(table, folder / "prompts.parquet")
-        plot_pass_rates(statistics.group_rewards, folder / "pass_rates.png")
+        plot_pass_rates(
+            [(reward - low) / (high - low) for reward in statistics.group_rewards], folder / "pass_rates.png"
+        )
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error}); name another --out") from error
     rows = statistics.prompts
-    never, always = (fmean(row.mean == bound for row in rows) for bound in (0.0, 1.0))
+    never, always = (fmean(row.mean == bound for row in rows) for bound in (low, high))
     judged = Counter(row.judgement for row in rows)
     rests = f"resting: {judged['solved']} solved, {judged['hopeless']} hopeless; " if "" not in judged else ""
     passed_over = f"{statistics.num_rested} visits were passed over\n" if rests or statistics.num_rested else ""

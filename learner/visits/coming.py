@@ -35,7 +35,7 @@ class ComingVisits:
         ledger.set_meta("min_gap", str(min_gap))
         expect_meta(ledger, "sources", _sources_text(config, prompts), "its prompt order depends on it")
         self._order = order_of(config, prompts, min_gap)
-        self._selection = selection_of(config.data)
+        self._selection = selection_of(config.data, config.grading.reward_range)
         self._histories: dict[int, History] = {}
         self._most_resting = len(prompts) - min_gap
         end = table.next_position
@@ -103,11 +103,13 @@ def order_of(config: RunConfig, prompts: Sequence[Prompt], min_gap: int) -> Orde
     return MixedOrder(parts, config.seed, min_gap)
 
 
-def selection_of(data: DataSettings) -> Selection | None:
-    """The policy of rests that the settings ask for."""
+def selection_of(data: DataSettings, reward_range: tuple[float, float]) -> Selection | None:
+    """The policy of rests that the settings ask for, for rewards between these two."""
     if data.selection == "none":
         return None
-    return Selection(data.selection_bound, data.selection_half_life_visits, data.selection_look_again_epochs)
+    return Selection(
+        data.selection_bound, data.selection_half_life_visits, data.selection_look_again_epochs, reward_range
+    )
 
 
 def history_of(ledger: LedgerReader, prompt_id: str) -> History:

@@ -31,6 +31,7 @@ class Selection:
             upper one is at most bound.
         half_life_visits: an earlier visit weighs 2^(-1/half life) for each visit since.
         look_again_epochs: a prompt that rests is visited again so many epochs after its last counted visit.
+        reward_range: lowest and highest reward; a pass rate is where between them a mean lies, 0 to 1.
 
     Example: of 8 responses to each of 2 visits all are right; with a half-life of 4 visits they count as 14.7, the
     lower bound is 14.7 / (14.7 + 2.71) = 0.845, and the prompt rests with a bound of 0.2.
@@ -39,19 +40,26 @@ class Selection:
     bound: float
     half_life_visits: float
     look_again_epochs: int
+    reward_range: tuple[float, float] = (0.0, 1.0)
 
     def judgement(self, history: History) -> Judgement:
-        """What the bounds of its pass rate say of a prompt; rewards outside 0 to 1 count as the nearer of the two."""
+        """What the bounds of its pass rate say of a prompt.
+
+        A reward outside its range, as a penalty is, counts as the nearer end.
+        """
+        low, high = self.reward_range
         decay, trials, passes = 2.0 ** (-1.0 / self.half_life_visits), 0.0, 0.0
         for rewards in history.rewards:
             trials = trials * decay + len(rewards)
-            passes = passes * decay + math.fsum(min(max(reward, 0.0), 1.0) for reward in rewards)
+            passes = passes * decay + math.fsum(
+                (min(max(reward, low), high) - low) / (high - low) for reward in rewards
+            )
         if not trials:
             return "open"
-        low, high = wilson_bounds(passes, trials)
-        if low >= 1.0 - self.bound:
+        least, most = wilson_bounds(passes, trials)
+        if least >= 1.0 - self.bound:
             return "solved"
-        return "hopeless" if high <= self.bound else "open"
+        return "hopeless" if most <= self.bound else "open"
 
     def rests(self, history: History, visit: int) -> bool:
         """Whether a prompt is passed over at its visit of this number (from 1)."""

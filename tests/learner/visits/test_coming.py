@@ -11,7 +11,8 @@ from dcpo_async.errors import ConfigError, LedgerError
 from learner.coordinator.intake import Intake
 from learner.ledger.ledger import Ledger
 from learner.problems import training_problems
-from learner.run_setup import Prepared, data_record, prepare
+from learner.run_prompts import data_record
+from learner.run_setup import Prepared, prepare
 from learner.sizing.report import data_lines, in_words
 from tests.learner.small_run import VOCAB_SIZE, answer, make_config, publish
 from tests.tiny_model import make_tiny_model
@@ -49,22 +50,24 @@ def prepared(config: RunConfig) -> Prepared:
 def test_each_source_has_its_own_template_and_prompts_their_identity(tmp_path: Path, model: Path) -> None:
     config = config_of(tmp_path, model)
     both = prepared(config)
-    assert Counter(prompt.source for prompt in both.encoded.prompts) == {"one": 9, "two": 6}
-    texts = [both.tokenizer.decode(prompt.token_ids) for prompt in both.encoded.prompts]
+    assert Counter(prompt.source for prompt in both.prompts.encoded.prompts) == {"one": 9, "two": 6}
+    texts = [both.tokenizer.decode(prompt.token_ids) for prompt in both.prompts.encoded.prompts]
     assert (texts[0], texts[9]) == ("a?", "of two: j?")
     data = {"source": str(tmp_path / "one.jsonl"), "system_prompt": "", "max_prompt_tokens": 20}
     one = make_config(tmp_path / "alone", max_lag=3, data=data)
     alone = prepared(one.model_copy(update={"model": config.model}))
-    assert [prompt.id for prompt in alone.encoded.prompts] == [prompt.id for prompt in both.encoded.prompts[:9]]
+    assert [prompt.id for prompt in alone.prompts.encoded.prompts] == [
+        prompt.id for prompt in both.prompts.encoded.prompts[:9]
+    ]
 
 
 def test_what_was_left_out_is_told_by_source_and_reason(tmp_path: Path, model: Path) -> None:
     found = prepared(config_of(tmp_path, model))
-    assert in_words(found.left_out) == "one: none; two: in an earlier source 3"
-    record = data_record(found)
+    assert in_words(found.prompts.left_out) == "one: none; two: in an earlier source 3"
+    record = data_record(found.problems, found.prompts)
     assert (record["rows"], record["prompts"], record["left_out"]["in an earlier source"]) == (18, 15, 3)
     assert record["sources"]["two"]["prompts"] == 6
-    lines = list(data_lines(found.left_out, found.encoded, found.tokenizer))
+    lines = list(data_lines(found.prompts.left_out, found.prompts.encoded, found.tokenizer))
     assert lines[0].startswith("data: 15 prompts of one, two, the longest has 10 tokens; left out: one: none; two")
     assert [line.split(": ", 1)[1] for line in lines if line.startswith("prompt ")] == ["'a?'", "'of two: j?'"]
 
@@ -72,7 +75,7 @@ def test_what_was_left_out_is_told_by_source_and_reason(tmp_path: Path, model: P
 def intake_of(config: RunConfig) -> Intake:
     ledger = Ledger(config.folder / "ledger")
     try:
-        return Intake(config, prepared(config).encoded.prompts, VOCAB_SIZE, ledger)
+        return Intake(config, prepared(config).prompts.encoded.prompts, VOCAB_SIZE, ledger)
     except LedgerError:
         ledger.abandon()
         raise

@@ -46,6 +46,13 @@ def test_the_worked_example_of_the_policy() -> None:
     assert policy.judgement(History((), 0)) == "open"
 
 
+def test_the_pass_rate_of_an_own_reward_is_where_in_its_range_the_mean_lies() -> None:
+    policy = Selection(0.2, 4.0, 3, (-1.0, 3.0))
+    assert policy.judgement(History(((3.0,) * 8,) * 2, 2)) == "solved"
+    assert policy.judgement(History(((1.0,) * 8,) * 2, 2)) == "open"
+    assert policy.judgement(History(((-1.0, -1.5) * 4,) * 2, 2)) == "hopeless"
+
+
 def test_what_was_long_ago_counts_for_little() -> None:
     policy = Selection(0.2, 0.2, 3)
     assert policy.judgement(History(((0.0,) * 8, (1.0,) * 16), 2)) == "solved"
