@@ -17,10 +17,10 @@ from actor.weights.relay import offer
 from actor.weights_follower import WeightsFollower, WeightsPlan
 from actor.weights_options import add_weights_arguments
 from dcpo_async.errors import DcpoError
-from dcpo_async.grading import GradingPool
+from dcpo_async.grading.rewards import grading_of
 from dcpo_async.protocol.messages import Welcome
-from dcpo_async.transport.security import load_client_keys, relay_client
-from dcpo_async.transport.zmq_channel import connecting
+from dcpo_async.transport.key_files import load_peer_keys
+from dcpo_async.transport.zmq_channel import connecting, connecting_to_relays
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,12 +29,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         asyncio.run(_serve(_parser().parse_args(argv)))
     except DcpoError as error:
-        print(f"dcpo-actor: {error}", file=sys.stderr, flush=True)
+        # The launcher tells the last line of a log; of an error of several, that would say anything but why.
+        print(f"dcpo-actor: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    keys = load_client_keys(options.keys) if options.keys else None
+    keys = load_peer_keys(options.keys) if options.keys else None
     connect = connecting(keys, insecure=options.insecure)
     link = LearnerLink(
         connect,
@@ -46,16 +47,14 @@ async def _serve(options: argparse.Namespace) -> None:
     )
     plan = WeightsPlan(
         folder_of=lambda run_id: cache_folder(run_id, options.weights_folder),
-        connect_to_relay=connecting(
-            relay_client(keys) if keys else None, insecure=options.insecure, send_timeout_seconds=1.0
-        ),
+        connect_to_relay=connecting_to_relays(keys, insecure=options.insecure),
         ask=options.weights_from or "",
         in_place=not options.copy_weights,
     )
     service = ActorService(
         link,
-        lambda welcome: _engine_of(options, welcome, link.session.run_id),
-        _grading_of,
+        lambda welcome: _engine_of(options, welcome, link),
+        lambda welcome: grading_of(welcome.grading),
         WeightsFollower(link, options.ready_file.touch, plan),
     )
     loop = asyncio.get_running_loop()
@@ -64,10 +63,11 @@ async def _serve(options: argparse.Namespace) -> None:
     await service.run()
 
 
-def _engine_of(options: argparse.Namespace, welcome: Welcome, run_id: str) -> Engine:
-    sampling, actor, folder = welcome.sampling, welcome.actor, cache_folder(run_id, options.weights_folder)
+def _engine_of(options: argparse.Namespace, welcome: Welcome, link: LearnerLink) -> Engine:
+    sampling, actor = welcome.sampling, welcome.actor
+    folder = cache_folder(link.session.run_id, options.weights_folder)
     if options.relay:
-        offer(options.offer, run_id, folder)
+        offer(options.offer, link.session.run_id, folder, link.weights_address)
     return make_engine(
         options,
         dtype=welcome.dtype,
@@ -76,11 +76,6 @@ def _engine_of(options: argparse.Namespace, welcome: Welcome, run_id: str) -> En
         kv_after_update=actor.kv_after_update,
         start_folder=folder,
     )
-
-
-def _grading_of(welcome: Welcome) -> GradingPool:
-    grading = welcome.grading
-    return GradingPool(grading.workers, grading.timeout_seconds, grading.extraction)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,7 +16,8 @@ from dcpo_async.devices import checked_gpus, cuda_environment, require_choice
 from dcpo_async.errors import ConfigError, DcpoError, EngineError, OutdatedError, UnsoundError, WeightsError
 from dcpo_async.processes import be_private, last_lines, module_argv, private_folder
 from dcpo_async.supervision import Child, keep_running
-from dcpo_async.transport.security import check_address, load_client_keys
+from dcpo_async.transport.key_files import load_peer_keys
+from dcpo_async.transport.security import check_address
 
 log = logging.getLogger("actor")
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # The engine processes look at them too, but only after seconds of imports.
         check_address(options.learner, has_keys=options.keys is not None, insecure=options.insecure)
         if options.keys is not None:
-            load_client_keys(options.keys)
+            load_peer_keys(options.keys)
         relay = checked_relay(options)
         with contextlib.nullcontext(options.logs) if options.logs else private_folder("actor") as logs:
             asyncio.run(_supervise(options, groups, logs, *relay))
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "--join-seconds", type=float, default=300.0, help="give up when no learner answers (default 300)"
     )
     parser.add_argument("--logs", type=Path, help="folder for the engines' logs (default: a temporary one)")
-    parser.add_argument("--keys", type=Path, help="folder of the CURVE keys that `dcpo keygen` made")
+    parser.add_argument("--keys", type=Path, help="file of this peer's CURVE keys, that `dcpo keygen` made")
     parser.add_argument("--insecure", action="store_true", help="reach a learner off loopback without keys")
     return parser
 

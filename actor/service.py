@@ -14,7 +14,7 @@ from actor.settings_change import needs_new_start
 from actor.tasks import Tasks
 from actor.weights_follower import WeightsFollower
 from dcpo_async import errors
-from dcpo_async.grading import Grading, graded
+from dcpo_async.grading import Grading, graded, submissions
 from dcpo_async.protocol import events
 from dcpo_async.protocol.conversion import made_by, sampling_of
 from dcpo_async.protocol.in_work import name_of
@@ -122,7 +122,7 @@ class ActorService:
             self.session.fail(lease, str(error), is_prompts_fault=isinstance(error, errors.PromptError))
             return
         generated = time.monotonic()
-        verdicts = await grading.grade_many([response.text for response in responses], lease.answer)
+        verdicts = await grading.grade_all(submissions(lease, responses))
         group, now = graded(lease, responses, verdicts, welcome.grading.format_penalty), time.monotonic()
         seconds = reached - began, generated - reached, now - generated
         self.session.finish(replace(group, seconds=seconds, made_by=made_by(welcome)), now)

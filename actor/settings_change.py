@@ -11,6 +11,8 @@ TAKEN_OVER = {
     "ask",
     "seed",
     "sampling.temperature",
+    "sampling.stop",
+    "sampling.stop_token_ids",
     "actor.max_failures",
     "actor.regrade_share",
     "heartbeat_seconds",

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 from dcpo_async.errors import ConfigError
+from dcpo_async.transport.key_files import for_relay, load_peer_keys
 from dcpo_async.transport.security import check_address, is_loopback, tcp_parts
 
 log = logging.getLogger("actor")
@@ -21,7 +22,9 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
         "--copy-weights", action="store_true", help="on the learner's machine too, fetch its files and do not use them"
     )
     group.add_argument(
-        "--weights-from", help="relay to fetch from, such as tcp://10.0.0.7:5560 (default: the learner names one)"
+        "--weights-from",
+        help="relay to fetch from, such as tcp://10.0.0.7:5560, with keys tcp://HOST:PORT/KEY (default: the learner "
+        "names one)",
     )
 
 
@@ -50,7 +53,10 @@ def checked_relay(options: argparse.Namespace) -> tuple[str, str]:
     Raises:
         ConfigError: the options contradict each other, or an address is malformed, taken, or needs keys.
     """
-    for address in (options.weights_from, options.relay_listen):
+    asked = options.weights_from
+    if asked is not None and options.keys is not None:
+        asked, _ = for_relay(load_peer_keys(options.keys), asked)
+    for address in (asked, options.relay_listen):
         if address is not None:
             check_address(address, has_keys=options.keys is not None, insecure=options.insecure)
     if options.relay_mbps is not None and not options.relay_mbps > 0:

@@ -37,6 +37,14 @@ class FloodError(ProtocolError):
         self.num_dropped = num_dropped
 
 
+class RevokedError(ProtocolError):
+    """A peer's key is no longer admitted: its connection is closed, and it is not answered."""
+
+
+class RoleError(ProtocolError):
+    """A peer sent what the role of its key does not allow."""
+
+
 class RefusedError(ConfigError):
     """The learner refused this actor for good: other protocol version, other run, or no key."""
 

@@ -1,6 +1,7 @@
 """What one peer may say at most, how its words are shown to people, and how often it is worth a line in the log."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -25,6 +26,9 @@ MAX_HELD = 2 * OPEN_SHARE * MAX_GROUPS_IN_FLIGHT
 """Leases that a session can name: those it works on, and those whose groups wait for their acknowledgement."""
 MAX_TEXT = 1 << 20
 """Characters of one response, or of a reference answer."""
+MAX_REWARD = 1_000.0
+"""No reward is further from 0: nine million of them, squared, are counted without rounding."""
+NANO = 1_000_000_000
 MAX_MESSAGE_BYTES = 1 << 30
 """No setting allows more, so that whoever has heard of none yet can go by it."""
 MAX_CHUNK_BYTES = 64 << 20
@@ -36,6 +40,8 @@ MESSAGES_PER_SECOND, REQUESTS_PER_SECOND = 500.0, 5_000.0
 GROUP_HEADER_BYTES = 1 << 20
 """Numbers and reasons; tokens and texts travel beside the header."""
 HELD_HEADER_BYTES = 32 * MAX_HELD
+MAX_PEERS = 1 << 14
+"""Sessions, and keys that a relay is told of."""
 MAX_LINES, LINE_SECONDS, MAX_LINE_KINDS = 50, 10.0, 1 << 12
 
 
@@ -65,6 +71,8 @@ ShownName = Annotated[str, Field(min_length=1, max_length=MAX_WORDS), _shown(MAX
 """What a peer calls itself."""
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_WORDS)]
+PublicKey = Annotated[str, Field(pattern=r"^[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}$")]
+"""A CURVE key in Z85."""
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 Column = Annotated[tuple[T, ...], Field(max_length=MAX_GROUP_SIZE), FailFast()]
 """An entry for each response of a group."""
@@ -83,6 +91,11 @@ def largest_group_bytes(group_size: int, max_response_tokens: int) -> int:
     """
     text_bytes = 4 * min(MAX_TEXT, 256 * max_response_tokens)
     return group_size * (8 * max_response_tokens + text_bytes) + GROUP_HEADER_BYTES + SMALL_HEADER_BYTES
+
+
+def rounded_reward(reward: float) -> float:
+    """The float nearest to a finite reward's nearest whole billionth, which counting it again changes no more."""
+    return round(reward * NANO) / NANO
 
 
 class LineLimit(logging.Filter):
@@ -108,6 +121,28 @@ class LineLimit(logging.Filter):
         if kind in self._kinds or len(self._kinds) < MAX_LINE_KINDS:
             self._kinds[kind] = (began, count + 1)
         return count < MAX_LINES
+
+
+class Repeats:
+    """Says of what happens over and over when it is worth a line: at first, and then once in a while with its number.
+
+    Args:
+        seconds: between two lines of one subject.
+    """
+
+    def __init__(self, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._subjects: dict[str, tuple[float, int]] = {}
+
+    def count(self, subject: str) -> int:
+        """How often it has happened since its last line, this time included; 0 where no line is due."""
+        now = self._clock()
+        told_at, count = self._subjects.pop(subject, (-math.inf, 0))
+        is_due = now - told_at >= self._seconds
+        self._subjects[subject] = (now, 0) if is_due else (told_at, count + 1)
+        if len(self._subjects) > MAX_LINE_KINDS:
+            del self._subjects[next(iter(self._subjects))]
+        return count + 1 if is_due else 0
 
 
 def limited_log() -> None:

@@ -28,12 +28,14 @@ class Prompt:
         problem: the problem as the data set has it.
         answer: the reference answer.
         token_ids: the templated prompt, ready for the engine.
+        metadata: what the row brings for an own reward, a JSON object; empty for none.
     """
 
     id: str
     problem: str
     answer: str
     token_ids: tuple[int, ...]
+    metadata: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,16 @@ class Sampling:
         temperature: above 0 in training, where the learner divides its logits by it too; 0 is greedy, with G = 1.
         max_response_tokens: a response that reaches it is finished by "length".
         seed: run seed; an engine derives each response's own seed from it, prompt, visit and response number.
+        stop: texts that end a response, which keeps the token that completes one.
+        stop_token_ids: tokens that end a response beside those of the model; the response keeps its own.
     """
 
     group_size: int
     temperature: float
     max_response_tokens: int
     seed: int
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
 
 
 class VersionSegment(NamedTuple):
@@ -79,6 +85,7 @@ class Lease:
         min_version: the actor adopts a weights version at least this new before the first token.
         prompt_token_ids: int32 [prompt tokens].
         answer: reference answer for the grader.
+        problem, metadata: of the prompt, where an own reward may ask for them; else empty.
     """
 
     position: int
@@ -88,6 +95,8 @@ class Lease:
     min_version: int
     prompt_token_ids: NDArray[np.int32]
     answer: str
+    problem: str = ""
+    metadata: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +108,7 @@ class Response:
         behavior_logprobs: float32 [tokens], log-probabilities under the distribution sampled from.
         segments: weights versions in order; their token counts add up to the length.
         finish_reason: "stop" or "length".
-        text: detokenized response, for grading and for people.
+        text: detokenized response, for grading and for people; begins with `<think>` where its prompt ends so.
     """
 
     token_ids: NDArray[np.int32]

@@ -21,7 +21,7 @@ class RunFolder:
 
     @property
     def data(self) -> Path:
-        """How many rows became prompts, and what was left out, by reason; JSON."""
+        """How many rows became prompts, and what was left out, by reason; JSON. Generated problems stand beside it."""
         return self.path / "data.json"
 
     @property

@@ -88,12 +88,15 @@ async def keep_running(child: Child, stopping: asyncio.Event | None = None) -> N
     while not stopping.is_set():
         started = loop.time()
         code, late = await _run_once(child, stopping)
+        if stopping.is_set() and code:
+            log.warning("%s ended with code %d: %s", child.name, code, late or last_lines(child.log_file, 1))
         if stopping.is_set() or (code == 0 and not child.is_endless):
             return
         if code in child.renewing_codes:
             log.info("%s is started anew: %s", child.name, last_lines(child.log_file, 1))
             continue
-        reason = late or child.failed(code)
+        said = child.failed(code)
+        reason = late or said
         if code in child.final_codes:
             raise ConfigError(reason)
         failures = 1 if child.has_progressed(loop.time() - started) else failures + 1
@@ -252,11 +255,12 @@ async def _until_late(members: Sequence[_Member], log_file: Path) -> str:
         await asyncio.sleep(LOOK_SECONDS)
         now = time.monotonic()
         stood_still, looked_at = max(0.0, now - looked_at - 2 * LOOK_SECONDS), now
-        if any([member.is_late(now, stood_still) for member in members]):
-            stopped = [member for member in members if _is_stopped(member.process.pid)]
-            fewest = min(member.count for member in members)
+        running = [member for member in members if member.process.returncode is None]
+        if any([member.is_late(now, stood_still) for member in running]):
+            stopped = [member for member in running if _is_stopped(member.process.pid)]
+            fewest = min(member.count for member in running)
             # The others wait for those that have come less far.
-            behind = stopped or [member for member in members if member.count == fewest]
+            behind = stopped or [member for member in running if member.count == fewest]
             return "; ".join(member.told(now) for member in behind)
 
 

@@ -2,16 +2,24 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
-from dcpo_async.config import DataSettings
+from dcpo_async.config import GYM, DataSettings
 from dcpo_async.errors import DatasetError
+from dcpo_async.gym import gym_problems
 from dcpo_async.prompts import LoadedProblems, load, overlaps, problem_source
 
 log = logging.getLogger(__name__)
 
 
-def training_problems(data: DataSettings) -> LoadedProblems:
-    """What the settings of a run ask for; raises DatasetError where they refuse contaminated prompts and some are."""
+def training_problems(data: DataSettings, folder: Path | None = None) -> LoadedProblems:
+    """What the settings of a run ask for; raises DatasetError where they refuse contaminated prompts and some are.
+
+    Args:
+        folder: keeps what is generated; None keeps none.
+    """
+    if data.source.startswith(GYM):
+        return _without_evaluation(data, data.source, gym_problems(data, folder))
     source = problem_source(
         data.source,
         problem_field=data.problem_field,
@@ -19,8 +27,12 @@ def training_problems(data: DataSettings) -> LoadedProblems:
         answer_pattern=data.answer_pattern,
         split=data.split,
         subset=data.subset,
+        metadata_fields=data.metadata_fields,
     )
-    loaded = load(source, data.language, data.levels)
+    return _without_evaluation(data, source.name, load(source, data.language, data.levels))
+
+
+def _without_evaluation(data: DataSettings, name: str, loaded: LoadedProblems) -> LoadedProblems:
     texts = [problem.problem for problem in loaded.problems]
     contaminated: set[int] = set()
     where = []
@@ -32,7 +44,7 @@ def training_problems(data: DataSettings) -> LoadedProblems:
             contaminated.update(overlap.train for overlap in found)
     if not contaminated:
         return loaded
-    summary = f"{len(contaminated)} of {len(texts)} prompts of {source.name} are problems of evaluation sets"
+    summary = f"{len(contaminated)} of {len(texts)} prompts of {name} are problems of evaluation sets"
     if data.contamination == "refuse":
         raise DatasetError(
             f"{summary} ({', '.join(where)}); leave them out with --data.contamination drop, or train on them with "

@@ -6,7 +6,7 @@ the command line and the settings are known to be sound.
 
 import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING
 from dcpo_async import __version__
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json, write_text
-from dcpo_async.errors import ConfigError
+from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.model_folder import load_tokenizer
 from dcpo_async.prompts import EncodedPrompts, LoadedProblems, encode_prompts
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.places import newest_version
 from learner.coordinator.intake import Intake
+from learner.initial_model import model_identity, require_numbers
 from learner.ledger.ledger import Ledger, expect_meta
 from learner.sizing.fit import needs, told
 from learner.sizing.machine import Machine
 from learner.sizing.memory import Plan
 from learner.sizing.model import SizedModel, check_model
-from learner.sizing.report import data_lines, in_words, size_lines
+from learner.sizing.report import data_lines, in_words, shown, size_lines
 from learner.starts import write_start
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Prepared:
     tokenizer: "PreTrainedTokenizerBase"
     encoded: EncodedPrompts
     model: SizedModel
+    rendered_at: datetime
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -66,16 +68,11 @@ def prepare(config: RunConfig, problems: LoadedProblems) -> Prepared:
     """
     tokenizer = load_tokenizer(Path(config.model.path), "model.path")
     model = SizedModel(Path(config.model.path), 2 if config.model.dtype == "bfloat16" else 4)
-    check_model(config, model.num_embeddings, len(tokenizer))
-    encoded = encode_prompts(
-        problems.problems,
-        tokenizer,
-        system_prompt=config.data.system_prompt or None,
-        template=config.data.prompt_template,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-    )
+    check_model(config, model.num_embeddings, max(tokenizer.get_vocab().values()))
+    now = datetime.now()
+    encoded = _encoded(config, problems, tokenizer, now)
     config.require_window(len(encoded.prompts))
-    return Prepared(problems, tokenizer, encoded, model)
+    return Prepared(problems, tokenizer, encoded, model, now)
 
 
 def require_room(config: RunConfig, model: SizedModel, plan: Plan, machine: Machine) -> None:
@@ -101,15 +98,27 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
 
     Raises:
         LedgerError: the folder holds another run, or a learner is running on it.
+        ConfigError: the model cannot be read, or has weights that are no numbers.
     """
-    folder, problems, encoded = RunFolder(config.folder), prepared.problems, prepared.encoded
-    left_out = prepared.left_out
-    log.info("%d prompts from %d rows; left out: %s", len(encoded.prompts), problems.num_rows, in_words(left_out))
+    folder, problems, path = RunFolder(config.folder), prepared.problems, Path(config.model.path)
+    require_numbers(path)
+    model = model_identity(path)
     config.folder.mkdir(parents=True, exist_ok=True)
-    # Made by hand, or by a release that let others read it.
-    config.folder.chmod(0o700)
+    if others := config.folder.stat().st_mode & 0o077:
+        log.warning(
+            "others may enter %s (mode bits %03o): run chmod 700 on it, unless that is meant", config.folder, others
+        )
     ledger = Ledger(folder.ledger)
-    run_id = _identify(ledger, config, encoded.digest)
+    try:
+        prepared = _as_begun(ledger, config, prepared)
+        run_id = _identify(ledger, config, prepared.encoded.digest, model)
+    except DcpoError:
+        ledger.abandon()
+        raise
+    encoded, left_out = prepared.encoded, prepared.left_out
+    log.info("%d prompts from %d rows; left out: %s", len(encoded.prompts), problems.num_rows, in_words(left_out))
+    first = encoded.prompts[0]
+    log.info("the first prompt, %d tokens: %s", len(first.token_ids), shown(first, prepared.tokenizer))
     intake = Intake(config, encoded.prompts, prepared.model.num_embeddings, ledger)
     intake.offer(newest_version(folder.weights))
     log.info("%s", write_start(ledger, config.model_dump(mode="json"), __version__, datetime.now(UTC)))
@@ -149,9 +158,44 @@ def described(config: RunConfig) -> str:
     )
 
 
-def _identify(ledger: Ledger, config: RunConfig, data_digest: str) -> str:
+def _encoded(
+    config: RunConfig, problems: LoadedProblems, tokenizer: "PreTrainedTokenizerBase", now: datetime
+) -> EncodedPrompts:
+    return encode_prompts(
+        problems.problems,
+        tokenizer,
+        system_prompt=config.data.system_prompt or None,
+        template=config.data.prompt_template,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        arguments=config.data.template_arguments,
+        now=now,
+    )
+
+
+def _as_begun(ledger: Ledger, config: RunConfig, prepared: Prepared) -> Prepared:
+    """The prompts as the run's first start wrote them: a template that writes the date writes that of then."""
+    starts, rendered_at = ledger.starts(), ledger.meta("rendered_at")
+    if rendered_at is None:
+        # Releases that did not keep it began their runs when their first start says.
+        began = datetime.fromisoformat(starts[0].began_at).astimezone() if starts else prepared.rendered_at
+        rendered_at = began.replace(tzinfo=None).isoformat()
+        ledger.set_meta("rendered_at", rendered_at)
+    then = datetime.fromisoformat(rendered_at)
+    if not prepared.encoded.tells_time or then == prepared.rendered_at:
+        return prepared
+    encoded = _encoded(config, prepared.problems, prepared.tokenizer, then)
+    return replace(prepared, encoded=encoded, rendered_at=then)
+
+
+def _identify(ledger: Ledger, config: RunConfig, data_digest: str, model: str) -> str:
     """The run's id; a folder that holds another run's ledger is refused."""
-    expect_meta(ledger, "data", data_digest, "train on the same problems, or choose another --folder")
+    expect_meta(
+        ledger,
+        "data",
+        data_digest,
+        "train on the same problems, by the same tokenizer, template and arguments, or choose another --folder",
+    )
+    expect_meta(ledger, "model", model, "a run goes on with the model that it began with; choose another --folder")
     expect_meta(ledger, "seed", str(config.seed), "the prompt order depends on it; choose another --folder")
     expect_meta(ledger, "group_size", str(config.sampling.group_size), "choose another --folder")
     run_id = ledger.meta("run_id") or f"{config.folder.name}-{secrets.token_hex(4)}"

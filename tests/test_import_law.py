@@ -10,7 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for part in ("dcpo_async", "actor", "learner") for path in (ROOT / part).rglob("*.py"))
 OWNERS = {
-    "zmq": ("dcpo_async/transport/zmq_channel.py", "dcpo_async/transport/connections.py"),
+    "zmq": (
+        "dcpo_async/transport/zmq_channel.py",
+        "dcpo_async/transport/connections.py",
+        "dcpo_async/transport/gate.py",
+    ),
     # The ledger's oldest format was the protocol's: its decoder stays when the protocol's codec goes.
     "msgpack": ("dcpo_async/protocol/codec.py", "learner/ledger/group_format.py"),
     # The second is its logger; the others run inside it, and take a step in the types of its scheduler.
@@ -19,7 +23,8 @@ OWNERS = {
     "sqlite3": ("learner/ledger/",),
     "sympy": ("dcpo_async/grading/math/equivalence.py",),
     "math_verify": ("dcpo_async/grading/math/equivalence.py",),
-    "pebble": ("dcpo_async/grading/pool.py",),
+    "reasoning_gym": ("dcpo_async/gym/",),
+    "pebble": ("dcpo_async/grading/workers.py",),
     "torch.utils.tensorboard": ("dcpo_async/metrics/tensorboard.py",),
 }
 
@@ -32,8 +37,8 @@ FLOORS = (
     "grading/math/forms",
     "grading/math",
     "grading protocol supervision",
-    "transport prompts evaluation",
-    "comparison demo weight_serving",
+    "transport prompts evaluation grading/rewards",
+    "comparison demo weight_serving gym",
     "commands",
 )
 # What each part of a service may import of that service; all may import the shared library, but for `scheduling`.
@@ -66,7 +71,8 @@ SERVICES = {
     "learner/publisher": "trainer weights",
     "learner/sizing": "policy weights",
     "learner/starts": "ledger",
-    "learner/run_setup": "coordinator ledger sizing starts",
+    "learner/initial_model": "",
+    "learner/run_setup": "coordinator initial_model ledger sizing starts",
     "learner/parts": "coordinator ranks",
     "learner/launcher": "coordinator parts problems run_setup sizing",
 }

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dcpo_async.config import RunConfig
-from dcpo_async.limits import MAX_LINES, MAX_SENTENCE, MAX_WORDS, LineLimit, largest_group_bytes, quoted
+from dcpo_async.limits import MAX_LINES, MAX_SENTENCE, MAX_WORDS, LineLimit, Repeats, largest_group_bytes, quoted
 from dcpo_async.protocol.messages import Ack, Reject
 
 
@@ -74,3 +74,20 @@ def test_a_message_limit_below_the_largest_group_is_refused_with_both_numbers() 
 def test_settings_that_the_wire_would_refuse_are_refused_at_start(section: str, name: str, value: int) -> None:
     with pytest.raises(ValidationError, match=name):
         RunConfig(**{section: {name: value}})  # type: ignore[arg-type]
+
+
+def test_what_happens_over_and_over_is_worth_a_line_at_first_and_then_once_in_a_while_with_its_number() -> None:
+    now = [100.0]
+    repeats = Repeats(60.0, lambda: now[0])
+    assert [repeats.count("a") for _ in range(5)] == [1, 0, 0, 0, 0]
+    assert repeats.count("b") == 1
+    now[0] += 60.0
+    assert [repeats.count("a") for _ in range(2)] == [5, 0]
+
+
+def test_of_what_happens_over_and_over_only_so_many_kinds_are_remembered() -> None:
+    repeats = Repeats(60.0, lambda: 0.0)
+    for number in range(10_000):
+        assert repeats.count(str(number)) == 1
+    assert repeats.count("0") == 1
+    assert repeats.count("9999") == 0

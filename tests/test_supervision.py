@@ -162,6 +162,21 @@ async def test_who_goes_on_is_not_late(tmp_path: Path) -> None:
     await keep_running(of_two(tmp_path, "[(sign('working', 10.0), time.sleep(0.5)) for _ in range(8)]"))
 
 
+async def test_who_has_ended_well_is_not_late(tmp_path: Path) -> None:
+    program = "sign('working', 1.0); [(time.sleep(0.5), sign('working', 30.0)) for _ in range(8 * (number == '0'))]"
+    await keep_running(of_two(tmp_path, program))
+
+
+async def test_a_child_that_fails_while_it_stops_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    asked = "import signal; signal.signal(signal.SIGTERM, lambda *_: (print('no room', flush=True), sys.exit(1))); "
+    child, stopping = counting(tmp_path, f"{asked}print('awake', flush=True); time.sleep(60)"), asyncio.Event()
+    keeping = asyncio.create_task(keep_running(child, stopping))
+    await wait_for_text(child.log_file, "awake")
+    stopping.set()
+    await asyncio.wait_for(keeping, 20)
+    assert "the child ended with code 1: no room" in caplog.text
+
+
 async def test_a_process_that_never_gives_a_sign_is_late_after_its_start(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="the start of the child as process"):
         await keep_running(replace(of_two(tmp_path, "time.sleep(60)"), start_seconds=0.5))

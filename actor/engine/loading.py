@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,3 +153,11 @@ def _changed(folder: Path, chain: Sequence[PatchEntry]) -> dict[str, NDArray[np.
             before = found.get(name, np.empty(0, dtype=np.int64))
             found[name] = None if before is None or indices is None else np.union1d(before, indices)
     return found
+
+
+@contextmanager
+def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Note the seconds of what is done within, by the name of the stage."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - began

@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ class ScriptedEngine:
     Everything but the weights version follows from (seed, prompt id, visit): an attempt anew gives the same group.
     A response is truncated with probability 1/8, its token ids are uniform over the vocabulary without the stop token,
     its log-probs lie within [-ln V - 1, -ln V], and its text ends in the reference answer, or in that plus 1, boxed.
+    The first of the run's stop tokens ends it, and its text ends with the first of the run's stop texts.
 
     Args:
         correct_share: probability of a right answer, in [0, 1].
@@ -135,7 +136,7 @@ class ScriptedEngine:
         self._sound_groups_left -= 1
         seed = group_seed(sampling.seed, lease.prompt_id, lease.visit)
         responses = tuple(
-            self._response(np.random.default_rng(seed + index), lease.answer, sampling.max_response_tokens)
+            self._response(np.random.default_rng(seed + index), lease.answer, sampling)
             for index in range(sampling.group_size)
         )
         await self._take_time(LeaseName(lease.position, lease.attempt), responses, response_ended)
@@ -160,8 +161,8 @@ class ScriptedEngine:
         offset = self._canary_offsets.get(weights_version, (0.0, 0.0))[attempt]
         return canary.largest_difference([logprob - offset for logprob in canary.logprobs], weights_version)
 
-    def _response(self, random: np.random.Generator, answer: str, max_tokens: int) -> Response:
-        is_truncated = random.random() < TRUNCATED_SHARE
+    def _response(self, random: np.random.Generator, answer: str, sampling: Sampling) -> Response:
+        max_tokens, is_truncated = sampling.max_response_tokens, random.random() < TRUNCATED_SHARE
         length = max_tokens if is_truncated else int(random.integers(1, max_tokens, endpoint=True))
         token_ids = random.integers(0, self._vocab_size - 1, length, dtype=np.int32)
         token_ids += token_ids >= self._stop_token_id
@@ -169,12 +170,17 @@ class ScriptedEngine:
             token_ids[-1] = self._stop_token_id
         logprobs = -math.log(self._vocab_size) - random.random(length)
         is_correct = random.random() < self._correct_share
+        text = f"The answer is \\boxed{{{answer if is_correct else answer + '+1'}}}"
+        ends = np.flatnonzero(np.isin(token_ids, sampling.stop_token_ids))
+        length = int(ends[0]) + 1 if len(ends) else length
+        stopped = _up_to_stop(text, sampling.stop)
+        logprobs = (logprobs if self._sound_groups_left >= 0 else logprobs * np.nan)[:length]
         return Response(
-            token_ids=token_ids,
-            behavior_logprobs=(logprobs if self._sound_groups_left >= 0 else logprobs * np.nan).astype(np.float32),
+            token_ids=token_ids[:length],
+            behavior_logprobs=logprobs.astype(np.float32),
             segments=(VersionSegment(self._weights_version, length),),
-            finish_reason="length" if is_truncated else "stop",
-            text=f"The answer is \\boxed{{{answer if is_correct else answer + '+1'}}}",
+            finish_reason="length" if is_truncated and not len(ends) and stopped == text else "stop",
+            text=stopped,
         )
 
     async def _take_time(
@@ -204,3 +210,9 @@ class ScriptedEngine:
     def _now(self) -> float:
         """Seconds of its clock, which stops when it hangs."""
         return min(asyncio.get_running_loop().time(), self._stands_still_since)
+
+
+def _up_to_stop(text: str, stops: Sequence[str]) -> str:
+    """A text up to the end of whichever of the stop texts is complete first."""
+    ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
+    return text[: min(ends, default=len(text))]

@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,11 +15,12 @@ import numpy as np
 from actor.engine.cpu import cpu_arguments, processor_seconds, set_cpu_environment
 from actor.engine.interface import EngineLoad, UpdateTiming
 from actor.engine.load_reader import LoadReader
-from actor.engine.loading import Loading
+from actor.engine.loading import Loading, timed
 from actor.engine.model_files import Shapes, check_shapes, has_latent_attention, stop_token_ids, tensor_shapes
 from actor.engine.seeds import group_seed
 from actor.engine.start_path import StartPath
 from dcpo_async.errors import CanaryError, EngineError, PromptError
+from dcpo_async.grading import ResponseTexts
 from dcpo_async.records import FinishReason, Lease, LeaseName, Response, Sampling, VersionSegment
 from dcpo_async.weights.canary import Canary
 
@@ -119,6 +120,7 @@ class VllmEngine:
         self._loading: Loading | None = None
         self._layout: Shapes = {}
         self._stop_token_ids: list[int] = []
+        self._texts: ResponseTexts | None = None
         self._request_numbers = itertools.count()
         self._resumed = asyncio.Event()
         self._resumed.set()
@@ -237,7 +239,7 @@ class VllmEngine:
                 log.error("%s; the engine is started anew, and %d responses begin anew", error, responses_in_flight)
                 was_refused = True
                 await self._end(str(error))
-                with _timed("start", seconds):
+                with timed("start", seconds):
                     difference = await self._launch(weights_folder, weights_version, canary)
         except BaseException as error:
             # Responses in flight must not go on under weights that are half exchanged.
@@ -263,7 +265,7 @@ class VllmEngine:
         except Exception as error:
             raise EngineError(f"vLLM did not start with {folder}: {_described(error)}") from error
         self._engine, self._failure = engine, asyncio.get_running_loop().create_future()
-        self._load = LoadReader.of(engine)
+        self._load, self._texts = LoadReader.of(engine), ResponseTexts(engine.get_tokenizer())
         self._watcher = asyncio.create_task(self._watch(engine))
         self._workers = await self._answer(engine.collective_rpc("exit_with", args=(os.getpid(),)))
         difference = await self._compare(engine, weights_version, canary)
@@ -278,15 +280,15 @@ class VllmEngine:
         self, engine: AsyncLLM, folder: Path, weights_version: int, canary: Canary | None, seconds: dict[str, float]
     ) -> float | None:
         """Pause, load, compare, resume; the seconds of each are written down."""
-        with _timed("pause", seconds):
+        with timed("pause", seconds):
             clear_cache = self._kv_after_update == "recompute"
             await self._answer(engine.pause_generation(mode="keep", clear_cache=clear_cache))
         assert self._loading is not None
-        with _timed("load", seconds):
+        with timed("load", seconds):
             await self._loading.load(folder)
-        with _timed("canary", seconds):
+        with timed("canary", seconds):
             difference = await self._compare(engine, weights_version, canary)
-        with _timed("resume", seconds):
+        with timed("resume", seconds):
             await self._answer(engine.update_weight_version(str(weights_version)))
             self._weights_version = weights_version
             await self._answer(engine.resume_generation())
@@ -353,7 +355,8 @@ class VllmEngine:
             except EngineError:
                 if self._resumed.is_set():
                     raise
-        return _response(output, engine.get_tokenizer().decode(list(output.token_ids), skip_special_tokens=True))
+        assert self._texts is not None
+        return _response(output, self._texts.text(lease.prompt_token_ids.tolist(), output.token_ids))
 
     async def _output(self, engine: AsyncLLM, lease: Lease, sampling: Sampling, number: int) -> CompletionOutput:
         prompt = tokens_input(lease.prompt_token_ids.tolist(), cache_salt=str(self._weights_version))
@@ -363,8 +366,12 @@ class VllmEngine:
             seed=group_seed(sampling.seed, lease.prompt_id, lease.visit) + number,
             logprobs=0,
             flat_logprobs=True,
-            detokenize=False,
-            stop_token_ids=self._stop_token_ids,
+            # vLLM looks for texts in what it decodes: special tokens among it, and nothing cut off.
+            detokenize=bool(sampling.stop),
+            skip_special_tokens=False,
+            include_stop_str_in_output=True,
+            stop=list(sampling.stop),
+            stop_token_ids=[*self._stop_token_ids, *sampling.stop_token_ids],
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         request_id = f"{lease.position}.{lease.attempt}.{next(self._request_numbers)}"
@@ -372,13 +379,6 @@ class VllmEngine:
             async for answer in answers:
                 return answer.outputs[0]
         raise EngineError(f"vLLM ended request {request_id} without an answer")
-
-
-@contextlib.contextmanager
-def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - began
 
 
 def _response(output: CompletionOutput, text: str) -> Response:
@@ -397,4 +397,4 @@ def _response(output: CompletionOutput, text: str) -> Response:
 
 
 def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -37,7 +38,8 @@ from dcpo_async.prompts import (
 )
 from dcpo_async.records import Sampling
 from dcpo_async.run_folder import RunFolder
-from dcpo_async.transport.security import check_address, load_client_keys
+from dcpo_async.transport.key_files import load_peer_keys
+from dcpo_async.transport.security import check_address
 from dcpo_async.transport.zmq_channel import connecting
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
 from dcpo_async.weights.store import model_digest, verify
@@ -99,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
     how.add_argument("--system-prompt", default=data.system_prompt, help="'' for none (default: that of training)")
     how.add_argument("--prompt-template", default=data.prompt_template, help="{problem} stands for the problem")
+    how.add_argument("--template-arguments", default="{}", metavar="JSON", help="of the chat template, as a table")
+    how.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a response; as often as needed")
+    how.add_argument("--stop-token-id", action="append", type=int, default=[], metavar="ID", help="ends one as well")
     how.add_argument("--extraction", choices=EXTRACTIONS, default=grading.extraction, help="default %(default)s")
     where = parser.add_argument_group("engine")
     where.add_argument("--gpus", help="GPUs that the engine spans, such as 0 or 0-3; without it the CPU")
@@ -115,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--once", action="store_true", help="measure the newest version and end")
     run.add_argument("--keep-best", action="store_true", help="keep a copy of the best version, as OUT/best")
     run.add_argument("--join-seconds", type=float, default=300.0, help="give up when no learner answers (default 300)")
-    run.add_argument("--keys", type=Path, help="folder of the CURVE keys that `dcpo keygen` made")
+    run.add_argument("--keys", type=Path, help="file of this peer's CURVE keys, that `dcpo keygen` made")
     run.add_argument("--insecure", action="store_true", help="reach a learner off loopback without keys")
     return parser
 
@@ -163,7 +168,7 @@ def _manifest(folder: Path) -> Manifest | None:
 
 async def _measure_run(options: argparse.Namespace, evaluator: Evaluator, results: ResultsFolder) -> None:
     """Measure the run's newest weights again and again, each version as a whole, until the run ends."""
-    keys = load_client_keys(options.keys) if options.keys else None
+    keys = load_peer_keys(options.keys) if options.keys else None
     link = LearnerLink(
         connecting(keys, insecure=options.insecure),
         options.learner,
@@ -208,12 +213,25 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+    options.template_arguments = _table(options.template_arguments)
+    if "" in options.stop:
+        raise ConfigError("--stop '': every text contains it; give one of a character or more")
     if options.samples < 0 or (options.samples == 0 and not options.greedy):
         raise ConfigError(f"--samples {options.samples}: it must be at least 1, or 0 for greedy responses alone")
     if options.temperature <= 0:
         raise ConfigError(
             f"--temperature {options.temperature:g}: it must be above 0; greedy responses come by themselves"
         )
+
+
+def _table(text: str) -> dict[str, Any]:
+    try:
+        table = json.loads(text)
+    except ValueError:
+        table = None
+    if not isinstance(table, dict):
+        raise ConfigError(f"--template-arguments {text}: no JSON object, such as '{{\"enable_thinking\": false}}'")
+    return table
 
 
 def _take_gpus(options: argparse.Namespace) -> None:
@@ -285,11 +303,13 @@ def _warn_of_trained(source: ProblemSource, sets: Mapping[str, LoadedProblems], 
 
 
 def _modes(options: argparse.Namespace) -> Modes:
+    ends = tuple(options.stop), tuple(options.stop_token_id)
     modes: Modes = {}
     if options.greedy:
-        modes["greedy"] = Sampling(1, 0.0, options.max_response_tokens, options.seed)
+        modes["greedy"] = Sampling(1, 0.0, options.max_response_tokens, options.seed, *ends)
     if options.samples:
-        modes["sampled"] = Sampling(options.samples, options.temperature, options.max_response_tokens, options.seed)
+        sampled = options.samples, options.temperature, options.max_response_tokens, options.seed
+        modes["sampled"] = Sampling(*sampled, *ends)
     return modes
 
 
@@ -298,6 +318,9 @@ def _settings(options: argparse.Namespace, sets: dict[str, LoadedProblems]) -> d
     sampling = ("engine", "greedy", "samples", "temperature", "max_prompt_tokens", "max_response_tokens", "seed")
     texts = ("system_prompt", "prompt_template", "extraction")
     settings = {name: getattr(options, name) for name in (*sampling, *texts)}
+    # Results of earlier releases, which had none of these, can be gone on with.
+    rare = ("template_arguments", "stop", "stop_token_id")
+    settings |= {name: getattr(options, name) for name in rare if getattr(options, name)}
     return settings | {"top_p": 1.0} | {f"set {name}": problems.digest for name, problems in sets.items()}
 
 

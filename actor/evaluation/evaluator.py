@@ -130,6 +130,7 @@ class Evaluator:
                 system_prompt=options.system_prompt or None,
                 template=options.prompt_template,
                 max_prompt_tokens=options.max_prompt_tokens,
+                arguments=options.template_arguments,
             )
             prompts[name] = encoded.prompts
             left_out = {**problems.left_out, f"longer than {options.max_prompt_tokens} tokens": encoded.num_too_long}

@@ -12,9 +12,10 @@ from dcpo_async.errors import DcpoError
 from dcpo_async.limits import MAX_MESSAGE_BYTES, limited_log
 from dcpo_async.processes import until_told
 from dcpo_async.transport.interfaces import Router
+from dcpo_async.transport.key_files import CurveServer, load_peer_keys
 from dcpo_async.transport.pacing import PacedRouter
-from dcpo_async.transport.security import load_client_keys, relay_server
-from dcpo_async.transport.zmq_channel import RouterChannel
+from dcpo_async.transport.zmq_channel import RouterChannel, connecting
+from dcpo_async.weight_serving.admitted import GRACE_SECONDS, AdmittedByLearner
 from dcpo_async.weight_serving.relaying import Relay
 from dcpo_async.weight_serving.service import REQUESTS
 
@@ -23,35 +24,56 @@ log = logging.getLogger("relay")
 MB = 1e6
 
 
-def offer(path: Path, run_id: str, cache_folder: Path) -> None:
+def offer(path: Path, run_id: str, cache_folder: Path, weights_address: str) -> None:
     """Let the relay hand on the versions of one run, and of no other that this user may have on this machine.
 
     Args:
         path: that the relay was started with.
+        weights_address: of the run's weight server, which knows whose keys are admitted.
     """
     unfinished = path.with_name(f"{path.name}-new")
-    unfinished.write_text(json.dumps({"run_id": run_id, "folder": str(cache_folder)}))
+    words = {"run_id": run_id, "folder": str(cache_folder), "weights_address": weights_address}
+    unfinished.write_text(json.dumps(words))
     unfinished.rename(path)
 
 
 def offered(path: Path, run_id: str) -> Path | None:
     """The cache folder of a run, where it was offered."""
+    said = _said(path)
+    return Path(said["folder"]) if said and said["run_id"] == run_id else None
+
+
+def weight_server(path: Path) -> tuple[str, str] | None:
+    """The run that was offered, and the address of its weight server."""
+    said = _said(path)
+    return (said["run_id"], said["weights_address"]) if said else None
+
+
+def _said(path: Path) -> dict[str, str] | None:
     try:
-        said = json.loads(path.read_text())
+        return dict(json.loads(path.read_text()))
     except FileNotFoundError:
         return None
-    return Path(said["folder"]) if said["run_id"] == run_id else None
 
 
 async def _serve_until_told(options: argparse.Namespace) -> None:
-    curve = relay_server(load_client_keys(options.keys)) if options.keys else None
+    admitted = curve = None
+    if options.keys:
+        keys = load_peer_keys(options.keys)
+        connect = connecting(keys, insecure=False, send_timeout_seconds=GRACE_SECONDS)
+        admitted = AdmittedByLearner(lambda: weight_server(options.offer), connect)
+        curve = CurveServer(keys.public, keys.secret, admitted)
     channel: Router = RouterChannel(options.listen, MAX_MESSAGE_BYTES, curve, insecure=options.insecure, **REQUESTS)
     if options.mbps:
         channel = PacedRouter(channel, options.mbps * MB)
     log.info("handing on weights on port %d", channel.port)
+    following = asyncio.create_task(admitted.follow()) if admitted else None
     try:
         await until_told(Relay(channel, lambda run_id: offered(options.offer, run_id)).serve())
     finally:
+        if following:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
         channel.close()
 
 
@@ -62,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--listen", required=True, help="address, such as tcp://10.0.0.7:5560")
     parser.add_argument("--offer", required=True, type=Path, help="file that says which cache may be handed on")
     parser.add_argument("--mbps", type=float, help="megabytes a second that are sent at most")
-    parser.add_argument("--keys", type=Path, help="folder of the CURVE keys of actors")
+    parser.add_argument("--keys", type=Path, help="file of this machine's CURVE keys")
     parser.add_argument("--insecure", action="store_true", help="listen off loopback without keys")
     try:
         asyncio.run(_serve_until_told(parser.parse_args(argv)))

@@ -17,7 +17,7 @@ from pathlib import Path
 from actor.engine.scripted import ScriptedEngine
 from bench.fleet.rank import InstantRank
 from dcpo_async.config import RunConfig
-from dcpo_async.grading import InlineGrading, graded
+from dcpo_async.grading import InlineGrading, graded, submissions
 from dcpo_async.protocol.conversion import sampling_of
 from dcpo_async.protocol.events import Joined, LeaseGranted, NewVersion
 from dcpo_async.protocol.messages import Hello
@@ -82,7 +82,7 @@ class Actor:
                 session.response_ended(lease, *num_tokens)
 
         responses = await self._engine.generate(lease, sampling_of(session.welcome), ended)
-        verdicts = await self._grading.grade_many([response.text for response in responses], lease.answer)
+        verdicts = await self._grading.grade_all(submissions(lease, responses))
         with suppress(KeyError):
             session.finish(graded(lease, responses, verdicts, 0.0), time.monotonic())
 

@@ -28,8 +28,8 @@ from actor.weights.puller import WeightPuller
 from bench.weights.raw_stream import Cost, measured, stream
 from dcpo_async.demo.services import free_address
 from dcpo_async.records import STRETCH_BYTES
-from dcpo_async.transport.security import load_client_keys
-from dcpo_async.transport.zmq_channel import connecting, generate_keys
+from dcpo_async.transport.key_files import load_peer_keys, write_peer_keys, write_server_keys
+from dcpo_async.transport.zmq_channel import connecting, new_pair
 from dcpo_async.weights.places import version_folder
 from dcpo_async.weights.store import verify, write_snapshot
 
@@ -69,7 +69,8 @@ async def measure(bench: Bench, tensors: dict[str, Tensor], repetitions: int) ->
     """What each stage takes, once for each repetition, all stages in turns."""
     costs = dict[str, list[Cost]]()
     bench.store.mkdir()
-    generate_keys(bench.keys)
+    write_server_keys(bench.keys, new_pair())
+    write_peer_keys(bench.keys, "bench", "actor", new_pair())
     async with AsyncExitStack() as stack:
         for address, words in ((bench.address, ()), (bench.curve_address, ("--keys", str(bench.keys)))):
             bench.servers[address] = await stack.enter_async_context(serving(bench.store, address, *words))
@@ -141,7 +142,7 @@ class Round:
         self, version: int, *, in_place: bool = False, curve: bool = False, keep: Collection[int] = (0,)
     ) -> Cost:
         """The cost of a fetch, after all versions in the cache but some were let go of."""
-        keys = load_client_keys(self.bench.keys) if curve else None
+        keys = load_peer_keys(self.bench.keys / "peers" / "bench.keys") if curve else None
         address = self.bench.curve_address if curve else self.bench.address
         channel = connecting(keys, insecure=False)(address)
         puller = WeightPuller(channel, self.bench.cache, RUN_ID, 4 << 20, in_place=in_place)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import zmq
 
-from dcpo_async.transport.security import load_client_keys, load_server_keys
+from dcpo_async.transport.key_files import load_peer_keys, load_server_keys
 
 HEADER = bytes(150)
 QUEUED = 8
@@ -59,7 +59,7 @@ def stream(path: Path, keys: Path | None, frame_bytes: int) -> Cost:
         assert sender.stdout is not None
         socket = _socket(context, zmq.DEALER)
         if keys:
-            curve = load_client_keys(keys)
+            curve = load_peer_keys(keys / "peers" / "bench.keys")
             socket.curve_publickey, socket.curve_secretkey = curve.public, curve.secret
             socket.curve_serverkey = curve.server_public
         socket.connect(f"tcp://127.0.0.1:{int(sender.stdout.readline())}")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from dcpo_async.errors import AlgorithmError
+from dcpo_async.limits import NANO
 
-NANO = 1_000_000_000
 Exact = int | Fraction
 
 

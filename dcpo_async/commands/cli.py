@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dcpo_async.devices import count_gpus
 from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.transport.admission import ROLES
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
@@ -57,9 +58,20 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="print counts and pairs as JSON instead")
     check.set_defaults(command=_data_check)
 
-    keygen = commands.add_parser("keygen", help="make the keys for learner and actors on several machines")
-    keygen.add_argument("folder", type=Path)
+    keygen = commands.add_parser(
+        "keygen",
+        help="make the keys for learner and actors on several machines",
+        description="Without names: the learner's keys. With names: keys for each of them, admitted at once.",
+    )
+    keygen.add_argument("folder", type=Path, help="of the learner's keys")
+    keygen.add_argument("--actor", nargs="+", default=[], metavar="NAME", help="a machine that runs dcpo-actor")
+    keygen.add_argument("--evaluator", nargs="+", default=[], metavar="NAME", help="one that runs dcpo eval --learner")
     keygen.set_defaults(command=_keygen)
+
+    revoke = commands.add_parser("revoke", help="shut out actors and evaluators, also while a learner runs")
+    revoke.add_argument("folder", type=Path, help="of the learner's keys")
+    revoke.add_argument("names", nargs="+", metavar="NAME")
+    revoke.set_defaults(command=_revoke)
 
     status = commands.add_parser("status", help="what a run is doing")
     status.add_argument("run", type=Path, help="run folder")
@@ -149,12 +161,29 @@ def _data_check(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _keygen(options: argparse.Namespace, rest: list[str]) -> int:
-    from dcpo_async.transport.zmq_channel import generate_keys
+    from dcpo_async.transport.key_files import write_peer_keys, write_server_keys
+    from dcpo_async.transport.zmq_channel import new_pair
 
     _refuse(rest)
-    generate_keys(options.folder)
-    print(f"keys in {options.folder}; pass --keys {options.folder} to both services")
-    print("the learner needs server.* and client.public, an actor client.* and server.public")
+    folder, names = options.folder, [*options.actor, *options.evaluator]
+    if not names:
+        write_server_keys(folder, new_pair())
+        print(f"keys of the learner in {folder}: dcpo-learner --keys {folder}")
+        print(f"keys for each actor: dcpo keygen {folder} --actor NAME")
+    for role in ROLES:
+        for name in getattr(options, role):
+            file = write_peer_keys(folder, name, role, new_pair())
+            print(f"{role} {name} is admitted; move {file} to its machine, and pass it there with --keys")
+    return 0
+
+
+def _revoke(options: argparse.Namespace, rest: list[str]) -> int:
+    from dcpo_async.transport.key_files import revoke
+
+    _refuse(rest)
+    for name in options.names:
+        revoke(options.folder, name)
+        print(f"{name} is not admitted any more; a learner that runs closes its connections within a second")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from dcpo_async.config.run import RunConfig
 from dcpo_async.config.sections import (
+    GYM,
     ActorSettings,
     AlgorithmSettings,
     CheckpointSettings,
@@ -18,6 +19,7 @@ from dcpo_async.config.sections import (
 )
 
 __all__ = [
+    "GYM",
     "ActorSettings",
     "AlgorithmSettings",
     "CheckpointSettings",

@@ -3,13 +3,18 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from dcpo_async.limits import MAX_GROUP_SIZE, MAX_GROUPS_IN_FLIGHT, MAX_MESSAGE_BYTES, ChunkBytes
+from dcpo_async.limits import MAX_GROUP_SIZE, MAX_GROUPS_IN_FLIGHT, MAX_MESSAGE_BYTES, MAX_REWARD, ChunkBytes
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
+Reward = Annotated[float, Field(ge=-MAX_REWARD, le=MAX_REWARD)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+
+
+GYM = "reasoning-gym:"
+"""How a source begins that is a task of Reasoning Gym."""
 
 
 class Section(BaseModel):
@@ -33,7 +38,8 @@ class DataSettings(Section):
     """Where problems come from and how they become prompts."""
 
     source: str = "dapo-math-17k"
-    """A preset's name, NAME=FILE for a local copy of one, a .jsonl or .parquet file, or a Hugging Face dataset id."""
+    """A preset's name, NAME=FILE for a local copy of one, a .jsonl or .parquet file, a Hugging Face dataset id, or
+    reasoning-gym:TASK."""
     split: str | None = None
     """Split of a Hugging Face dataset; none is the preset's, or train."""
     subset: str | None = None
@@ -45,6 +51,14 @@ class DataSettings(Section):
     answer_pattern: str | None = None
     """Regular expression with one group that takes the answer out of a longer solution, such as '#### (.+)', or boxed
     for what the last \\boxed{} holds; none is the preset's."""
+    metadata_fields: tuple[str, ...] = ()
+    """Fields that travel with a problem, dots and all, for an own reward that asks for metadata."""
+    gym_size: Positive = 5000
+    """Problems that reasoning-gym:TASK generates; those that repeat one are left out."""
+    gym_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of these problems."""
+    gym_settings: dict[str, Any] = {}
+    """The task's own settings, such as {min_terms = 2, max_terms = 3} of chain_sum."""
     language: Literal["any", "en", "zh"] = "any"
     """zh keeps the problems with a Chinese character, en those without one."""
     levels: tuple[int, ...] = ()
@@ -57,6 +71,8 @@ class DataSettings(Section):
     """System message of the chat template; empty for none."""
     prompt_template: str = "{problem}"
     """User message; {problem} stands for the problem."""
+    template_arguments: dict[str, JsonValue] = {}
+    """More variables of the chat template, such as {enable_thinking = false}; one that it never reads is refused."""
     max_prompt_tokens: Positive = 1024
     """Longer prompts are left out at load, with a count."""
 
@@ -70,10 +86,25 @@ class SamplingSettings(Section):
     """Sampling temperature; the learner divides its logits by it too."""
     max_response_tokens: Positive = 3072
     """A response that reaches this length is truncated and graded as it stands."""
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=64)] = ()
+    """Texts that end a response, such as "</answer>"; its tokens, that of the end among them, train as they are."""
+    stop_token_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=64)] = ()
+    """Tokens that end a response beside the end tokens of the model."""
 
 
 class GradingSettings(Section):
-    """How responses become rewards: 1 for a correct answer, else 0."""
+    """How responses become rewards: 1 for a correct answer, else 0; or what a function of yours says."""
+
+    reward: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")] | None = None
+    """package.module:function, an own reward (docs/rewards.md) instead of the built-in grader; learner and actors
+    import the same source."""
+    reward_range: tuple[Reward, Reward] = (0.0, 1.0)
+    """Lowest and highest reward that grading.reward can give, 0 among them; groups with others are refused."""
+    reward_repeats: bool = True
+    """Whether grading.reward always gives the same for the same; one that does not is not graded again by sample."""
+    reward_digest: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")] = ""
+    """Of the source of grading.reward; the learner works it out at each start, and refuses another where one is given.
+    """
 
     extraction: Literal["boxed", "answer", "last_number", "last_math"] = "answer"
     """The answer: the last \\boxed{}; also what a marker announces; also the last number, or mathematics."""

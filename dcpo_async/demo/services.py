@@ -1,6 +1,7 @@
 """The two services on this machine, as any user would start them: for the demo and for measurements."""
 
 import asyncio
+import json
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -100,6 +101,9 @@ async def measure(
     argv += ["--no-greedy", "--samples", str(samples), "--temperature", str(sampling.temperature)]
     argv += ["--max-response-tokens", str(sampling.max_response_tokens), "--seed", str(config.seed)]
     argv += ["--max-prompt-tokens", str(data.max_prompt_tokens), "--system-prompt", data.system_prompt]
+    argv += ["--prompt-template", data.prompt_template, "--template-arguments", json.dumps(data.template_arguments)]
+    argv += [f"--stop={text}" for text in sampling.stop]
+    argv += [f"--stop-token-id={token}" for token in sampling.stop_token_ids]
     argv += ["--extraction", config.grading.extraction, "--in-flight", "256"]
     await run_to_end("evaluation", argv, log)
 

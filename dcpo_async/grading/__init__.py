@@ -2,10 +2,11 @@
 
 from dcpo_async.grading.extraction import MAX_RESPONSE_CHARS, Extraction, extract_answer
 from dcpo_async.grading.grader import grade
-from dcpo_async.grading.groups import graded
+from dcpo_async.grading.groups import graded, submissions
 from dcpo_async.grading.inline import InlineGrading
-from dcpo_async.grading.interface import Grading
+from dcpo_async.grading.interface import Grading, Submission
 from dcpo_async.grading.pool import GradingPool
+from dcpo_async.grading.texts import ResponseTexts
 from dcpo_async.grading.verdict import Reason, Verdict, reward_of
 
 __all__ = [
@@ -15,9 +16,12 @@ __all__ = [
     "GradingPool",
     "InlineGrading",
     "Reason",
+    "ResponseTexts",
+    "Submission",
     "Verdict",
     "extract_answer",
     "grade",
     "graded",
     "reward_of",
+    "submissions",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from dcpo_async.grading.extraction import Extraction
 from dcpo_async.grading.grader import grade
+from dcpo_async.grading.interface import Submission
 from dcpo_async.grading.verdict import Verdict
 
 
@@ -13,9 +14,9 @@ class InlineGrading:
     def __init__(self, extraction: Extraction = "boxed") -> None:
         self._extraction: Extraction = extraction
 
-    async def grade_many(self, response_texts: Sequence[str], reference_answer: str) -> list[Verdict]:
-        """The verdicts of several responses to one problem, in their order."""
-        return [grade(text, reference_answer, self._extraction) for text in response_texts]
+    async def grade_all(self, submissions: Sequence[Submission]) -> list[Verdict]:
+        """The verdicts of submissions, in their order."""
+        return [grade(item.response, item.answer, self._extraction) for item in submissions]
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -1,10 +1,12 @@
 """What a process that compares symbolically does: it bounds itself, and the kernel ends it."""
 
+import contextlib
 import json
 import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from dcpo_async.grading.grader import symbolic_verdict
@@ -15,6 +17,12 @@ WORKER_MEMORY_BYTES = 2 * 2**30
 
 def prepare() -> None:
     """Runs once in each process, before the clock of its first answer starts."""
+    confine()
+    symbolic_verdict(r"\int_0^x 2t\,dt", "x^2")  # loads sympy, what it integrates with, and math-verify's grammar
+
+
+def confine() -> None:
+    """Read and write nothing of the terminal, end at once when told to, and take so much memory at most."""
     # pebble's handler runs in Python, which a long integer operation never returns to.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -26,15 +34,21 @@ def prepare() -> None:
         mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = mapped_pages * resource.getpagesize() + WORKER_MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    symbolic_verdict(r"\int_0^x 2t\,dt", "x^2")  # loads sympy, what it integrates with, and math-verify's grammar
 
 
 def grade_in_time(extracted: str, reference_answer: str, timeout_seconds: float) -> Verdict:
     """The verdict; the kernel ends this process where it takes more processor time than that."""
-    # The kernel kills by this timer, whatever the interpreter is busy with and whether the parent lives.
-    signal.setitimer(signal.ITIMER_PROF, timeout_seconds)
-    try:
+    with limited(timeout_seconds):
         return symbolic_verdict(extracted, reference_answer)
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """The kernel ends this process where what is done inside takes more processor time."""
+    # It kills by this timer, whatever the interpreter is busy with and whether the parent lives.
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
 

@@ -1,12 +1,13 @@
 """Turns problems into tokenized prompts, once and for the whole run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from jinja2 import TemplateError
+from datetime import datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from dcpo_async.errors import ConfigError, DatasetError
+from dcpo_async.prompts.chat_template import ChatTemplate
 from dcpo_async.prompts.digest import digest_of
 from dcpo_async.prompts.source import Problem
 from dcpo_async.records import Prompt
@@ -24,12 +25,14 @@ class EncodedPrompts:
     Attributes:
         prompts: in the order of the source; their ids are unique.
         num_too_long: problems left out because their prompt has more than max_prompt_tokens tokens.
-        digest: of all ids and token ids; checked when a run resumes.
+        digest: of all ids, token ids and what rewards are given; checked when a run resumes.
+        tells_time: the template asks for the date, so that the prompts of another day are others.
     """
 
     prompts: tuple[Prompt, ...]
     num_too_long: int
     digest: str
+    tells_time: bool = False
 
 
 def encode_prompts(
@@ -38,6 +41,8 @@ def encode_prompts(
     system_prompt: str | None,
     template: str,
     max_prompt_tokens: int,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+    now: datetime | None = None,
 ) -> EncodedPrompts:
     """Prompts ready for the engine, by the tokenizer's chat template where it has one, else as plain text.
 
@@ -46,6 +51,8 @@ def encode_prompts(
         system_prompt: the system message; refused where the tokenizer has no chat template.
         template: the user's message (or the plain text); {problem} is replaced, other braces stay.
         max_prompt_tokens: longer prompts are left out and counted.
+        arguments: more variables of the chat template, such as enable_thinking; each has to be one that it reads.
+        now: local time that the template is told; None for that of this moment.
 
     Raises ConfigError for settings that cannot be followed, DatasetError where no prompt is left.
     """
@@ -56,16 +63,19 @@ def encode_prompts(
         raise ConfigError(
             "the tokenizer has no chat template, so there is no system message; put its text in the template"
         )
+    if arguments and not has_chat:
+        raise ConfigError("the tokenizer has no chat template that would read data.template_arguments; leave them out")
+    chat = ChatTemplate(tokenizer, arguments, now or datetime.now()) if has_chat else None
     texts = [template.replace(_PLACEHOLDER, problem.problem) for problem in problems]
-    if has_chat:
-        texts = [_chat_text(tokenizer, system_prompt, text) for text in texts]
+    if chat is not None:
+        texts = [chat.text(system_prompt, text) for text in texts]
         _refuse_dropped(problems, texts)
     # A chat template writes the special tokens itself.
     token_ids = _tokenized(tokenizer, texts, add_special_tokens=not has_chat)
     token_ids = [_without_end(tokenizer, tokens) for tokens in token_ids]
     _refuse_unusable(tokenizer, token_ids)
     prompts = tuple(
-        Prompt(digest_of((problem.problem, problem.answer)), problem.problem, problem.answer, tokens)
+        Prompt(digest_of((problem.problem, problem.answer)), problem.problem, problem.answer, tokens, problem.metadata)
         for problem, tokens in zip(problems, token_ids, strict=True)
         if len(tokens) <= max_prompt_tokens
     )
@@ -75,25 +85,10 @@ def encode_prompts(
             f"no prompt is left of {len(problems)} problems: {num_too_long} have more than {max_prompt_tokens} prompt "
             "tokens; raise max_prompt_tokens or give another data set"
         )
-    digest = digest_of(text for prompt in prompts for text in (prompt.id, str(prompt.token_ids)))
-    return EncodedPrompts(prompts, num_too_long, digest)
-
-
-def _chat_text(tokenizer: "PreTrainedTokenizerBase", system_prompt: str | None, content: str) -> str:
-    messages = [{"role": "user", "content": content}]
-    if system_prompt is not None:
-        messages.insert(0, {"role": "system", "content": system_prompt})
-    try:
-        text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except (TemplateError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        advice = (
-            "leave data.system_prompt empty and put its text in data.prompt_template"
-            if system_prompt is not None
-            else "give a tokenizer whose chat template takes one message of the user"
-        )
-        raise ConfigError(f"the tokenizer's chat template refuses the messages: {reason}; {advice}") from error
-    return text
+    digest = digest_of(
+        text for prompt in prompts for text in (prompt.id, str(prompt.token_ids), *filter(None, [prompt.metadata]))
+    )
+    return EncodedPrompts(prompts, num_too_long, digest, chat is not None and chat.tells_time)
 
 
 def _refuse_dropped(problems: Sequence[Problem], texts: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ class ProblemSource:
         split, subset: of a Hugging Face data set; files have neither.
         answer_pattern: regular expression with one group that finds the answer in a longer solution, the last match
             counts; or "boxed".
+        metadata_fields: columns that travel with a problem.
         instructions: texts before and after the problem, which are taken off where they stand.
         is_copy: a file under a preset's name; it has the preset's fields, or else `problem` and `answer`.
     """
@@ -36,6 +37,7 @@ class ProblemSource:
     split: str = "train"
     subset: str | None = None
     answer_pattern: str | None = None
+    metadata_fields: tuple[str, ...] = ()
     instructions: tuple[str, str] = ("", "")
     is_copy: bool = False
 
@@ -86,6 +88,7 @@ def problem_source(
     answer_pattern: str | None = None,
     split: str | None = None,
     subset: str | None = None,
+    metadata_fields: tuple[str, ...] = (),
 ) -> ProblemSource:
     """The source that a word names; whatever else is given overrides what the preset says.
 
@@ -105,6 +108,7 @@ def problem_source(
         answer_pattern=answer_pattern or source.answer_pattern,
         split=split or source.split,
         subset=subset or source.subset,
+        metadata_fields=metadata_fields,
         is_copy=source.is_copy and not (problem_field or answer_field or answer_pattern),
     )
 

@@ -1,5 +1,6 @@
 """Reads problems and reference answers from a file, a folder, or a Hugging Face data set."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -9,6 +10,7 @@ from typing import Literal
 
 from dcpo_async.errors import ConfigError, DatasetError
 from dcpo_async.grading import extract_answer
+from dcpo_async.limits import MAX_TEXT
 from dcpo_async.prompts.answers import from_json, text_of, why_no_answer
 from dcpo_async.prompts.digest import digest_of
 from dcpo_async.prompts.presets import BOXED, ProblemSource
@@ -24,11 +26,17 @@ _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem and its reference answer, as the data set has them; `level` where it has levels, as MATH does."""
+    """A problem and its reference answer, as the data set has them.
+
+    Attributes:
+        level: where the set has levels, as MATH does.
+        metadata: what an own reward is given of the row, a JSON object; empty for none.
+    """
 
     problem: str
     answer: str
     level: int | None = None
+    metadata: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +59,12 @@ class LoadedProblems:
 
     @property
     def digest(self) -> str:
-        """Of all problems and answers in order."""
-        return digest_of(text for problem in self.problems for text in (problem.problem, problem.answer))
+        """Of all problems, answers and what else rewards are given, in order."""
+        return digest_of(
+            text
+            for problem in self.problems
+            for text in (problem.problem, problem.answer, *filter(None, [problem.metadata]))
+        )
 
 
 def load(source: ProblemSource, language: Language = "any", levels: Collection[int] = ()) -> LoadedProblems:
@@ -92,7 +104,7 @@ def load(source: ProblemSource, language: Language = "any", levels: Collection[i
 
 
 def _columns(source: ProblemSource) -> set[str]:
-    fields = {source.problem_field, source.answer_field, *_LEVEL_FIELDS}
+    fields = {source.problem_field, source.answer_field, *source.metadata_fields, *_LEVEL_FIELDS}
     if source.is_copy:
         fields |= {"problem", "answer"}
     return fields | {field.partition(".")[0] for field in fields}
@@ -115,7 +127,7 @@ def _distinct(
     problems: dict[str, Problem] = {}
     conflicting: set[str] = set()
     left_out = Counter({"no answer": 0, "duplicate": 0})
-    absent = {source.problem_field, source.answer_field}
+    absent = {source.problem_field, source.answer_field, *source.metadata_fields}
     for row in rows:
         absent -= {field for field in absent if _value_at(row, field) is not None}
         text = text_of(_value_at(row, source.problem_field)).removeprefix(before).removesuffix(after).strip()
@@ -124,14 +136,14 @@ def _distinct(
         reason = why_no_answer(value, answer)
         if not text or reason:
             left_out[reason or "no problem"] += 1
-        elif not is_text(text + answer):
+        elif not is_text(text + answer + (metadata := _metadata(source, row))):
             left_out["broken text"] += 1
         elif text in problems:
             left_out["duplicate"] += 1
             if answer != problems[text].answer:
                 conflicting.add(text)
         else:
-            problems[text] = Problem(text, answer, _level(row))
+            problems[text] = Problem(text, answer, _level(row), metadata)
     if absent:
         raise DatasetError(
             f"no row of {source.location} has a value in {' or '.join(sorted(absent))}; the fields found are "
@@ -146,6 +158,20 @@ def _distinct(
         )
     left_out["conflicting"] = len(conflicting)
     return [problem for text, problem in problems.items() if text not in conflicting], left_out
+
+
+def _metadata(source: ProblemSource, row: Row) -> str:
+    if not source.metadata_fields:
+        return ""
+    text = json.dumps(
+        {field: _value_at(row, field) for field in source.metadata_fields}, ensure_ascii=False, default=str
+    )
+    if len(text) > MAX_TEXT:
+        raise DatasetError(
+            f"{source.location}: a row has {len(text)} characters in {', '.join(source.metadata_fields)}, at most "
+            f"{MAX_TEXT} can travel with a problem"
+        )
+    return text
 
 
 def _answer_finder(pattern: str | None) -> Callable[[str], str]:

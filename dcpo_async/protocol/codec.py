@@ -13,6 +13,7 @@ from dcpo_async.limits import (
     GROUP_HEADER_BYTES,
     HELD_HEADER_BYTES,
     MAX_MESSAGE_BYTES,
+    MAX_PEERS,
     MAX_TEXT,
     SMALL_HEADER_BYTES,
     quoted,
@@ -37,8 +38,9 @@ HEADER_BYTES: Mapping[str, int] = {
     "hello": HELD_HEADER_BYTES,
     "heartbeat": HELD_HEADER_BYTES,
     "group": GROUP_HEADER_BYTES,
-    "lease": 8 * MAX_TEXT,
+    "lease": 16 * MAX_TEXT,
     "manifest": 80 << 20,
+    "keys": 256 * MAX_PEERS,
     "shard": MAX_MESSAGE_BYTES,
     "old_logprobs": MAX_MESSAGE_BYTES,
 }

@@ -1,14 +1,14 @@
 """Groups, leases and settings as messages, and back; and the check of a group that a peer sent."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 import numpy as np
 
+from dcpo_async import limits
 from dcpo_async.columns import joined, parted
 from dcpo_async.config import GradingSettings, RunConfig, SamplingSettings
-from dcpo_async.limits import MAX_TEXT
 from dcpo_async.protocol.messages import Array, GroupMessage, LeaseMessage, Welcome
 from dcpo_async.records import Group, Lease, Response, Sampling, VersionSegment
 
@@ -38,7 +38,14 @@ def welcome_of(config: RunConfig, weights_port: int, weights_version: int, ask: 
 def sampling_of(welcome: Welcome) -> Sampling:
     """How the run samples."""
     sampling = welcome.sampling
-    return Sampling(sampling.group_size, sampling.temperature, sampling.max_response_tokens, welcome.seed)
+    return Sampling(
+        sampling.group_size,
+        sampling.temperature,
+        sampling.max_response_tokens,
+        welcome.seed,
+        sampling.stop,
+        sampling.stop_token_ids,
+    )
 
 
 def made_by(welcome: Welcome) -> str:
@@ -105,7 +112,7 @@ def check_group(
     group_size: int,
     vocab_size: int,
     max_response_tokens: int,
-    allowed_rewards: Collection[float],
+    grading: GradingSettings,
 ) -> str | None:
     """Why a group must be refused; None when it is sound.
 
@@ -115,14 +122,15 @@ def check_group(
         group_size: G.
         vocab_size: token ids are below it.
         max_response_tokens: longest allowed response.
-        allowed_rewards: every reward that the run's grader can give, compared exactly.
+        grading: says which rewards there are: those of the built-in grader, compared exactly, or the whole billionths
+            of an own reward's range.
     """
     problems = chain(
         _wrong_columns(message, group_size),
         _wrong_lengths(message, arrays, max_response_tokens),
         _wrong_texts(message, arrays),
         _wrong_segments(message),
-        _wrong_rewards(message, allowed_rewards),
+        _wrong_rewards(message, grading),
         _wrong_numbers(arrays, vocab_size),
     )
     return next(problems, None)
@@ -137,6 +145,8 @@ def lease_to_message(lease: Lease) -> tuple[LeaseMessage, dict[str, Array]]:
         visit=lease.visit,
         min_version=lease.min_version,
         answer=lease.answer,
+        problem=lease.problem,
+        metadata=lease.metadata,
     )
     return message, {"prompt_token_ids": np.asarray(lease.prompt_token_ids, dtype="<i4")}
 
@@ -169,8 +179,8 @@ def _wrong_texts(message: GroupMessage, arrays: Mapping[str, Array]) -> Iterator
     except UnicodeDecodeError as error:
         yield f"a text that is not UTF-8: {error.reason}"
     else:
-        if longest > MAX_TEXT:
-            yield f"a text of {longest} characters, at most {MAX_TEXT} are allowed"
+        if longest > limits.MAX_TEXT:
+            yield f"a text of {longest} characters, at most {limits.MAX_TEXT} are allowed"
 
 
 def _wrong_segments(message: GroupMessage) -> Iterator[str]:
@@ -184,10 +194,17 @@ def _wrong_segments(message: GroupMessage) -> Iterator[str]:
             yield f"weights versions {versions} of response {index} go down"
 
 
-def _wrong_rewards(message: GroupMessage, allowed_rewards: Collection[float]) -> Iterator[str]:
+def _wrong_rewards(message: GroupMessage, grading: GradingSettings) -> Iterator[str]:
+    allowed, (low, high) = (1.0, 0.0, -grading.format_penalty), grading.reward_range
     for index, reward in enumerate(message.rewards):
-        if reward not in allowed_rewards:
-            yield f"reward {reward} of response {index}, allowed are {sorted(allowed_rewards)}"
+        if grading.reward is None:
+            if reward not in allowed:
+                yield f"reward {reward} of response {index}, allowed are {sorted(set(allowed))}"
+        # Negated, so that NaN, which compares false, is caught too.
+        elif not low <= reward <= high:
+            yield f"reward {reward} of response {index}, the range is {low:g} to {high:g}"
+        elif reward != limits.rounded_reward(reward):
+            yield f"reward {reward} of response {index} is not in whole billionths"
 
 
 def _wrong_numbers(arrays: Mapping[str, Array], vocab_size: int) -> Iterator[str]:

@@ -169,6 +169,8 @@ class LeaseMessage(Message):
     visit: Annotated[int, Field(ge=1)]
     min_version: Count
     answer: limits.Text
+    problem: limits.Text = ""
+    metadata: limits.Text = ""
     number: Count = 0
 
 
@@ -186,7 +188,7 @@ class Reject(Message):
     """The coordinator will not talk on as things are."""
 
     kind = "reject"
-    reason: Literal["rejoin", "protocol_version", "run_id", "draining", "stopping", "unsound", "invalid"]
+    reason: Literal["rejoin", "protocol_version", "run_id", "role", "draining", "stopping", "unsound", "invalid"]
     detail: limits.Sentence
 
 

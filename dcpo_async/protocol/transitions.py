@@ -27,7 +27,7 @@ class ActorInput(Enum):
     VERSION = "version"
     REJOIN = "reject: rejoin"
     STOP = "reject: stopping"
-    REFUSE = "reject: protocol_version, run_id or unsound"
+    REFUSE = "reject: protocol_version, run_id, role or unsound"
     COMPLAIN = "reject: invalid"
     DISMISS = "reject: draining"
     SILENCE = "nothing heard for silence_seconds"

@@ -1,10 +1,10 @@
-"""Messages between whoever fetches weights and a weight server."""
+"""Messages between whoever fetches weights and a weight server, and of relays that ask it whom they may serve."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from dcpo_async.limits import Name, Sentence, Text
+from dcpo_async.limits import MAX_PEERS, Name, PublicKey, Sentence, Text
 from dcpo_async.protocol.messages import Message
 from dcpo_async.records import STRETCH_BYTES, Count
 
@@ -55,3 +55,18 @@ class ChunkMessage(Message):
     offset: Count
     later: bool = False
     error: Sentence = ""
+
+
+class KeysWant(Message):
+    """A relay asks whose keys are admitted; `digest` is of those that it knows."""
+
+    kind = "keys_want"
+    digest: Annotated[str, Field(max_length=64)]
+
+
+class KeysMessage(Message):
+    """The actors that are admitted, name and public key of each; none where they are those of the digest asked with."""
+
+    kind = "keys"
+    digest: Annotated[str, Field(max_length=64)]
+    actors: Annotated[tuple[tuple[Name, PublicKey], ...], Field(max_length=MAX_PEERS)] | None

@@ -4,16 +4,23 @@ import errno
 import resource
 import socket
 import time
+from collections.abc import Callable
 
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
+from dcpo_async.transport.admission import KeyHolder
+
 SILENT_SECONDS = 30.0
 """Whoever comes in earnest says hello at once."""
 RESERVED_DESCRIPTORS = 256
 """For files, pipes and processes of the service itself."""
-_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+_FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | _FAILURES
+
+Speaker = tuple[bytes, KeyHolder | None]
+"""A connection as the router names it, and whose key it has shown."""
 
 
 def raise_descriptor_limit() -> int:
@@ -32,44 +39,47 @@ class Connections:
         listening: a bound socket; its monitor is taken.
         silent_seconds: a connection that has brought no message by then is closed.
         max_connections: beyond it, the oldest silent one is closed for each new one, or else the new one.
+        failed: told of each handshake that failed before a key was seen, by the event.
 
     Attributes:
         num_closed: so far.
     """
 
     def __init__(
-        self, listening: zmq.asyncio.Socket, max_connections: int, silent_seconds: float = SILENT_SECONDS
+        self,
+        listening: zmq.asyncio.Socket,
+        max_connections: int,
+        silent_seconds: float = SILENT_SECONDS,
+        failed: Callable[[int], None] = lambda event: None,
     ) -> None:
         self._listening, self._max_connections, self.num_closed = listening, max_connections, 0
-        self._silent_seconds = silent_seconds
+        self._silent_seconds, self._failed = silent_seconds, failed
         address = f"inproc://connections-{id(self)}"
         listening.monitor(address, _EVENTS)
         self._monitor: zmq.Socket[bytes] = zmq.Context.shadow(listening.context.underlying).socket(zmq.PAIR)
         self._monitor.setsockopt(zmq.LINGER, 0)
         self._monitor.setsockopt(zmq.RCVHWM, 0)
         self._monitor.connect(address)
-        self._open: dict[int, None] = {}
+        self._open: dict[int, Speaker | None] = {}
         self._silent: dict[int, float] = {}
 
-    def heard(self, descriptor: int) -> None:
+    def heard(self, descriptor: int, speaker: Speaker) -> None:
         """A message came over a connection."""
+        if self._open.get(descriptor) != speaker:
+            # What is known of the descriptor may be of a connection that had it before.
+            self._take_in_events()
+            self._open[descriptor] = speaker
         self._silent.pop(descriptor, None)
+
+    def close_where(self, is_unwanted: Callable[[Speaker], bool]) -> list[tuple[Speaker, str]]:
+        """End those that have spoken and are not wanted any more; returns them, and the address of each."""
+        unwanted = [(at, speaker) for at, speaker in self._open.items() if speaker is not None and is_unwanted(speaker)]
+        return [(speaker, self._close(at)) for at, speaker in unwanted]
 
     def look(self) -> None:
         """Take in who came and went, and close what has to be closed."""
+        self._take_in_events()
         now = time.monotonic()
-        while True:
-            try:
-                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
-            except zmq.Again:
-                break
-            descriptor = event["value"]
-            self._open.pop(descriptor, None)
-            self._silent.pop(descriptor, None)
-            if event["event"] == zmq.EVENT_ACCEPTED:
-                self._open[descriptor], self._silent[descriptor] = None, now
-                if len(self._open) > self._max_connections:
-                    self._close(next(iter(self._silent)))
         while self._silent and now - self._silent[oldest := next(iter(self._silent))] > self._silent_seconds:
             self._close(oldest)
 
@@ -78,8 +88,26 @@ class Connections:
         self._listening.monitor(None, 0)
         self._monitor.close()
 
-    def _close(self, descriptor: int) -> None:
-        """End a connection from outside of libzmq, which then drops it as if the peer had."""
+    def _take_in_events(self) -> None:
+        now = time.monotonic()
+        while True:
+            try:
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                break
+            if event["event"] & _FAILURES:
+                self._failed(event["event"])
+                continue
+            descriptor = event["value"]
+            self._open.pop(descriptor, None)
+            self._silent.pop(descriptor, None)
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._open[descriptor], self._silent[descriptor] = None, now
+                if len(self._open) > self._max_connections:
+                    self._close(next(iter(self._silent)))
+
+    def _close(self, descriptor: int) -> str:
+        """End a connection from outside of libzmq, which drops it as if the peer had; returns the peer's address."""
         self._open.pop(descriptor, None)
         self._silent.pop(descriptor, None)
         try:
@@ -87,12 +115,15 @@ class Connections:
             connection = socket.socket(fileno=descriptor)
         except OSError:
             # It is gone already, and the number may be another file's by now.
-            return
+            return ""
         try:
+            address = connection.getpeername()
             connection.shutdown(socket.SHUT_RDWR)
             self.num_closed += 1
+            return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "this machine"
         except OSError as error:
             if error.errno != errno.ENOTCONN:
                 raise
+            return ""
         finally:
             connection.detach()

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from dcpo_async.errors import ProtocolError
 from dcpo_async.protocol.messages import Envelope
+from dcpo_async.transport.admission import KeyHolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +15,12 @@ class Received:
     Attributes:
         peer: its connection, over which it can be answered.
         envelope: the message, or what was wrong with it.
+        holder: whose key it has shown; None where no keys are used.
     """
 
     peer: bytes
     envelope: Envelope | ProtocolError
+    holder: KeyHolder | None = None
 
 
 class Router(Protocol):

@@ -5,20 +5,20 @@ import errno
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import zmq
 import zmq.asyncio
-from zmq.auth.asyncio import AsyncioAuthenticator
 
-from dcpo_async.errors import ConfigError, FloodError, PeerLostError, ProtocolError
+from dcpo_async.errors import ConfigError, FloodError, PeerLostError, ProtocolError, RevokedError
 from dcpo_async.limits import MAX_MESSAGE_BYTES
 from dcpo_async.protocol.codec import Frame, decode, encode
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.transport.connections import Connections, raise_descriptor_limit
+from dcpo_async.transport.gate import Gate
 from dcpo_async.transport.interfaces import Received
+from dcpo_async.transport.key_files import CurveClient, CurveServer, Pair, for_relay
 from dcpo_async.transport.pacing import Shares
-from dcpo_async.transport.security import CurveClient, CurveServer, check_address, write_keys
+from dcpo_async.transport.security import check_address
 
 MAX_RECEIVED = 256
 """Messages handed over at once; the caller's other duties wait no longer than these take."""
@@ -29,10 +29,9 @@ QUEUED_MESSAGES = 256
 LINGER_MS = 500
 KEEPALIVE_SECONDS, KEEPALIVE_PROBES = 5, 3
 """A machine that answers nothing is noticed after four times as long, by the kernel: never by libzmq's own pings, which
-end the process (an assertion in 4.3.5) where a peer vanishes whose messages wait (docs/decisions/0029)."""
+end the process (an assertion in 4.3.5) where a peer vanishes whose messages wait (docs/decisions/0034)."""
 HANDSHAKE_MS = 10_000
 LOOK_SECONDS = 0.5
-_DOMAIN = "dcpo"
 
 
 class RouterChannel:
@@ -55,7 +54,7 @@ class RouterChannel:
         Args:
             address: tcp://host:port or ipc://path; port 0 takes any free one.
             max_message_bytes: larger messages are refused; a single frame of that size ends its connection.
-            curve: keys; only peers that show `curve.client_public` get a message through.
+            curve: keys; only peers whose key `curve.admission` lets in get a message through, as long as it does.
             insecure: allow an address off this machine without keys.
             max_received_bytes: those that peers send may be smaller by agreement than those that are sent.
             max_connections: over TCP; none is as many as this process may have descriptors for.
@@ -71,19 +70,17 @@ class RouterChannel:
         self._looked_at = 0.0
         self._shares = Shares(messages_per_second)
         self._context = zmq.asyncio.Context()
-        self._authenticator = _authenticator(self._context, curve) if curve else None
         self._socket = _socket(self._context, zmq.ROUTER, self._max_received_bytes, address)
         # Each connection is a peer of its own, named by this socket: no other can take it over.
         self._socket.router_mandatory = True
-        if curve:
-            self._socket.curve_server = True
-            self._socket.curve_publickey, self._socket.curve_secretkey = curve.public, curve.secret
-            self._socket.zap_domain = _DOMAIN.encode()
-            self._socket.zap_enforce_domain = True
+        self._gate = Gate(self._socket, curve) if curve else None
         self._connections: Connections | None = None
-        if address.startswith("tcp:"):
+        if self._gate or address.startswith("tcp:"):
             room = raise_descriptor_limit()
-            self._connections = Connections(self._socket, room if max_connections is None else max_connections)
+            failed = self._gate.failed if self._gate else lambda event: None
+            self._connections = Connections(
+                self._socket, room if max_connections is None else max_connections, failed=failed
+            )
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
@@ -97,12 +94,15 @@ class RouterChannel:
         return int(self._endpoint.rpartition(":")[2]) if self._endpoint.startswith("tcp://") else 0
 
     async def receive(self, timeout_seconds: float) -> list[Received]:
-        """Everything that waits, at most MAX_RECEIVED; empty when nothing came within the timeout."""
+        """Everything that waits, at most MAX_RECEIVED; empty when nothing came within the timeout.
+
+        A RevokedError is the last that is heard of a connection: its key is not admitted any more, and it is closed.
+        """
         received, until = await self._waiting(), time.monotonic() + timeout_seconds
         while not received and (left := until - time.monotonic()) > 0:
             if await self._socket.poll(math.ceil(min(left, LOOK_SECONDS) * 1000)):
                 return await self._waiting()
-            self._look()
+            received = self._look()
         return received
 
     async def send(self, peer: bytes, envelope: Envelope) -> None:
@@ -123,38 +123,54 @@ class RouterChannel:
 
     def close(self) -> None:
         """Let go of the address; what is queued has half a second to leave."""
-        if self._authenticator:
-            self._authenticator.stop()
-            self._authenticator = None
+        if self._gate:
+            self._gate.stop()
         if self._connections:
             self._connections.stop()
         self._context.destroy()
 
-    def _look(self) -> None:
-        """See to the connections, once in a while."""
-        if self._connections and time.monotonic() - self._looked_at >= LOOK_SECONDS:
-            self._looked_at = time.monotonic()
-            self._connections.look()
+    def _look(self) -> list[Received]:
+        """See to the connections, once in a while; returns those that were closed for their keys."""
+        if self._connections is None or time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return []
+        self._looked_at = time.monotonic()
+        self._connections.look()
+        if self._gate is None or not self._gate.has_changed():
+            return []
+        admission, revoked = self._gate.admission, list[Received]()
+        for (connection, holder), address in self._connections.close_where(
+            lambda speaker: speaker[1] is not None and admission.holder_of(speaker[1].key) != speaker[1]
+        ):
+            assert holder is not None
+            self._gate.closed(holder, address)
+            error = RevokedError(f"the key of {holder.role} {holder.name} is no longer admitted")
+            revoked.append(Received(connection, error, holder))
+        return revoked
 
     async def _waiting(self) -> list[Received]:
-        self._look()
+        received = self._look()
         # Nothing below waits while messages come in: the loop's other parts get their turn here.
         await asyncio.sleep(0)
-        received = list[Received]()
         # Those that are dropped count too: a flood of them must not keep the caller from what it has got.
         for _ in range(MAX_READ):
             message = await _waiting_message(self._socket) if len(received) < MAX_RECEIVED else []
             if not message:
                 break
             peer, *frames = message
-            connection = peer.bytes
+            connection, holder = peer.bytes, None
+            if self._gate and (holder := self._gate.holder_of(message[-1])) is None:
+                continue
             if self._connections:
-                self._connections.heard(message[-1].get(zmq.SRCFD))
+                try:
+                    self._connections.heard(message[-1].get(zmq.SRCFD), (connection, holder))
+                except zmq.ZMQError:
+                    # A peer of ZMTP 1 or 2, which names no connection: nobody of ours, such as a browser.
+                    continue
             match self._shares.take(connection, time.monotonic()):
                 case True:
-                    received.append(Received(connection, self._decoded(frames)))
+                    received.append(Received(connection, self._decoded(frames), holder))
                 case FloodError() as flood:
-                    received.append(Received(connection, flood))
+                    received.append(Received(connection, flood, holder))
         return received
 
     def _decoded(self, frames: Sequence[zmq.Frame]) -> Envelope | ProtocolError:
@@ -232,9 +248,9 @@ class DealerChannel:
         self._context.destroy()
 
 
-def generate_keys(folder: Path) -> None:
-    """Write a key pair for the learner and one that all actors share; raises ConfigError where keys are."""
-    write_keys(folder, {"server": zmq.curve_keypair(), "client": zmq.curve_keypair()})
+def new_pair() -> Pair:
+    """A new CURVE key pair."""
+    return zmq.curve_keypair()
 
 
 def connecting(
@@ -246,21 +262,14 @@ def connecting(
     )
 
 
-class _OneKey:
-    """Admits a single client key."""
+def connecting_to_relays(curve: CurveClient | None, *, insecure: bool) -> Callable[[str], DealerChannel]:
+    """Opens connecting ends to relays, each known by its own key; raises ConfigError where that is not named."""
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key
+    def connect(relay: str) -> DealerChannel:
+        address, own = for_relay(curve, relay) if curve else (relay, None)
+        return DealerChannel(address, MAX_MESSAGE_BYTES, own, insecure=insecure, send_timeout_seconds=1.0)
 
-    def callback(self, domain: str, key: bytes) -> bool:
-        return key == self._key
-
-
-def _authenticator(context: zmq.asyncio.Context, curve: CurveServer) -> AsyncioAuthenticator:
-    authenticator = AsyncioAuthenticator(context)
-    authenticator.configure_curve_callback(_DOMAIN, _OneKey(curve.client_public))
-    authenticator.start()
-    return authenticator
+    return connect
 
 
 def _socket(context: zmq.asyncio.Context, kind: int, max_message_bytes: int, address: str) -> zmq.asyncio.Socket:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcpo_async.errors import PeerLostError, ProtocolError, WeightsError
+from dcpo_async.errors import PeerLostError, ProtocolError, RevokedError, WeightsError
 from dcpo_async.limits import quoted
 from dcpo_async.protocol.messages import Envelope, Reject
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
@@ -93,7 +93,9 @@ class Relay:
 
     async def _take(self, received: Received) -> None:
         peer, envelope = received.peer, received.envelope
-        if isinstance(envelope, ProtocolError):
+        if isinstance(envelope, RevokedError):
+            self._parked = {key: parked for key, parked in self._parked.items() if parked.peer != peer}
+        elif isinstance(envelope, ProtocolError):
             log.warning("refused a message of %s: %s", quoted(peer), quoted(envelope))
             await self._send(peer, Envelope(Reject(reason="invalid", detail=str(envelope))))
         elif not isinstance(envelope.message, ChunkWant):

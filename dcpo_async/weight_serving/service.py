@@ -8,11 +8,19 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from dcpo_async.errors import PeerLostError, ProtocolError, WeightsError
+from dcpo_async.errors import PeerLostError, ProtocolError, RevokedError, WeightsError
 from dcpo_async.limits import REQUESTS_PER_SECOND, SMALL_HEADER_BYTES, quoted
 from dcpo_async.protocol.messages import Envelope, Message, Reject
-from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant, ManifestMessage, ManifestWant
+from dcpo_async.protocol.weight_messages import (
+    ChunkMessage,
+    ChunkWant,
+    KeysMessage,
+    KeysWant,
+    ManifestMessage,
+    ManifestWant,
+)
 from dcpo_async.supervision import sign_of_progress
+from dcpo_async.transport.admission import Admission
 from dcpo_async.transport.interfaces import Received, Router
 from dcpo_async.weight_serving.shelf import Shelf
 from dcpo_async.weights.locks import machine_id
@@ -38,16 +46,22 @@ REQUESTS: _Requests = {
 """What a channel that takes requests for weights takes of each peer."""
 
 
-async def serve(channel: Router, store_folder: Path, run_id: str) -> None:
-    """Answer every request from the store, until cancelled; a request that cannot be met is told why."""
+async def serve(channel: Router, store_folder: Path, run_id: str, admission: Admission | None = None) -> None:
+    """Answer every request from the store, until cancelled; a request that cannot be met is told why.
+
+    Args:
+        admission: of the channel, which relays ask for; None where no keys are used.
+    """
     shelf = Shelf(store_folder)
     while True:
         sign_of_progress("the weight server answers requests", SILENCE_SECONDS)
         waiting = await channel.receive(IDLE_SECONDS)
         shelf.drop_removed()
         for received in waiting:
+            if isinstance(received.envelope, RevokedError):
+                continue
             try:
-                message, arrays = await _answer(shelf, received, run_id)
+                message, arrays = await _answer(shelf, received, run_id, admission)
             except Exception as error:
                 # Whatever a request brings about is its peer's affair, and nobody else's.
                 log.exception("a request of %s could not be met", quoted(received.peer))
@@ -58,7 +72,9 @@ async def serve(channel: Router, store_folder: Path, run_id: str) -> None:
                 log.warning("an answer is dropped, the actor will ask again: %s", error)
 
 
-async def _answer(shelf: Shelf, received: Received, run_id: str) -> tuple[Message, dict[str, NDArray[np.uint8]]]:
+async def _answer(
+    shelf: Shelf, received: Received, run_id: str, admission: Admission | None
+) -> tuple[Message, dict[str, NDArray[np.uint8]]]:
     envelope = received.envelope
     if isinstance(envelope, ProtocolError):
         log.warning("refused a message of %s: %s", quoted(received.peer), quoted(envelope))
@@ -72,9 +88,16 @@ async def _answer(shelf: Shelf, received: Received, run_id: str) -> tuple[Messag
         case ChunkWant() as want:
             # In this thread: nothing is read but through a map, and a hop would take as long as a chunk.
             return _chunk_message(shelf, want)
+        case KeysWant() as want if admission is not None:
+            return _keys_message(admission, want), {}
         case other:
             detail = f"a weight server answers manifest_want and chunk_want, not {other.kind}"
             return Reject(reason="invalid", detail=detail), {}
+
+
+def _keys_message(admission: Admission, want: KeysWant) -> KeysMessage:
+    actors = [(holder.name, holder.key) for holder in admission.holders if holder.role == "actor"]
+    return KeysMessage(digest=admission.digest, actors=None if want.digest == admission.digest else tuple(actors))
 
 
 def _manifest_message(shelf: Shelf, want: ManifestWant) -> ManifestMessage:

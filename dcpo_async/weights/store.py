@@ -225,7 +225,7 @@ def model_digest(folder: Path) -> str:
     state = xxhash.xxh3_128()
     kinds = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*", "chat_template*")
     for path in sorted(path for kind in kinds for path in folder.glob(kind)):
-        state.update(f"{path.name} {_whole_digest(path)}\n".encode())
+        state.update(f"{path.name} {file_digest(path)}\n".encode())
     digest: str = state.hexdigest()
     return digest
 
@@ -269,7 +269,8 @@ def _tensor_entry(name: str, tensor: Tensor, digest: str) -> TensorEntry:
     return TensorEntry(name=name, dtype=dtype_name(tensor), shape=tuple(tensor.shape), digest=digest)
 
 
-def _whole_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """The xxh3_128 of a file's bytes."""
     state = xxhash.xxh3_128()
     piece = memoryview(bytearray(STRETCH_BYTES))
     with path.open("rb", buffering=0) as file:

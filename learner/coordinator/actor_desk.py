@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from dcpo_async.config import RunConfig
-from dcpo_async.errors import MalformedError, ProtocolError
-from dcpo_async.limits import quoted
+from dcpo_async.errors import MalformedError, ProtocolError, RevokedError
+from dcpo_async.limits import MAX_PEERS, quoted
 from dcpo_async.metrics.timeline import SpanLog
 from dcpo_async.protocol.conversion import lease_to_message, welcome_of
 from dcpo_async.protocol.messages import (
@@ -23,7 +22,7 @@ from dcpo_async.protocol.messages import (
     VersionMessage,
     Want,
 )
-from dcpo_async.records import Activity, LeaseName
+from dcpo_async.records import LeaseName
 from dcpo_async.transport.interfaces import Router
 from learner.coordinator.intake import Intake
 from learner.coordinator.mail import Mail
@@ -31,51 +30,17 @@ from learner.coordinator.regrading import Regrader
 from learner.coordinator.stragglers import Stragglers
 from learner.scheduling.grants import Rotation
 from learner.scheduling.relay_tree import RelayTree
-from learner.scheduling.sessions import Session, SessionTable
+from learner.scheduling.sessions import ConnectedActor, Session, SessionTable
 from learner.scheduling.token_rate import TokenRate
 
 log = logging.getLogger(__name__)
 
-MAX_SESSIONS = 1 << 14
 LEASES_AT_ONCE, ROUNDS_AT_ONCE = 512, 64
 """Leases, and rounds of one to each hungry actor, before anything else is done: far fewer than a channel queues."""
 UNSEEN_SECONDS = 5.0
 """A lease that has not arrived by then does not count as on its way any more."""
 MAX_REFUSED = 3
 """Leases in a row for which a session's groups are refused, before the session is."""
-
-
-@dataclass(slots=True)
-class ConnectedActor:
-    """An actor or evaluator that has said hello, and is neither silent nor gone.
-
-    Attributes:
-        heard_at: when its last message came, in monotonic seconds.
-        role, gpus: as it said in its hello.
-        num_granted, granted_at: leases since its last hello, and when the last one went out.
-        activity, groups_in_flight, responses_in_flight, response_capacity, preemptions: as in its last heartbeat.
-        tokens_generated: response tokens by its own count; None until its first heartbeat.
-        canary_difference: largest difference from the canary of `weights_version` in its engine, in nats.
-        refused: positions of the groups that were not sound since its last one that was.
-    """
-
-    heard_at: float
-    host: str
-    engine: str
-    role: str
-    gpus: int = 0
-    num_granted: int = 0
-    granted_at: float = 0.0
-    activity: Activity = "starting"
-    weights_version: int = 0
-    tokens_generated: int | None = None
-    groups_in_flight: int = 0
-    responses_in_flight: int = 0
-    response_capacity: int = 0
-    preemptions: int = 0
-    groups_accepted: int = 0
-    canary_difference: float | None = None
-    refused: set[int] = field(default_factory=set)
 
 
 class ActorDesk:
@@ -110,7 +75,7 @@ class ActorDesk:
         self.connected: dict[bytes, ConnectedActor] = {}
         self._rate, self._relays = TokenRate(), RelayTree()
         self._spans, self._leased_at = spans, dict[int, float]()
-        self._sessions = SessionTable(MAX_SESSIONS)
+        self._sessions = SessionTable(MAX_PEERS)
         self._canary_refusals: dict[str, int] = {}
         self._num_canary_refusals = 0
         self._stopping: Reject | None = None
@@ -138,12 +103,18 @@ class ActorDesk:
             self._on_message(session, actor, envelope, now)
 
     def on_refused(self, peer: bytes, error: ProtocolError) -> None:
-        """A message could not be read: one line, and where it was a group of this session, its acknowledgement."""
+        """A message could not be read: one line, and where it was a group of this session, its acknowledgement.
+
+        A session whose key is revoked ends.
+        """
         session = self._sessions.of(peer)
+        if isinstance(error, RevokedError):
+            self.lose(peer, str(error))
+            return
         log.warning("refused a message of %s: %s", quoted(session.name if session else peer), quoted(error))
         if session is not None and isinstance(error, MalformedError) and error.lease is not None:
             (position, attempt), name = error.lease, session.name
-            self._intake.fail(name, position, attempt, str(error), is_prompts_fault=False, now=self._clock())
+            self._intake.refuse_unread(name, position, attempt, self._clock())
             self._answer_group(name, Ack(position=position, attempt=attempt, outcome="invalid", detail=str(error)))
 
     def _on_message(self, session: Session, actor: ConnectedActor, envelope: Envelope, now: float) -> None:
@@ -275,7 +246,7 @@ class ActorDesk:
             self._lose(before.name, "its connection carries another session by now")
         session = self._sessions.join(peer, hello.session_id, hello.name.encode())
         if session is None:
-            detail = f"{MAX_SESSIONS} sessions are open here, no more are taken; this one is asked again"
+            detail = f"{MAX_PEERS} sessions are open here, no more are taken; this one is asked again"
             self._mail.post(self.router, peer, Reject(reason="rejoin", detail=detail))
             return
         name = session.name
@@ -309,7 +280,7 @@ class ActorDesk:
             actor.refused.clear()
             self.stragglers.finished(peer, group, tokens, leased_at, now)
             self._span_group(peer, group)
-            self._regrader.sample(group, envelope.arrays, self._intake.answer_at(group.position))
+            self._regrader.sample(group, envelope.arrays, self._intake.prompt_at(group.position))
         self._answer_group(peer, ack)
 
     def _answer_group(self, name: bytes, ack: Ack) -> None:
@@ -371,7 +342,7 @@ class ActorDesk:
         if canary_refusals > counted:
             self._canary_refusals[session.secret] = canary_refusals
             self._num_canary_refusals += canary_refusals - counted
-            if len(self._canary_refusals) > MAX_SESSIONS:
+            if len(self._canary_refusals) > MAX_PEERS:
                 del self._canary_refusals[next(iter(self._canary_refusals))]
             name = name_of(session.name)
             log.warning("actor %s: the canary has refused %d weights versions there", name, canary_refusals)

@@ -16,7 +16,7 @@ from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.interfaces import Received, Router
 from learner.coordinator.actor_desk import ActorDesk
 from learner.coordinator.intake import Intake
-from learner.coordinator.mail import Mail, refusal_of
+from learner.coordinator.mail import Mail, as_admitted, refusal_of
 from learner.coordinator.regrading import Regrader
 from learner.coordinator.status import Status
 from learner.coordinator.trainer_desk import TrainerDesk
@@ -124,7 +124,7 @@ class Coordinator:
                 self.ranks.lose(peer)
 
     def _dispatch(self, desk: ActorDesk | TrainerDesk, received: Received) -> None:
-        peer, envelope, changes = received.peer, received.envelope, num_changes(self.ledger)
+        peer, envelope, changes = received.peer, as_admitted(received), num_changes(self.ledger)
         try:
             refusal = refusal_of(envelope, self.run_id)
             if isinstance(envelope, ProtocolError):

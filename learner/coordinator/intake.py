@@ -14,7 +14,7 @@ from dcpo_async.prompts.order import PromptOrder
 from dcpo_async.protocol.conversion import check_group, group_from_message, settings_digest
 from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage
 from dcpo_async.records import Group, GroupOutcome, Lease, Prompt
-from learner.coordinator.scoring import score
+from learner.coordinator.scoring import failed_rewards, score
 from learner.ledger.group_format import encode_group
 from learner.ledger.ledger import Ledger, expect_meta
 from learner.ledger.reader import QuarantineRow, StoredGroup, VisitRow, quarantined
@@ -78,7 +78,8 @@ class Intake:
         self._order = PromptOrder(len(prompts), config.seed, min_gap)
         rows = ledger.visits("leased", "accepted", is_open=True)
         self.table = LeaseTable(map(self._slot, rows), ledger.next_position())
-        self.blame = Blame(self.table, RETRY_SILENCES * config.network.silence_seconds)
+        self._retry_seconds = RETRY_SILENCES * config.network.silence_seconds
+        self.blame = Blame(self.table, self._retry_seconds)
         self.quarantined = {self._index_of[row.prompt_id]: row for row in quarantined(ledger)}
         self._next_step = ledger.next_batch_step()
         self.num_batches = 0
@@ -159,6 +160,7 @@ class Intake:
         prompt = self._in_order[slot.prompt_index]
         self.ledger.write_lease(slot.position, prompt.id, slot.visit, slot.attempt, version.step)
         self.counts["leases"] += 1
+        has_own_reward = self.config.grading.reward is not None
         self.counts["leases_again"] += slot.attempt > 1
         return Lease(
             position=slot.position,
@@ -168,6 +170,8 @@ class Intake:
             min_version=version.weights_version,
             prompt_token_ids=np.asarray(prompt.token_ids, dtype=np.int32),
             answer=prompt.answer,
+            problem=prompt.problem if has_own_reward else "",
+            metadata=prompt.metadata if has_own_reward else "",
         )
 
     @property
@@ -182,11 +186,11 @@ class Intake:
             return None
         return self.versions.oldest_for(number, self._next_step, weights_version)
 
-    def answer_at(self, position: int) -> str:
-        """Reference answer of the prompt at a position that was leased, its group discarded or not."""
+    def prompt_at(self, position: int) -> Prompt:
+        """The prompt at a position that was leased, its group discarded or not."""
         visit = self.ledger.visit(position)
         assert visit is not None
-        return self.prompts[visit.prompt_id].answer
+        return self.prompts[visit.prompt_id]
 
     def _open_next_visit(self) -> Slot | None:
         """Open the next visit that may go out; None while the next prompt's last visit is still open."""
@@ -215,8 +219,8 @@ class Intake:
         if slot is None or slot.holder != session or slot.attempt != attempt:
             return
         self.table.take_back(position)
-        prompt = self._in_order[slot.prompt_index]
-        log.warning("lease %d of prompt %s came back and goes out again first: %s", position, prompt.id, reason)
+        name = self._in_order[slot.prompt_index].id
+        log.warning("lease %d of prompt %s came back and goes out again first: %s", position, name, reason)
         self.counts["lease_failures"] += is_prompts_fault
         if is_prompts_fault:
             self._count_failures(self.blame.failed(slot, session, now), session, reason)
@@ -256,9 +260,9 @@ class Intake:
 
     def release_unlisted(self, now: float) -> int:
         """Give back the leases that no heartbeat lists any more; returns how many."""
-        num_released = self.table.release_unlisted(now, self.config.network.silence_seconds)
-        self.counts["leases_released"] += num_released
-        return num_released
+        released = self.table.release_unlisted(now, self.config.network.silence_seconds)
+        self.counts["leases_released"] += released
+        return released
 
     def start_clock(self, now: float) -> None:
         """Leases of before a restart get one silence period to be claimed by their holders."""
@@ -268,10 +272,7 @@ class Intake:
     # ---- groups
 
     def accept(self, session: bytes, envelope: Envelope, now: float = 0.0) -> Ack:
-        """Judge a group and, if it is new and sound, count it: one transaction for group, statistics, advantages.
-
-        One that is not sound, or was made by other settings, gives its lease back; the prompt is not blamed for it.
-        """
+        """Judge a group and, if it is new and sound, count it; one that is not gives its lease back, without blame."""
         message = envelope.message
         assert isinstance(message, GroupMessage)
         outcome, detail = self._judge(session, message), ""
@@ -279,22 +280,32 @@ class Intake:
             detail = "the lease was never issued, or another session holds it"
         elif outcome == "accepted" and message.made_by != self._made_by:
             outcome, detail = "superseded", "it was made by other settings of sampling or grading than today's"
-            self.table.take_back(message.position)
+            self.table.take_back(message.position, shun_until=now + self._retry_seconds)
+            log.warning("group %d of %s does not count: %s", message.position, self.blame.host_of(session), detail)
         elif outcome == "accepted" and (fault := self._fault(message, envelope.arrays)):
             outcome, detail = "invalid", fault
-            slot = self.table.take_back(message.position)
-            self.blame.failed(slot, session, now, is_prompts_fault=False)
+            self.blame.failed(self.table.take_back(message.position), session, now, is_prompts_fault=False)
         elif outcome == "accepted":
             self._count(group_from_message(message, envelope.arrays))
             self.blame.delivered(session)
         self.counts[f"groups_{outcome}"] += 1
         return Ack(position=message.position, attempt=message.attempt, outcome=outcome, detail=detail)
 
+    def refuse_unread(self, session: bytes, position: int, attempt: int, now: float) -> None:
+        """A group could not be read, only which lease it is of."""
+        if (slot := self.table.get(position)) and slot.holder == session and slot.attempt == attempt:
+            self.blame.failed(self.table.take_back(position), session, now, is_prompts_fault=False)
+            self.counts["groups_invalid"] += 1
+
     def _judge(self, session: bytes, message: GroupMessage) -> GroupOutcome:
         """What a group is by its lease alone: new, counted before, of an attempt that was replaced, or not its own."""
         slot = self.table.get(message.position)
         if slot is None:
-            return self._judge_closed(message)
+            visit = self.ledger.visit(message.position)
+            if visit is None:
+                return "invalid"
+            is_counted = visit.state in ("accepted", "too_old", "discarded") and visit.attempt == message.attempt
+            return "duplicate" if is_counted else "superseded"
         if message.attempt != slot.attempt:
             return "superseded"
         if slot.state is SlotState.ACCEPTED:
@@ -302,22 +313,14 @@ class Intake:
         # A lease without a holder is that of a session which was lost, or which the last start of the learner knew.
         return "accepted" if slot.holder in (None, session) else "invalid"
 
-    def _judge_closed(self, message: GroupMessage) -> GroupOutcome:
-        visit = self.ledger.visit(message.position)
-        if visit is None:
-            return "invalid"
-        is_counted = visit.state in ("accepted", "too_old", "discarded") and visit.attempt == message.attempt
-        return "duplicate" if is_counted else "superseded"
-
     def _fault(self, message: GroupMessage, arrays: Mapping[str, NDArray[Any]]) -> str | None:
-        penalty = self.config.grading.format_penalty
         fault = check_group(
             message,
             arrays,
             group_size=self.config.sampling.group_size,
             vocab_size=self._vocab_size,
             max_response_tokens=self.config.sampling.max_response_tokens,
-            allowed_rewards=(1.0, 0.0, -penalty),
+            grading=self.config.grading,
         )
         versions = {version for spans in message.segments for version, _ in spans}
         unknown = sorted(versions - self.versions.steps.keys())
@@ -341,6 +344,7 @@ class Intake:
         self.ledger.accept(stored, prompt_id, scored.stats, weights_step)
         self.table.accept(group.position, weights_step)
         self.counts["responses"] += len(lengths)
+        self.counts.update(failed_rewards(group.reasons))
         self.counts["response_tokens"] += sum(lengths)
         if self.generated_tokens is not None:
             self.generated_tokens += sum(lengths)

@@ -1,16 +1,53 @@
 """What the coordinator says: kept until everything before it is durable, then sent; and what it refuses to hear."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from hashlib import blake2b
 from typing import NamedTuple
 
-from dcpo_async.errors import ProtocolError, VersionMismatchError
-from dcpo_async.limits import quoted
-from dcpo_async.protocol.messages import Array, Envelope, Message, Reject
-from dcpo_async.transport.interfaces import Router
+from dcpo_async.errors import ProtocolError, RevokedError, RoleError, VersionMismatchError
+from dcpo_async.limits import MAX_WORDS, quoted
+from dcpo_async.protocol.messages import Array, Bye, Envelope, Heartbeat, Hello, Message, Reject
+from dcpo_async.transport.admission import KeyHolder
+from dcpo_async.transport.interfaces import Received, Router
+
+EVALUATORS_SAY = (Hello, Heartbeat, Bye)
+
+
+def as_admitted(received: Received) -> Envelope | ProtocolError:
+    """What came, as the key allows it that it came with: of its role, and under no name but the key's own.
+
+    A session is the key's too: whoever shows its `session_id` with another key opens another one.
+    """
+    envelope, holder = received.envelope, received.holder
+    if holder is None or isinstance(envelope, ProtocolError):
+        return envelope
+    message, kind = envelope.message, envelope.message.kind
+    said = message.role if isinstance(message, Hello) else holder.role
+    if said != holder.role or (holder.role == "evaluator" and not isinstance(message, EVALUATORS_SAY)):
+        as_what = f"{kind} as {said}" if isinstance(message, Hello) else kind
+        return RoleError(f"{as_what}: the key of {holder.name} is for the role {holder.role}, which does not send it")
+    if isinstance(message, Hello):
+        own = blake2b(message.session_id.encode(), digest_size=16, key=holder.key.encode()).hexdigest()
+        name = f"{holder.name}/{message.name}"[:MAX_WORDS]
+        bound = {"session_id": own, "name": name, "host": holder.name, "relay": _with_key(message.relay, holder)}
+        return replace(envelope, message=message.model_copy(update=bound))
+    if isinstance(message, Heartbeat) and message.relay:
+        return replace(envelope, message=message.model_copy(update={"relay": _with_key(message.relay, holder)}))
+    return envelope
+
+
+def _with_key(relay: str, holder: KeyHolder) -> str:
+    """Where a relay is found, with the key by which others know it; none where that is too long to be told."""
+    return f"{relay}/{holder.key}" if relay and len(relay) <= MAX_WORDS else ""
 
 
 def refusal_of(envelope: Envelope | ProtocolError, run_id: str) -> Reject | None:
-    """Why a message is not looked at: it could not be read, or is for another run; None where it is to be answered."""
+    """Why a message is not looked at: it cannot be read, or is for another run; None where that is not said."""
+    if isinstance(envelope, RevokedError):
+        return None
+    if isinstance(envelope, RoleError):
+        return Reject(reason="role", detail=str(envelope))
     if isinstance(envelope, VersionMismatchError):
         return Reject(reason="protocol_version", detail=str(envelope))
     if isinstance(envelope, ProtocolError):

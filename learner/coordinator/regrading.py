@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Mapping
 
 from dcpo_async.config import RunConfig
-from dcpo_async.grading import GradingPool, reward_of
+from dcpo_async.grading import Grading, Submission, reward_of
+from dcpo_async.grading.rewards import grading_of
 from dcpo_async.protocol.conversion import texts_of
 from dcpo_async.protocol.messages import Array, GroupMessage
+from dcpo_async.records import Prompt
 
 log = logging.getLogger(__name__)
 
@@ -22,20 +24,24 @@ class Regrader:
     """Counts `regraded`, `regrade_disagreements` and `regrader_restarts`; rewards that were counted stay as they are.
 
     Args:
-        config: of the run; `actor.regrade_share` of the responses are graded again.
+        config: of the run; `actor.regrade_share` of the responses are graded again, none by a reward that does not
+            repeat itself.
         counts: where both counts go.
     """
 
     def __init__(self, config: RunConfig, counts: Counter[str]) -> None:
         self._config, self._counts = config, counts
         self._random = random.Random(config.seed)
-        self._waiting: asyncio.Queue[tuple[int, str, str, float]] = asyncio.Queue(MAX_WAITING)
+        self._waiting: asyncio.Queue[tuple[int, Submission, float]] = asyncio.Queue(MAX_WAITING)
 
-    def sample(self, message: GroupMessage, arrays: Mapping[str, Array], answer: str) -> None:
+    def sample(self, message: GroupMessage, arrays: Mapping[str, Array], prompt: Prompt) -> None:
         """Take a share of a sound group's responses; more than can wait are left out."""
-        for text, reward in zip(texts_of(message, arrays), message.rewards, strict=True):
-            if self._random.random() < self._config.actor.regrade_share and not self._waiting.full():
-                self._waiting.put_nowait((message.position, text, answer, reward))
+        share = self._config.actor.regrade_share if self._config.grading.reward_repeats else 0.0
+        texts, reasons = texts_of(message, arrays), message.finish_reasons
+        for text, reason, length, reward in zip(texts, reasons, message.lengths, message.rewards, strict=True):
+            if self._random.random() < share and not self._waiting.full():
+                submission = Submission(prompt.problem, prompt.answer, text, reason, length, prompt.metadata)
+                self._waiting.put_nowait((message.position, submission, reward))
 
     async def run(self) -> None:
         """Grade what was sampled, until cancelled; workers that fail are started again, which is counted."""
@@ -59,9 +65,8 @@ class Regrader:
 
     async def _grade_all(self) -> None:
         """Grade in a pool of its own, which is made when there is something to grade."""
-        grading = self._config.grading
         first = await self._waiting.get()
-        pool = GradingPool(1, grading.timeout_seconds, grading.extraction)
+        pool = grading_of(self._config.grading, num_workers=1)
         try:
             await self._grade(pool, *first)
             while True:
@@ -69,14 +74,15 @@ class Regrader:
         finally:
             pool.close()
 
-    async def _grade(self, pool: GradingPool, position: int, text: str, answer: str, reward: float) -> None:
-        verdict = await pool.grade(text, answer)
+    async def _grade(self, pool: Grading, position: int, submission: Submission, reward: float) -> None:
+        (verdict,) = await pool.grade_all([submission])
         expected = reward_of(verdict, self._config.grading.format_penalty)
         self._counts["regraded"] += 1
         if expected != reward:
             self._counts["regrade_disagreements"] += 1
             log.warning(
-                "group %d: an actor gave reward %s, grading again gives %s (%s); compare their versions of dcpo-async",
+                "group %d: an actor gave reward %s, grading again gives %s (%s); compare their versions of dcpo-async; "
+                "set grading.reward_repeats = false where an own reward differs from call to call",
                 position,
                 reward,
                 expected,

@@ -1,10 +1,12 @@
 """What a group earns: its rewards as they count, the advantages they give, and the prompt's new statistics. Pure."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dcpo_async.algorithm import ADVANTAGES, RewardStats, fading_advantages, overlong_penalty
 from dcpo_async.config import RunConfig
+from dcpo_async.grading.verdict import FAILURES
 
 
 class Score(NamedTuple):
@@ -13,6 +15,11 @@ class Score(NamedTuple):
     rewards: tuple[float, ...]
     advantages: tuple[float, ...]
     stats: RewardStats
+
+
+def failed_rewards(reasons: Sequence[str]) -> Counter[str]:
+    """How many rewards could not be worked out, by kind, as `rewards_timeout` or `rewards_raised`."""
+    return Counter(f"rewards_{reason}" for reason in reasons if reason in FAILURES)
 
 
 def score(

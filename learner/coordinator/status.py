@@ -12,10 +12,11 @@ from dcpo_async.metrics.advice import Balance, advice
 from dcpo_async.metrics.sink import Sink
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.canary import canary_bound
-from learner.coordinator.actor_desk import ActorDesk, ConnectedActor, name_of
+from learner.coordinator.actor_desk import ActorDesk, name_of
 from learner.coordinator.intake import Intake
 from learner.coordinator.trainer_desk import TrainerDesk
 from learner.ledger.ledger import Ledger
+from learner.scheduling.sessions import ConnectedActor
 
 log = logging.getLogger(__name__)
 

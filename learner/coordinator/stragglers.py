@@ -146,7 +146,11 @@ class Stragglers:
         now, name, session = self._clock(), LeaseName(slot.position, slot.attempt), slot.holder
         if session is None or (self._tried is not None and self._tried[0] == name and now < self._tried[1]):
             return False
-        sooner = [other for other in self._rotation if self.progress.is_sooner(slot, other, now)]
+        sooner = [
+            other
+            for other in self._rotation
+            if self.progress.is_sooner(slot, other, now) and self._intake.blame.may_lease(slot, other, now)
+        ]
         if not sooner:
             self._tried = name, now + AGAIN_SECONDS
             return False

@@ -40,6 +40,7 @@ class ShownResponse:
     """One response and what became of it.
 
     Attributes:
+        is_correct: as the grader said; where its reason is gone, or was an own reward's, by the reward.
         response, reason: None once the arrays of its group are deleted.
         answer: what the run's extraction finds in the text.
     """
@@ -49,11 +50,7 @@ class ShownResponse:
     response: Response | None
     reason: str | None
     answer: str | None
-
-    @property
-    def is_correct(self) -> bool:
-        """As the grader said; where its reason is gone, by the reward."""
-        return self.reward > 0 if self.reason is None else self.reason in ("equal", "equivalent")
+    is_correct: bool
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -132,16 +129,16 @@ def shown_groups(reader: LedgerReader, config: RunConfig, selection: Selection) 
     Raises ConfigError where the selection names what is not there.
     """
     version_steps = reader.version_steps()
-    for visit in chosen_visits(reader, selection):
+    for visit in chosen_visits(reader, selection, config):
         yield _shown(reader, config, version_steps, visit)
 
 
-def chosen_visits(reader: LedgerReader, selection: Selection) -> list[VisitRow]:
+def chosen_visits(reader: LedgerReader, selection: Selection, config: RunConfig) -> list[VisitRow]:
     """The newest visits that match, sampled within a step; raises ConfigError where what is named is not there."""
     dice = random.Random(selection.seed)
     chosen: list[VisitRow] = []
     for visits in _newest_first(reader, selection):
-        matching = [visit for visit in visits if selection.outcome in (None, _outcome(reader, visit))]
+        matching = [visit for visit in visits if selection.outcome in (None, _outcome(reader, visit, config))]
         chosen += dice.sample(matching, min(len(matching), selection.count - len(chosen)))
         if len(chosen) == selection.count:
             break
@@ -187,12 +184,19 @@ def _visits_of_step(reader: LedgerReader, step: int) -> list[VisitRow]:
     return visits
 
 
-def _outcome(reader: LedgerReader, visit: VisitRow) -> Outcome | None:
+def _outcome(reader: LedgerReader, visit: VisitRow, config: RunConfig) -> Outcome | None:
     scores = reader.read_scores(visit.position)
     if scores is None:
         return None
-    num_correct = sum(reward > 0 for reward in scores[0])
+    num_correct = sum(_is_right(reward, None, config) for reward in scores[0])
     return "wrong" if num_correct == 0 else "correct" if num_correct == len(scores[0]) else "mixed"
+
+
+def _is_right(reward: float, reason: str | None, config: RunConfig) -> bool:
+    """Of an own reward, whether it is the highest that there is."""
+    if config.grading.reward is not None:
+        return reward >= config.grading.reward_range[1]
+    return reward > 0 if reason is None else reason in ("equal", "equivalent")
 
 
 def _shown(reader: LedgerReader, config: RunConfig, version_steps: dict[int, int], visit: VisitRow) -> ShownGroup:
@@ -211,8 +215,7 @@ def _shown(reader: LedgerReader, config: RunConfig, version_steps: dict[int, int
         std=stats.std(config.algorithm.ddof),
         lags=_lags(group, visit.step, config.algorithm.updates_per_batch, version_steps),
         responses=tuple(
-            ShownResponse(reward, advantages[index], *_content(group, index, config))
-            for index, reward in enumerate(rewards)
+            _response(reward, advantages[index], group, index, config) for index, reward in enumerate(rewards)
         ),
         is_released=scores is not None and group is None,
         quarantine=next((row.reason for row in quarantined(reader) if row.prompt_id == visit.prompt_id), None),
@@ -226,12 +229,12 @@ def _group(reader: LedgerReader, position: int) -> Group | None:
         return None
 
 
-def _content(group: Group | None, index: int, config: RunConfig) -> tuple[Response | None, str | None, str | None]:
-    """Response, reason and answer."""
+def _response(reward: float, advantage: float, group: Group | None, index: int, config: RunConfig) -> ShownResponse:
     if group is None:
-        return None, None, None
-    response = group.responses[index]
-    return response, group.reasons[index], extract_answer(response.text, config.grading.extraction)
+        return ShownResponse(reward, advantage, None, None, None, _is_right(reward, None, config))
+    response, reason = group.responses[index], group.reasons[index]
+    answer = extract_answer(response.text, config.grading.extraction)
+    return ShownResponse(reward, advantage, response, reason, answer, _is_right(reward, reason, config))
 
 
 def _lags(

@@ -53,10 +53,15 @@ class PromptRow:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Prompts in order of their first visit, and the mean reward of every counted group in lease order."""
+    """Prompts in order of their first visit, and the mean reward of every counted group in lease order.
+
+    Attributes:
+        reward_range: lowest and highest reward; a pass rate is where between them a mean lies, 0 to 1.
+    """
 
     prompts: list[PromptRow]
     group_rewards: list[float]
+    reward_range: tuple[float, float] = (0.0, 1.0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -94,21 +99,27 @@ def read_statistics(reader: LedgerReader) -> Statistics:
                 prompt_id, *text, stats.visits, stats.count, stats.mean, stats.std(), reward, step, version_of[step]
             )
         )
-    return Statistics(prompts, group_rewards)
+    starts = reader.starts()
+    # Runs of before own rewards knew 0 and 1 alone.
+    low, high = starts[-1].settings.get("grading", {}).get("reward_range", (0.0, 1.0)) if starts else (0.0, 1.0)
+    return Statistics(prompts, group_rewards, (low, high))
 
 
 def export(statistics: Statistics, folder: Path) -> str:
     """Write prompts.csv, prompts.parquet and pass_rates.png; returns what to tell about them."""
+    low, high = statistics.reward_range
     try:
         folder.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_pylist([asdict(row) for row in statistics.prompts])
         csv.write_csv(table, folder / "prompts.csv")
         parquet.write_table(table, folder / "prompts.parquet")
-        plot_pass_rates(statistics.group_rewards, folder / "pass_rates.png")
+        plot_pass_rates(
+            [(reward - low) / (high - low) for reward in statistics.group_rewards], folder / "pass_rates.png"
+        )
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error}); name another --out") from error
     rows = statistics.prompts
-    never, always = (fmean(row.mean == bound for row in rows) for bound in (0.0, 1.0))
+    never, always = (fmean(row.mean == bound for row in rows) for bound in (low, high))
     return (
         f"{len(rows)} prompts, {fmean(row.visits for row in rows):.1f} visits each; mean reward "
         f"{fmean(row.mean for row in rows):.3f}; never right {never:.1%}, always right {always:.1%}\n"

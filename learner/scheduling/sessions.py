@@ -1,6 +1,8 @@
 """Which connection carries which session, and what each is called. Pure: no clock, no socket, no file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from dcpo_async.records import Activity
 
 
 @dataclass(slots=True)
@@ -16,6 +18,39 @@ class Session:
     name: bytes
     secret: str
     connection: bytes
+
+
+@dataclass(slots=True)
+class ConnectedActor:
+    """An actor or evaluator that has said hello, and is neither silent nor gone.
+
+    Attributes:
+        heard_at: when its last message came, in monotonic seconds.
+        role, gpus: as it said in its hello.
+        num_granted, granted_at: leases since its last hello, and when the last one went out.
+        activity, groups_in_flight, responses_in_flight, response_capacity, preemptions: as in its last heartbeat.
+        tokens_generated: response tokens by its own count; None until its first heartbeat.
+        canary_difference: largest difference from the canary of `weights_version` in its engine, in nats.
+        refused: positions of the groups that were not sound since its last one that was.
+    """
+
+    heard_at: float
+    host: str
+    engine: str
+    role: str
+    gpus: int = 0
+    num_granted: int = 0
+    granted_at: float = 0.0
+    activity: Activity = "starting"
+    weights_version: int = 0
+    tokens_generated: int | None = None
+    groups_in_flight: int = 0
+    responses_in_flight: int = 0
+    response_capacity: int = 0
+    preemptions: int = 0
+    groups_accepted: int = 0
+    canary_difference: float | None = None
+    refused: set[int] = field(default_factory=set)
 
 
 class SessionTable:

@@ -49,12 +49,12 @@ class SizedModel:
         return rehearse(self._policy, device=device, tokens=tokens, rows=rows, checkpointing=checkpointing)
 
 
-def check_model(config: RunConfig, num_embeddings: int, num_tokens: int) -> None:
-    """Refuse lengths beyond the model's context, and a tokenizer that is larger than the embedding.
+def check_model(config: RunConfig, num_embeddings: int, last_token: int) -> None:
+    """Refuse lengths beyond the model's context, and tokens beyond its embedding: the tokenizer's, or stop tokens.
 
     Args:
         num_embeddings: rows of the embedding.
-        num_tokens: of the tokenizer.
+        last_token: highest id of the tokenizer.
 
     Raises ConfigError.
     """
@@ -65,10 +65,15 @@ def check_model(config: RunConfig, num_embeddings: int, num_tokens: int) -> None
             f"model {folder} takes {context} tokens, data.max_prompt_tokens {prompt} and "
             f"sampling.max_response_tokens {response} are {prompt + response}; {_shorter(context, prompt, response)}"
         )
-    if num_tokens > num_embeddings:
+    if last_token >= num_embeddings:
         raise ConfigError(
-            f"model {folder}: the tokenizer has {num_tokens} tokens, the embedding {num_embeddings} rows; "
+            f"model {folder}: the tokenizer has ids up to {last_token}, the embedding {num_embeddings} rows; "
             "take the model's own tokenizer, or resize the embedding (resize_token_embeddings)"
+        )
+    unknown = [token for token in config.sampling.stop_token_ids if token >= num_embeddings]
+    if unknown:
+        raise ConfigError(
+            f"sampling.stop_token_ids {unknown[0]}: model {folder} has no such token, its last is {num_embeddings - 1}"
         )
 
 

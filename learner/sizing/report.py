@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from dcpo_async.config import RunConfig
 from dcpo_async.prompts import EncodedPrompts
+from dcpo_async.records import Prompt
 from learner.sizing.fit import Needs, gb
 from learner.sizing.machine import Machine
 from learner.sizing.memory import ModelSize, Plan
@@ -12,7 +13,7 @@ from learner.sizing.memory import ModelSize, Plan
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHOWN_PROMPTS, SHOWN_CHARACTERS, SHOWN_TOKENS = 3, 400, 24
+SHOWN_PROMPTS, SHOWN_CHARACTERS, SHOWN_END_CHARACTERS, SHOWN_TOKENS = 3, 400, 100, 24
 
 
 def data_lines(
@@ -25,11 +26,21 @@ def data_lines(
         f"left out: {in_words(left_out)}"
     )
     for prompt in encoded.prompts[:SHOWN_PROMPTS]:
-        text, tokens = tokenizer.decode(prompt.token_ids), list(prompt.token_ids)
-        shortened = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
-        yield f"prompt {prompt.id[:8]}, answer {prompt.answer!r}: {shortened!r}"
+        tokens = list(prompt.token_ids)
+        yield f"prompt {prompt.id[:8]}, answer {prompt.answer!r}: {shown(prompt, tokenizer)}"
         more = f" … {len(tokens)} in all" if len(tokens) > SHOWN_TOKENS else ""
         yield f"  tokens: {' '.join(map(str, tokens[:SHOWN_TOKENS]))}{more}"
+
+
+def shown(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A prompt as its tokens read, special ones among them: control characters escaped, the middle of a long one cut.
+
+    Its end stays in sight, which says whether the answer is opened, and a thought.
+    """
+    text = tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False)
+    if len(text) > SHOWN_CHARACTERS:
+        text = f"{text[: SHOWN_CHARACTERS - SHOWN_END_CHARACTERS]} … {text[-SHOWN_END_CHARACTERS:]}"
+    return repr(text)
 
 
 def in_words(left_out: Mapping[str, int]) -> str:

@@ -13,7 +13,10 @@ def changed(**sections: dict[str, object]) -> Welcome:
 
 
 def test_the_next_lease_takes_over_what_no_engine_was_made_by() -> None:
-    after = changed(sampling={"temperature": 0.5}, actor={"max_failures": 9, "regrade_share": 0.5})
+    after = changed(
+        sampling={"temperature": 0.5, "stop": ("Q:",), "stop_token_ids": (7,)},
+        actor={"max_failures": 9, "regrade_share": 0.5},
+    )
     after = after.model_copy(
         update={"seed": 9, "heartbeat_seconds": 1.0, "silence_seconds": 9.0, "weights_version": 8, "ask": "tcp://r:1"}
     )

@@ -93,13 +93,16 @@ def answer(
 
 def train(intake: Intake, *steps: Sequence[Sequence[float]], text: str = "response {index}") -> None:
     """Go on by these steps, each with the rewards of its groups; weights are published before every step."""
+    made_by = settings_digest(intake.config.sampling, intake.config.grading)
     for groups in steps:
         step = intake.ledger.next_batch_step()
         version = publish(intake, step)
         for rewards in groups:
             lease = intake.grant(b"a", now=0.0)
             assert lease is not None
-            assert intake.accept(b"a", answer(lease, version, rewards, text=text)).outcome == "accepted"
+            assert (
+                intake.accept(b"a", answer(lease, version, rewards, text=text, made_by=made_by)).outcome == "accepted"
+            )
         assert intake.commit_batch(step)
 
 

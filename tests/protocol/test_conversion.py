@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dcpo_async.config import GradingSettings
 from dcpo_async.protocol.codec import decode, encode
 from dcpo_async.protocol.conversion import (
     check_group,
@@ -11,9 +12,12 @@ from dcpo_async.protocol.conversion import (
     group_to_message,
     lease_from_message,
     lease_to_message,
+    made_by,
+    sampling_of,
 )
-from dcpo_async.protocol.messages import Array, Envelope, GroupMessage, LeaseMessage
+from dcpo_async.protocol.messages import Array, Envelope, GroupMessage, LeaseMessage, Welcome
 from dcpo_async.records import Group, Lease, Response, VersionSegment
+from tests.protocol.made_session import WELCOME
 
 
 def response(token_ids: list[int], logprobs: list[float], *segments: tuple[int, int]) -> Response:
@@ -37,15 +41,14 @@ GROUP = Group(
     rewards=(1.0, 0.0, -0.5),
     reasons=("correct", "no answer", "wrong"),
 )
+GRADING = GradingSettings(format_penalty=0.5)
 MESSAGE, ARRAYS = group_to_message(GROUP)
 
 
 def problem(message: GroupMessage = MESSAGE, **arrays: Any) -> str | None:
     dtypes = {"token_ids": np.int32, "behavior_logprobs": np.float32}
     changed: dict[str, Array] = ARRAYS | {n: np.array(a, dtypes[n]) for n, a in arrays.items()}
-    return check_group(
-        message, changed, group_size=3, vocab_size=8, max_response_tokens=3, allowed_rewards={0.0, 1.0, -0.5}
-    )
+    return check_group(message, changed, group_size=3, vocab_size=8, max_response_tokens=3, grading=GRADING)
 
 
 def test_a_group_survives_the_wire_with_its_empty_response() -> None:
@@ -58,6 +61,17 @@ def test_a_group_survives_the_wire_with_its_empty_response() -> None:
     assert back.responses[0].segments == (VersionSegment(1, 2), VersionSegment(3, 1))
     assert [(r.finish_reason, r.text) for r in back.responses] == [(r.finish_reason, r.text) for r in GROUP.responses]
     assert replace(back, responses=()) == replace(GROUP, responses=())
+
+
+def test_stop_texts_and_tokens_reach_the_actor_and_mark_its_groups() -> None:
+    given = {"stop": ("</answer>", "\nQ:"), "stop_token_ids": (7, 9)}
+    plain, stopped = (
+        WELCOME.model_copy(update={"sampling": WELCOME.sampling.model_copy(update=update)}) for update in ({}, given)
+    )
+    heard = decode(encode(Envelope(stopped)), 1 << 20).message
+    assert isinstance(heard, Welcome)
+    assert (sampling_of(heard).stop, sampling_of(heard).stop_token_ids) == (("</answer>", "\nQ:"), (7, 9))
+    assert made_by(heard) == made_by(stopped) != made_by(plain)
 
 
 def test_a_lease_survives_the_wire() -> None:
@@ -102,6 +116,22 @@ def test_a_log_probability_that_rounding_lifted_above_zero_is_not_refused() -> N
 )
 def test_a_group_whose_header_is_wrong_is_refused_for(change: dict[str, object], reason: str) -> None:
     assert problem(MESSAGE.model_copy(update=change)) == reason
+
+
+@pytest.mark.parametrize(
+    ("rewards", "reason"),
+    [
+        ((-1.0, 0.333333333, 1.0), None),
+        ((1.5, 0.0, 0.0), "reward 1.5 of response 0, the range is -1 to 1"),
+        ((0.0, -1.000000001, 0.0), "reward -1.000000001 of response 1, the range is -1 to 1"),
+        ((0.0, 0.0, float("nan")), "reward nan of response 2, the range is -1 to 1"),
+        ((1 / 3, 0.0, 0.0), "reward 0.3333333333333333 of response 0 is not in whole billionths"),
+    ],
+)
+def test_own_rewards_lie_within_their_range_in_whole_billionths(rewards: tuple[float, ...], reason: str | None) -> None:
+    own = GradingSettings(reward="module:function", reward_range=(-1.0, 1.0))
+    message = MESSAGE.model_copy(update={"rewards": rewards})
+    assert check_group(message, ARRAYS, group_size=3, vocab_size=8, max_response_tokens=3, grading=own) == reason
 
 
 @pytest.mark.parametrize(

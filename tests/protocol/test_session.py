@@ -93,7 +93,7 @@ def test_messages_carry_the_run_and_incarnation_of_the_welcome() -> None:
     assert (heartbeat.run_id, heartbeat.incarnation) == ("run", 1)
 
 
-@pytest.mark.parametrize("reason", ["protocol_version", "run_id"])
+@pytest.mark.parametrize("reason", ["protocol_version", "run_id", "role"])
 def test_a_refusal_ends_the_session(reason: Any) -> None:
     session = joining()
     reject = Reject(reason=reason, detail="upgrade")

@@ -20,13 +20,16 @@ import zmq
 from dcpo_async.devices import count_gpus
 from dcpo_async.protocol.codec import Frame, decode, encode
 from dcpo_async.protocol.messages import PROTOCOL_VERSION, Envelope, Reject
+from dcpo_async.transport.key_files import write_peer_keys
+from dcpo_async.transport.zmq_channel import new_pair
 from tests.protocol.made_session import hello
 from tests.system.services import Services, two_free_ports, write_problems
 from tests.tiny_model import write_tokenizer
+from tests.transport.keys import learner_keys
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
-MODULES = {"dcpo-learner": "learner.launcher", "dcpo-actor": "actor.launcher"}
+MODULES = {"dcpo": "dcpo_async.commands.cli", "dcpo-learner": "learner.launcher", "dcpo-actor": "actor.launcher"}
 
 BAD_INPUTS = {
     "an unknown setting in the file": (
@@ -93,7 +96,7 @@ BAD_INPUTS = {
     ),
     "a tokenizer that is larger than the embedding": (
         "dcpo-learner {config} --check --model.path {folder}/large-tokenizer",
-        "model {folder}/large-tokenizer: the tokenizer has 70 tokens, the embedding 64 rows",
+        "model {folder}/large-tokenizer: the tokenizer has ids up to 69, the embedding 64 rows",
     ),
     "GPUs of another machine without a check": (
         "dcpo-learner {config} --on 4x80",
@@ -111,9 +114,25 @@ BAD_INPUTS = {
         "dcpo-actor --learner tcp://192.0.2.1:{port}",
         "tcp://192.0.2.1:{port} is not on this machine alone, and no keys are given",
     ),
-    "a folder without keys": (
+    "keys that are not there": (
+        "dcpo-actor --keys {folder}/node-1.keys",
+        "{folder}/node-1.keys: No such file or directory; `dcpo keygen` writes keys",
+    ),
+    "the folder of the learner's keys for an actor": (
         "dcpo-actor --keys {folder}/no-model",
-        "{folder}/no-model/client.public: No such file or directory; `dcpo keygen` writes keys",
+        "{folder}/no-model is a folder; --keys takes the file of this peer alone, KEYS/peers/NAME.keys",
+    ),
+    "a folder without keys": (
+        "dcpo-learner {config} --keys {folder}/no-model",
+        "{folder}/no-model/server.public: No such file or directory; `dcpo keygen` writes keys",
+    ),
+    "keys of an actor without those of the learner": (
+        "dcpo keygen {folder}/no-model --actor node-1",
+        "{folder}/no-model/server.public: No such file or directory; `dcpo keygen` writes keys",
+    ),
+    "a relay to ask, with keys and without its own": (
+        "dcpo-actor --keys {folder}/one.keys --weights-from tcp://10.0.0.7:5560",
+        "tcp://10.0.0.7:5560: write tcp://HOST:PORT/KEY",
     ),
     "a range of GPUs that runs backwards": (
         "dcpo-learner {config} --gpus 3-1",
@@ -153,6 +172,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[di
     ):
         (folder / "unknown.toml").write_text("[training]\nlearning_rat = 1\n")
         (folder / "no-model").mkdir()
+        shutil.copy(write_peer_keys(learner_keys(folder / "keys"), "one", "actor", new_pair()), folder / "one.keys")
         (folder / "empty.jsonl").touch()
         (folder / "malformed.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n{"problem": \n')
         write_problems(folder / "few.jsonl", 19)

@@ -38,7 +38,8 @@ def test_actors_wait_for_a_stopped_learner_and_no_group_by_its_old_settings_coun
         before = {position for (position,) in services.ledger("SELECT position FROM groups")}
         assert services.ledger("SELECT COUNT(*) FROM quarantines") == [(0,)]
 
-        again = services.start_learner(*WORDS, "--sampling.max_response_tokens", "24", "--dismiss")
+        others = ("--sampling.max_response_tokens", "24", "--sampling.stop_token_ids", "3,4")
+        again = services.start_learner(*WORDS, *others, "--dismiss")
         services.until("a new engine", lambda: "is started anew" in actor.log)
         assert "sampling.max_response_tokens: 16 → 24" in actor.log
         step = len(services.metrics())
@@ -48,10 +49,16 @@ def test_actors_wait_for_a_stopped_learner_and_no_group_by_its_old_settings_coun
         services.ends_well(actor)
         assert "is started again" not in actor.log, "a new start for new settings is no failure"
         cut = {True: set[int](), False: set[int]()}
+        ends = {True: set[bool](), False: set[bool]()}
         with open_copy(RunFolder(services.run).ledger) as reader:
             for row in reader.visits("accepted"):
                 for response in reader.read_group(row.position).group.responses:
                     if response.finish_reason == "length":
                         cut[row.position in before].add(len(response.token_ids))
+                    stops = [place for place, token in enumerate(response.token_ids) if token in (3, 4)]
+                    if stops:
+                        is_end = stops == [len(response.token_ids) - 1] and response.finish_reason == "stop"
+                        ends[row.position in before].add(is_end)
         assert cut == {True: {16}, False: {24}}
+        assert ends == {True: {False}, False: {True}}
         assert_counted_once(services)

@@ -52,6 +52,23 @@ async def idle(port: int, number: int) -> AsyncIterator[list[socket.socket]]:
             connection.close()
 
 
+@pytest.mark.parametrize(
+    "words", [b"GET / HTTP/1.1\r\nHost: here\r\n" + b"a: b\r\n" * 200 + b"\r\n", b'\x01\x00\x04\x00"abc"']
+)
+async def test_whoever_speaks_something_else_is_no_peer_and_ends_nothing(words: bytes) -> None:
+    router = RouterChannel("tcp://127.0.0.1:0", LIMIT)
+    actor = DealerChannel(f"tcp://127.0.0.1:{router.port}", LIMIT, send_timeout_seconds=20)
+    async with idle(router.port, 3) as connections:
+        for connection in connections:
+            connection.sendall(words)
+        assert await router.receive(0.5) == []
+        await actor.send(WANT)
+        [received] = await router.receive(20)
+    assert received.envelope == WANT
+    actor.close()
+    router.close()
+
+
 async def test_beyond_the_limit_the_oldest_silent_connection_is_closed_and_an_actor_gets_through() -> None:
     router = RouterChannel("tcp://127.0.0.1:0", LIMIT, max_connections=8)
     actor = DealerChannel(f"tcp://127.0.0.1:{router.port}", LIMIT, send_timeout_seconds=20)
@@ -82,7 +99,7 @@ async def test_a_connection_that_says_nothing_is_closed_and_one_that_spoke_is_no
     await speaking.send(b"word")
     message = await listening.recv_multipart(copy=False)
     connections.look()
-    connections.heard(message[-1].get(zmq.SRCFD))
+    connections.heard(message[-1].get(zmq.SRCFD), (message[0].bytes, None))
     async with idle(port, 5) as silent:
         await until(lambda: connections.look() is None and all(map(is_closed, silent)))
     assert connections.num_closed == 5

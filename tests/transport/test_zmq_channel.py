@@ -1,6 +1,5 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ from dcpo_async.errors import ConfigError, FloodError, PeerLostError, ProtocolEr
 from dcpo_async.protocol.codec import decode, encode
 from dcpo_async.protocol.messages import Bye, Envelope, Want
 from dcpo_async.protocol.weight_messages import ChunkMessage
-from dcpo_async.transport.security import load_client_keys, load_server_keys
-from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel, generate_keys
+from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel
 
 LIMIT = 1 << 20
 WANT = Envelope(Want(num_leases=3), run_id="run", incarnation=1)
@@ -217,30 +215,3 @@ async def test_frames_that_add_up_to_too_much_are_received_as_an_error(router: R
     await dial(max_message_bytes=1 << 30).send(chunk)
     [received] = await router.receive(5)
     assert isinstance(received.envelope, ProtocolError)
-
-
-@pytest.mark.parametrize("who", ["without keys", "with a key of its own", "for another server"])
-async def test_an_actor_gets_nothing_through(who: str, tmp_path: Path) -> None:
-    generate_keys(tmp_path / "a")
-    generate_keys(tmp_path / "b")
-    ours, other = load_client_keys(tmp_path / "a"), load_client_keys(tmp_path / "b")
-    curve = {
-        "without keys": None,
-        "with a key of its own": replace(other, server_public=ours.server_public),
-        "for another server": replace(ours, server_public=other.server_public),
-    }[who]
-    router = RouterChannel("tcp://127.0.0.1:0", LIMIT, load_server_keys(tmp_path / "a"))
-    address = f"tcp://127.0.0.1:{router.port}"
-    intruder = DealerChannel(address, LIMIT, curve, send_timeout_seconds=0.5)
-    friend = DealerChannel(address, LIMIT, ours)
-    await friend.send(WANT)
-    sent = asyncio.create_task(intruder.send(WANT))
-    [received] = await router.receive(5)
-    assert received.envelope == WANT
-    await router.send(received.peer, DONE)
-    assert await friend.receive(5) == DONE
-    assert await router.receive(0.6) == []
-    with pytest.raises(PeerLostError, match="the keys differ"):
-        await sent
-    for channel in (intruder, friend, router):
-        channel.close()

@@ -6,6 +6,7 @@ from typing import Literal
 from dcpo_async.grading.extraction.boxes import boxed_answers, last_boxed
 from dcpo_async.grading.extraction.markers import behind_marker, last_number
 from dcpo_async.grading.extraction.mathematics import last_mathematics, only_mathematics
+from dcpo_async.grading.extraction.thinking import after_thought
 
 __all__ = ["MAX_RESPONSE_CHARS", "Extraction", "extract_answer", "reference_in"]
 
@@ -21,10 +22,10 @@ _FINAL_LINE = re.compile(r"####\s*([^\n]+)\s*$")
 def extract_answer(response_text: str, extraction: Extraction = "boxed") -> str | None:
     r"""The answer that a response gives, as it wrote it; None where it gives none.
 
-    What stands in `<think>`, or before `</think>`, is no answer, nor is what stands behind the token that ends a turn;
-    of the rest only the end is read (`MAX_RESPONSE_CHARS`). A box that is opened behind the last closed one and never
-    closed leaves no answer: the response was cut off while it gave another one. Nor does a box that the sentence behind
-    it takes back, where the response ends with that sentence.
+    What stands in `<think>`, or before `</think>`, is no answer (`thinking.TAGS` has other makes of them), nor is what
+    stands behind the token that ends a turn; of the rest only the end is read (`MAX_RESPONSE_CHARS`). A box that is
+    opened behind the last closed one and never closed leaves no answer: the response was cut off while it gave another
+    one. Nor does a box that the sentence behind it takes back, where the response ends with that sentence.
 
     Args:
         extraction: `boxed` reads the last \boxed{} or \fbox{} that holds something, together with those before it that
@@ -36,8 +37,7 @@ def extract_answer(response_text: str, extraction: Extraction = "boxed") -> str 
 
     Example: extract_answer(r"so \boxed{\frac{1}{2}}") is r"\frac{1}{2}".
     """
-    text = response_text.rpartition("</think>")[2].partition("<think>")[0][-MAX_RESPONSE_CHARS:]
-    text = _this_turn(text)
+    text = _this_turn(after_thought(response_text)[-MAX_RESPONSE_CHARS:])
     answer = last_boxed(text)
     if answer is None or (answer == "" and extraction == "boxed"):
         return None

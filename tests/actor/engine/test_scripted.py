@@ -1,6 +1,7 @@
 import asyncio
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,19 @@ async def test_each_response_ends_after_its_own_length(folder: Path) -> None:
     group = await engine.generate(lease(), SAMPLING, lambda _: in_flight.append(engine.load.num_running))
     assert in_flight == list(reversed(range(len(group))))
     assert engine.load.num_running == 0
+
+
+async def test_stop_tokens_and_stop_texts_of_the_run_end_a_response(folder: Path) -> None:
+    engine = await started(folder, ScriptedEngine())
+    whole = await engine.generate(lease(), SAMPLING)
+    by_token = await engine.generate(lease(), replace(SAMPLING, stop_token_ids=tuple(range(3, 20))))
+    assert any(len(short.token_ids) < len(long.token_ids) for short, long in zip(by_token, whole, strict=True))
+    for short, long in zip(by_token, whole, strict=True):
+        ends = [place for place, token in enumerate(long.token_ids) if 3 <= token < 20]
+        length = ends[0] + 1 if ends else len(long.token_ids)
+        assert short.token_ids.tolist() == long.token_ids[:length].tolist()
+        assert short.behavior_logprobs.tolist() == long.behavior_logprobs[:length].tolist()
+        assert sum(segment.num_tokens for segment in short.segments) == length
+        assert short.finish_reason == ("stop" if ends else long.finish_reason)
+    by_text = await engine.generate(lease(), replace(SAMPLING, stop=("never", "answer is", "is")))
+    assert {(response.text, response.finish_reason) for response in by_text} == {("The answer is", "stop")}

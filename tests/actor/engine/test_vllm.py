@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -23,7 +24,7 @@ from actor.weights_follower import WeightsFollower
 from dcpo_async.errors import EngineError, PromptError, WeightsError
 from dcpo_async.records import Lease, LeaseName, Response, Sampling
 from tests.protocol.made_session import joining
-from tests.tiny_model import make_tiny_model
+from tests.tiny_model import CHARACTERS, make_tiny_model
 
 pytestmark = [
     pytest.mark.system,
@@ -111,6 +112,33 @@ async def test_logprobs_are_those_of_the_tempered_distribution(engine: VllmEngin
     group = await engine.generate(lease(), sampling(temperature=0.7))
     assert largest_difference(folders[0], group, 0.7) < 1e-4
     assert largest_difference(folders[0], group, 1.0) > 1e-2
+
+
+async def test_stop_texts_and_stop_tokens_end_a_response_where_it_was_sampled_all_the_same(
+    engine: VllmEngine, folders: tuple[Path, Path]
+) -> None:
+    whole = await engine.generate(lease(), sampling())
+    tokens = max(whole, key=lambda response: len(response.token_ids)).token_ids.tolist()
+    named = range(4, 4 + len(CHARACTERS))
+    pair = next(pair for pair in itertools.pairwise(tokens[3:]) if pair[0] in named and pair[1] in named)
+    text, one = "".join(CHARACTERS[token - 4] for token in pair), tokens[5]
+    for ends, asked in (
+        ([pair], {"stop": (text, "never")}),
+        ([(one,)], {"stop_token_ids": (one,)}),
+        ([pair, (one,)], {"stop": (text,), "stop_token_ids": (one,)}),
+        ([(STOP_TOKEN,)], {"stop": ("<eos>",)}),
+    ):
+        group = await engine.generate(lease(), replace(sampling(), **asked))
+        for short, long in zip(group, whole, strict=True):
+            tokens = long.token_ids.tolist()
+            lengths = [p + len(end) for end in ends for p in range(40) if tuple(tokens[p : p + len(end)]) == end]
+            length = min(lengths, default=len(tokens))
+            assert short.token_ids.tolist() == tokens[:length]
+            assert sum(segment.num_tokens for segment in short.segments) == length
+            assert short.finish_reason == ("stop" if lengths else long.finish_reason)
+            np.testing.assert_allclose(short.behavior_logprobs, long.behavior_logprobs[:length], atol=1e-4)
+            assert long.text.startswith(short.text)
+        assert largest_difference(folders[0], group, 1.0) < 1e-4
 
 
 async def test_an_engine_core_that_stands_still_is_noticed_by_its_steps_and_the_tokens_of_each_lease_are_known(

@@ -256,6 +256,16 @@ BAD_INPUTS = {
         "{one} --data {sums} --max-prompt-tokens 8 --max-response-tokens 8 --engine scripted",
         "the tokenizer has no chat template, so there is no system message",
     ),
+    "template arguments that are no table": (
+        "{one} --data {sums} --template-arguments x",
+        "x: no JSON object, such as",
+    ),
+    "template arguments without a template": (
+        '{one} --data {sums} --template-arguments {{"a":1}} --system-prompt= --max-prompt-tokens 8 '
+        "--max-response-tokens 8 --engine scripted",
+        "no chat template that would read data.template_arguments",
+    ),
+    "an empty stop text": ("{one} --data {sums} --stop=", "--stop '': every text contains it"),
     "tensor parallel without GPUs": ("{one} --data {sums} --tensor-parallel 2", "--tensor-parallel 2 needs --gpus"),
     "a learner elsewhere without keys": ("--learner tcp://192.0.2.1:9 --data {sums}", "no keys are given"),
 }

@@ -12,6 +12,7 @@ from actor.weights.puller import WeightPuller
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
 from dcpo_async.records import STRETCH_BYTES
+from dcpo_async.transport.admission import Admission
 from dcpo_async.transport.interfaces import Dealer, Router
 from dcpo_async.weight_serving.service import serve
 from dcpo_async.weights.manifest import Manifest
@@ -50,9 +51,9 @@ async def at_work(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def served(router: Router, store: Path) -> AsyncIterator[None]:
+async def served(router: Router, store: Path, admission: Admission | None = None) -> AsyncIterator[None]:
     try:
-        async with at_work(serve(router, store, "run")):
+        async with at_work(serve(router, store, "run", admission)):
             yield
     finally:
         router.close()

@@ -7,29 +7,33 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from actor.weights.relay import offer, offered
+from actor.weights.relay import offer, offered, weight_server
 from dcpo_async.demo.services import free_address
-from dcpo_async.errors import PeerLostError
+from dcpo_async.errors import ConfigError, PeerLostError
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.protocol.weight_messages import ChunkWant
+from dcpo_async.transport.key_files import CurveClient, load_server_keys, revoke
 from dcpo_async.transport.memory_channel import MemoryNetwork
-from dcpo_async.transport.security import load_client_keys, relay_client
-from dcpo_async.transport.zmq_channel import DealerChannel, connecting, generate_keys
+from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel, connecting_to_relays, new_pair
 from tests.actor.weights.relays import RELAY, Child
 from tests.actor.weights.served import NUM_CHUNKS, Watched, contents, names, publish, puller, served
+from tests.transport.keys import admit, learner_keys
 
 SILENCE_SECONDS = 1.0
 
 
 @asynccontextmanager
-async def relay_process(cache: Path, *words: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def relay_process(
+    cache: Path, *words: str, weights_address: str = ""
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """As the launcher starts it; serves a cache."""
     path, address = cache.parent / "relay.offer", free_address()
-    offer(path, "run", cache)
+    offer(path, "run", cache, weights_address)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "actor.weights.relay", "--listen", address, "--offer", str(path), *words,
         stderr=asyncio.subprocess.PIPE,
@@ -76,29 +80,79 @@ async def test_a_relay_that_ends_or_stands_still_in_the_middle_costs_its_silence
     assert names(cache) == [".checked", ".fetch.lock", "v00000001"]
 
 
-async def test_a_relay_admits_whoever_has_the_actors_keys_and_nobody_else(
-    store: Path, cache: Path, tmp_path: Path
-) -> None:
-    publish(store, 1)
-    keys, others = tmp_path / "keys", tmp_path / "others"
-    generate_keys(keys)
-    generate_keys(others)
-    async with relay_process(store, "--keys", str(keys)) as (_, address):
+@dataclass
+class Fleet:
+    """A learner's keys, its weight server at work, and a relay of the actor `host`."""
+
+    keys: Path
+    host: CurveClient
+    relay: str
+
+    async def answer(self, curve: CurveClient, relay: str = "", seconds: float = 2.0) -> Envelope | None:
+        """What a peer with these keys hears of the relay, if anything."""
+        dealer = connecting_to_relays(curve, insecure=False)(relay or self.relay)
         want = Envelope(ChunkWant(weights_version=1, file="config.json", offset=0, num_bytes=4), run_id="run")
-        for folder, is_admitted in ((keys, True), (others, False)):
-            connect = connecting(relay_client(load_client_keys(folder)), insecure=False, send_timeout_seconds=2.0)
-            dealer, answer = connect(address), None
-            # Whoever is not admitted has no connection to send by.
-            with contextlib.suppress(*() if is_admitted else (PeerLostError,)):
-                await dealer.send(want)
-                answer = await dealer.receive(3.0)
+        # Whoever is not admitted has no connection to send by.
+        with contextlib.suppress(PeerLostError):
+            await dealer.send(want)
+            answer = await dealer.receive(seconds)
             dealer.close()
-            assert (answer is not None) == is_admitted
+            return answer
+        dealer.close()
+        return None
+
+
+@pytest.fixture
+async def fleet(store: Path, tmp_path: Path) -> AsyncIterator[Fleet]:
+    publish(store, 1)
+    keys = learner_keys(tmp_path / "keys")
+    host, server = admit(keys, "host"), load_server_keys(keys)
+    router = RouterChannel("tcp://127.0.0.1:0", 1 << 23, server)
+    address = f"tcp://127.0.0.1:{router.port}"
+    words = ("--keys", str(keys / "peers" / "host.keys"))
+    async with served(router, store, server.admission), relay_process(store, *words, weights_address=address) as found:
+        yield Fleet(keys, host, f"{found[1]}/{host.public.decode()}")
+
+
+async def test_a_relay_serves_the_actors_that_the_learner_admits_and_nobody_else(fleet: Fleet) -> None:
+    public, secret = new_pair()
+    assert await fleet.answer(admit(fleet.keys, "other"), seconds=10.0) is not None
+    assert await fleet.answer(replace(fleet.host, public=public, secret=secret)) is None
+    assert await fleet.answer(admit(fleet.keys, "watcher", "evaluator")) is None
+
+
+async def test_a_relay_under_another_key_than_its_machines_is_not_spoken_to(fleet: Fleet) -> None:
+    other = admit(fleet.keys, "other")
+    assert await fleet.answer(other, f"{fleet.relay[:-40]}{other.public.decode()}") is None
+    with pytest.raises(ConfigError, match="write tcp://HOST:PORT/KEY"):
+        await fleet.answer(other, fleet.relay[:-41])
+
+
+@pytest.mark.system
+async def test_a_relay_shuts_out_a_key_that_the_learner_revokes(fleet: Fleet) -> None:
+    gone, friend = admit(fleet.keys, "gone"), admit(fleet.keys, "friend")
+    dealer = connecting_to_relays(gone, insecure=False)(fleet.relay)
+    want = Envelope(ChunkWant(weights_version=1, file="config.json", offset=0, num_bytes=4), run_id="run")
+    await dealer.send(want)
+    assert await dealer.receive(20.0) is not None
+    revoke(fleet.keys, "gone")
+    is_out, until = False, time.monotonic() + 60
+    while not is_out and time.monotonic() < until:
+        try:
+            await dealer.send(want)
+            await dealer.receive(0.5)
+        except PeerLostError:
+            is_out = True
+    dealer.close()
+    assert is_out
+    assert await fleet.answer(friend, seconds=20.0) is not None
 
 
 def test_a_relay_hands_on_the_run_that_was_offered_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "relay.offer"
     assert offered(path, "run") is None
-    offer(path, "run", tmp_path / "cache")
+    assert weight_server(path) is None
+    offer(path, "run", tmp_path / "cache", "tcp://127.0.0.1:5558")
     assert offered(path, "run") == tmp_path / "cache"
     assert offered(path, "other") is None
+    assert weight_server(path) == ("run", "tcp://127.0.0.1:5558")

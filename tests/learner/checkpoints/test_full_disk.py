@@ -45,7 +45,7 @@ async def test_the_run_goes_on_and_the_next_checkpoint_stands(tmp_path: Path) ->
 async def test_a_last_checkpoint_that_has_no_room_ends_the_run_in_one_line(tmp_path: Path) -> None:
     config = make_config(tmp_path / "run", training={"zero_stage": 2})
     config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"interval_steps": 3})})
-    await run_trainer(config, num_ranks=2, expected_code=1, until=FullDisk(config, steps=(4,)))
+    await run_trainer(config, num_ranks=2, expected_code=2, until=FullDisk(config, steps=(4,)))
     told = json.loads(RunFolder(config.folder).trainer_error.read_text())
     assert told["exit_code"] == 2
     assert "the checkpoint of step 4 could not be written, number 1 in a row: rank 1: OSError" in told["message"]

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from learner.coordinator.intake import Intake
 from learner.reports.release import release_prompts
 from tests.learner.small_run import OpenIntake, answer, leases_of, make_config, publish
@@ -26,8 +28,8 @@ def test_a_sick_host_whose_groups_are_refused_quarantines_nothing(tmp_path: Path
     assert [lease.position for lease in leases_of(intake, b"well")] == [0, 1, 2, 3]
 
 
-def test_a_group_that_was_made_by_other_settings_is_superseded_and_its_lease_goes_out_again(
-    tmp_path: Path, open_intake: OpenIntake
+def test_a_group_that_was_made_by_other_settings_is_superseded_and_its_lease_goes_to_others(
+    tmp_path: Path, open_intake: OpenIntake, caplog: pytest.LogCaptureFixture
 ) -> None:
     intake = open_intake(make_config(tmp_path))
     version = publish(intake, step=0)
@@ -35,9 +37,24 @@ def test_a_group_that_was_made_by_other_settings_is_superseded_and_its_lease_goe
     ack = intake.accept(b"a", answer(lease, version, made_by="another grader"))
     assert (ack.outcome, intake.ledger.num_groups) == ("superseded", 0)
     assert "other settings" in ack.detail
-    again = leases_of(intake, at_most=1)[0]
+    assert "group 0 of a does not count" in caplog.text
+    # Not at once to whoever would answer it by the same settings again.
+    assert lease.position not in [other.position for other in leases_of(intake, b"a", at_most=1)]
+    again = leases_of(intake, b"b", at_most=1)[0]
     assert (again.position, again.attempt) == (lease.position, 2)
-    assert intake.accept(b"a", answer(again, version)).outcome == "accepted"
+    assert intake.accept(b"b", answer(again, version)).outcome == "accepted"
+
+
+def test_a_lease_whose_group_cannot_be_read_goes_to_another_host(tmp_path: Path, open_intake: OpenIntake) -> None:
+    intake = open_intake(make_config(tmp_path))
+    publish(intake, step=0)
+    lease = leases_of(intake, at_most=1)[0]
+    intake.refuse_unread(b"b", lease.position, lease.attempt, 0.0)
+    assert lease.position not in [other.position for other in leases_of(intake, b"b", at_most=1)]
+    intake.refuse_unread(b"a", lease.position, lease.attempt, 0.0)
+    assert lease.position not in [other.position for other in leases_of(intake, b"a", at_most=1)]
+    assert leases_of(intake, b"b", at_most=1)[0].position == lease.position
+    assert intake.counts["groups_invalid"] == 1
 
 
 def test_a_prompt_that_its_holders_die_of_is_quarantined_and_those_beside_it_are_not(

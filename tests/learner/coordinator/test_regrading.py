@@ -10,6 +10,7 @@ import pytest
 
 from dcpo_async.config.loading import load_config
 from dcpo_async.protocol.messages import Array, GroupMessage
+from dcpo_async.records import Prompt
 from learner.coordinator.regrading import Regrader
 
 
@@ -28,10 +29,14 @@ def group(rewards: tuple[float, ...], texts: tuple[str, ...]) -> tuple[GroupMess
     return message, {"texts": np.frombuffer("".join(texts).encode(), "|u1")}
 
 
+def prompt(answer: str) -> Prompt:
+    return Prompt("p", "How many?", answer, (1,))
+
+
 async def counts_after(share: float, message: GroupMessage, arrays: dict[str, Array]) -> Counter[str]:
     counts: Counter[str] = Counter()
     regrader = Regrader(load_config(overrides=["--actor.regrade_share", str(share)]), counts)
-    regrader.sample(message, arrays, "4")
+    regrader.sample(message, arrays, prompt("4"))
     running = asyncio.create_task(regrader.run())
     await asyncio.sleep(0.5)
     running.cancel()
@@ -54,7 +59,7 @@ async def test_a_regrader_whose_workers_die_is_named_counted_and_begins_again(
     counts: Counter[str] = Counter()
     regrader = Regrader(load_config(overrides=["--actor.regrade_share", "1.0"]), counts)
     # What needs algebra goes to a worker.
-    regrader.sample(*group((1.0,), ("\\boxed{\\frac{n(n+1)}{2}}",)), "\\sum_{k=1}^{n} k")
+    regrader.sample(*group((1.0,), ("\\boxed{\\frac{n(n+1)}{2}}",)), prompt("\\sum_{k=1}^{n} k"))
     running = asyncio.create_task(regrader.run())
     try:
         async with asyncio.timeout(60.0):
@@ -64,7 +69,7 @@ async def test_a_regrader_whose_workers_die_is_named_counted_and_begins_again(
                         if "spawn_main" in " ".join(child.cmdline()):
                             child.kill()
                 await asyncio.sleep(0.02)
-            regrader.sample(*group((1.0,), ("\\boxed{4}",)), "4")
+            regrader.sample(*group((1.0,), ("\\boxed{4}",)), prompt("4"))
             while not counts["regraded"]:  # noqa: ASYNC110 - a count has no event
                 await asyncio.sleep(0.02)
     finally:

@@ -204,3 +204,14 @@ def test_a_ledger_of_an_older_learner_shows_no_problem(config: RunConfig, open_i
     intake.ledger._db.execute("DELETE FROM prompts")
     (group, _) = shown_groups(intake.ledger, config, Selection())
     assert (group.problem, group.reference) == (None, None)
+
+
+def test_of_an_own_reward_the_highest_of_its_range_is_right(tmp_path: Path, open_intake: OpenIntake) -> None:
+    config = make_config(tmp_path, grading={"reward": "module:function", "reward_range": (-1.0, 1.0)})
+    intake = open_intake(config)
+    train(intake, [ALL, (0.5, -1.0)], [(1.0, 0.5), (0.5, 0.25)])
+    assert positions(intake, Selection(outcome="correct", count=99)) == [0]
+    assert positions(intake, Selection(outcome="wrong", count=99)) == [1, 3]
+    shown = next(shown_groups(intake.ledger, config, Selection(position=2)))
+    assert [response.is_correct for response in shown.responses] == [True, False]
+    assert shown.stats == RewardStats().with_rewards((1.0, 0.5))

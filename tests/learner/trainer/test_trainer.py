@@ -388,7 +388,7 @@ async def test_a_checkpoint_without_a_head_ends_the_trainer_in_one_line(tmp_path
     weights = load_file(tmp_path / "model" / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    await run_trainer(config, expected_code=1)
+    await run_trainer(config, expected_code=2)
     told = json.loads(RunFolder(config.folder).trainer_error.read_text())
     assert told["exit_code"] == 2
     assert told["message"].endswith("lacks weights, which would be made up at random: 1 of them: lm_head.weight")

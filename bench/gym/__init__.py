@@ -1,0 +1,1 @@
+"""Every task of Reasoning Gym, tried."""

@@ -1,0 +1,159 @@
+"""What a start of the learner begins from, and what it refuses of a run that began with something else."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils import chat_template_utils
+
+from dcpo_async.config import RunConfig
+from dcpo_async.errors import ConfigError, DcpoError, LedgerError
+from dcpo_async.prompts import load, problem_source
+from learner import run_setup
+from learner.run_setup import RunSetup, prepare, set_up
+from tests.learner.small_run import make_config
+from tests.tiny_model import make_tiny_model
+
+DATED = "today {{ strftime_now('%d %b').lower() }}\n{% for m in messages %}{{ m['content'] }}{% endfor %}\n"
+
+Begin = Callable[..., RunSetup]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_model(folder, 0)
+    return folder
+
+
+@pytest.fixture
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
+    """Starts of one run, each as of a moment; one ends when the next begins."""
+    (tmp_path / "problems.jsonl").write_text(
+        "".join(json.dumps({"problem": f"{n} + 1", "answer": str(n + 1)}) + "\n" for n in range(16))
+    )
+    running: list[RunSetup] = []
+
+    def one(model: Path, now: datetime = datetime(2026, 3, 7, 12), **data: Any) -> RunSetup:
+        if running:
+            running.pop().ledger.abandon()
+        for module in (run_setup, chat_template_utils):
+            monkeypatch.setattr(module, "datetime", _at(now))
+        config = _config(tmp_path, model, **data)
+        running.append(set_up(config, prepare(config, load(problem_source(config.data.source)))))
+        return running[-1]
+
+    yield one
+    for run in running:
+        run.ledger.abandon()
+
+
+def _config(folder: Path, model: Path, **data: Any) -> RunConfig:
+    data = {"source": str(folder / "problems.jsonl"), "system_prompt": "", "max_prompt_tokens": 100} | data
+    return make_config(folder / "run", model={"path": str(model), "dtype": "float32"}, data=data)
+
+
+def _at(moment: datetime) -> type[datetime]:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return moment.astimezone(tz) if tz else moment
+
+    return Clock
+
+
+def copied(model: Path, folder: Path) -> Path:
+    shutil.copytree(model, folder)
+    return folder
+
+
+def first_prompt(run: RunSetup) -> tuple[int, ...]:
+    return next(iter(run.intake.prompts.values())).token_ids
+
+
+def test_a_run_whose_template_writes_the_date_has_the_prompts_of_its_first_day(
+    model: Path, tmp_path: Path, begin: Begin
+) -> None:
+    dated = copied(model, tmp_path / "dated")
+    (dated / "chat_template.jinja").write_text(DATED)
+    first = begin(dated, datetime(2026, 3, 7, 23, 59))
+    run_id, prompt = first.run_id, first_prompt(first)
+    for day in (8, 9):
+        again = begin(dated, datetime(2026, 3, day))
+        assert (again.run_id, first_prompt(again)) == (run_id, prompt)
+
+
+def test_another_template_or_other_arguments_are_another_run(model: Path, tmp_path: Path, begin: Begin) -> None:
+    chat = copied(model, tmp_path / "chat")
+    (chat / "chat_template.jinja").write_text("{{ messages[0].content }}{% if brief %} be brief{% endif %}=")
+    begin(chat)
+    with pytest.raises(LedgerError, match="by the same tokenizer, template and arguments"):
+        begin(chat, template_arguments={"brief": True})
+
+
+def test_a_run_goes_on_with_a_copy_of_its_model_and_with_no_other(model: Path, tmp_path: Path, begin: Begin) -> None:
+    run_id = begin(model).run_id
+    assert begin(copied(model, tmp_path / "copy")).run_id == run_id
+    make_tiny_model(tmp_path / "other", 1)
+    with pytest.raises(LedgerError, match="a run goes on with the model that it began with"):
+        begin(tmp_path / "other")
+    # The same weights under another configuration are another model.
+    settings = json.loads((tmp_path / "copy" / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 0.1}))
+    with pytest.raises(LedgerError, match="has model "):
+        begin(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_model_with_weights_that_are_no_numbers_is_refused(
+    model: Path, tmp_path: Path, begin: Begin, value: float
+) -> None:
+    broken = copied(model, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.bfloat16)
+    tensors["model.norm.weight"][3] = value
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"1 tensors hold values that are no finite numbers: model\.norm\.weight;"):
+        begin(broken)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_first_prompt_is_logged_as_text_with_its_tokens(
+    model: Path, begin: Begin, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        begin(model, prompt_template="solve:\n" + "1" * 50 + "{problem}" + "2" * 30)
+    assert f"the first prompt, 92 tokens: 'solve:\\n{'1' * 50}0 + 1{'2' * 30}'" in caplog.text
+
+
+def test_a_tokenizer_with_an_id_beyond_the_embedding_is_refused(model: Path, tmp_path: Path, begin: Begin) -> None:
+    sparse = copied(model, tmp_path / "sparse")
+    state = json.loads((sparse / "tokenizer.json").read_text())
+    words = state["model"]["vocab"]
+    words[next(word for word in words if word.startswith("<unused"))] = 500
+    (sparse / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match="the tokenizer has ids up to 500, the embedding 64 rows"):
+        begin(sparse)
+
+
+def test_a_context_that_is_too_short_is_refused(model: Path, begin: Begin) -> None:
+    with pytest.raises(ConfigError, match=r"takes 256 tokens, data\.max_prompt_tokens 250 and"):
+        begin(model, max_prompt_tokens=250)
+
+
+def test_a_refusal_is_one_line_with_exit_code_2(model: Path, tmp_path: Path, begin: Begin) -> None:
+    for template in (
+        "{{ raise_exception('no\\nsystem') }}",
+        "{% for p in messages[0].content %}{{ p.text }}{% endfor %}",
+    ):
+        folder = copied(model, tmp_path / str(len(template)))
+        (folder / "chat_template.jinja").write_text(template)
+        with pytest.raises(DcpoError) as refused:
+            begin(folder)
+        assert (refused.value.exit_code, "\n" in str(refused.value)) == (2, False)
