@@ -11,6 +11,8 @@ Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 Reward = Annotated[float, Field(ge=-MAX_REWARD, le=MAX_REWARD)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+_NAME = "[A-Za-z_][A-Za-z0-9_]*"
+_FUNCTION = rf"^{_NAME}(\.{_NAME})*:{_NAME}$"
 
 
 GYM = "reasoning-gym:"
@@ -95,7 +97,7 @@ class SamplingSettings(Section):
 class GradingSettings(Section):
     """How responses become rewards: 1 for a correct answer, else 0; or what a function of yours says."""
 
-    reward: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")] | None = None
+    reward: Annotated[str, Field(max_length=200, pattern=_FUNCTION)] | None = None
     """package.module:function, an own reward (docs/rewards.md) instead of the built-in grader; learner and actors
     import the same source."""
     reward_range: tuple[Reward, Reward] = (0.0, 1.0)

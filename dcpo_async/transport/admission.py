@@ -195,10 +195,7 @@ def read_holder(path: Path) -> KeyHolder:
     name = path.name.removesuffix(SUFFIX)
     if NAME.fullmatch(name) is None:
         raise ConfigError(f"{path}: {name!r} is no name of a peer; letters, digits, '.', '_' and '-' make one")
-    for role in ROLES:
-        if role == said["role"]:
-            return KeyHolder(name, role, checked_key(path, said["public"]))
-    raise ConfigError(f"{path}: the role {quoted(said['role'])} is none of {', '.join(ROLES)}")
+    return KeyHolder(name, checked_role(path, said["role"]), checked_key(path, said["public"]))
 
 
 def read_words(path: Path, names: set[str]) -> dict[str, str]:
@@ -212,6 +209,14 @@ def read_words(path: Path, names: set[str]) -> dict[str, str]:
     if said.keys() != names or not all(isinstance(word, str) for word in said.values()):
         raise ConfigError(f"{path} holds no key; `dcpo keygen` writes keys")
     return said
+
+
+def checked_role(path: Path, word: str) -> Role:
+    """A role as it is; raises ConfigError where it is none."""
+    for role in ROLES:
+        if role == word:
+            return role
+    raise ConfigError(f"{path}: the role {quoted(word)} is none of {', '.join(ROLES)}")
 
 
 def checked_key(path: Path, key: str) -> str:

@@ -15,12 +15,12 @@ from dcpo_async.errors import ConfigError
 from dcpo_async.transport.admission import (
     KEY,
     NAME,
-    ROLES,
     SUFFIX,
     Admission,
     AdmittedFolder,
     Role,
     checked_key,
+    checked_role,
     read_words,
 )
 
@@ -123,10 +123,7 @@ def load_peer_keys(file: Path) -> CurveClient:
     said = read_words(file, {"name", "role", "public", "secret", "server"})
     _refuse_readable(file)
     keys = [checked_key(file, said[name]).encode() for name in ("public", "secret", "server")]
-    for role in ROLES:
-        if role == said["role"]:
-            return CurveClient(said["name"], role, *keys)
-    raise ConfigError(f"{file}: the role {said['role']!r} is none of {', '.join(ROLES)}")
+    return CurveClient(said["name"], checked_role(file, said["role"]), *keys)
 
 
 def for_relay(keys: CurveClient, relay: str) -> tuple[str, CurveClient]:

@@ -328,4 +328,4 @@ def test_a_learner_refuses_strangers_in_words_and_another_data_set_in_its_folder
     assert strayed.reason == "run_id"
     assert re.search(r"this learner is on run run-\w+, the peer on run elsewhere-1", strayed.detail)
     assert "the run in this folder has data" in said
-    assert "train on the same problems, or choose another --folder" in said
+    assert "train on the same problems, by the same tokenizer, template and arguments" in said

@@ -83,7 +83,9 @@ def resolved_reward(grading: GradingSettings) -> GradingSettings:
     if grading.reward is None:
         return grading
     RewardFunction(grading.reward)
-    require_digest(grading.reward, grading.reward_digest or source_digest(grading.reward))
+    if grading.reward_digest:
+        require_digest(grading.reward, grading.reward_digest)
+        return grading
     return grading.model_copy(update={"reward_digest": source_digest(grading.reward)})
 
 
