@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from actor.engine.choice import add_engine_arguments
+from actor.evaluation.best import BestVersion, version_name
 from actor.evaluation.evaluator import Evaluator, Modes
 from actor.evaluation.run_follower import RunFollower
 from actor.learner_link import LearnerLink
@@ -25,7 +26,16 @@ from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.metrics.sink import Sink
 from dcpo_async.metrics.tensorboard import TensorBoardWriter
 from dcpo_async.model_folder import model_folder
-from dcpo_async.prompts import PRESETS, LoadedProblems, load, problem_source
+from dcpo_async.prompts import (
+    PRESETS,
+    Likeness,
+    LoadedProblems,
+    ProblemSource,
+    count_contaminated,
+    load,
+    overlaps,
+    problem_source,
+)
 from dcpo_async.records import Sampling
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.key_files import load_peer_keys
@@ -33,6 +43,8 @@ from dcpo_async.transport.security import check_address
 from dcpo_async.transport.zmq_channel import connecting
 from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
 from dcpo_async.weights.store import model_digest, verify
+
+log = logging.getLogger(__name__)
 
 EXTRACTIONS = get_args(GradingSettings.model_fields["extraction"].annotation)
 INTERRUPTED = 130
@@ -78,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--answer-pattern", help="regular expression with one group that finds the answer in its field")
     what.add_argument("--split", help="of hub ids")
     what.add_argument("--subset", help="configuration of a hub id")
+    what.add_argument("--trained-on", metavar="SET", help="warn of problems that stand in this training set")
     what.add_argument("--limit", type=int, help="measure on the first so many problems of each set")
     how = parser.add_argument_group("responses")
     how.add_argument("--samples", type=int, default=32, help="n of Avg@n (default 32); 0 for greedy alone")
@@ -105,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("with --learner")
     run.add_argument("--every-steps", type=int, default=1, help="measure the first version on or after each multiple")
     run.add_argument("--once", action="store_true", help="measure the newest version and end")
+    run.add_argument("--keep-best", action="store_true", help="keep a copy of the best version, as OUT/best")
     run.add_argument("--join-seconds", type=float, default=300.0, help="give up when no learner answers (default 300)")
     run.add_argument("--keys", type=Path, help="file of this peer's CURVE keys, that `dcpo keygen` made")
     run.add_argument("--insecure", action="store_true", help="reach a learner off loopback without keys")
@@ -116,6 +130,8 @@ async def _run(options: argparse.Namespace, console: Console) -> None:
     _take_gpus(options)
     models = {} if options.learner else _models(options.models)
     sets = _sets(options)
+    if options.trained_on:
+        _warn_of_trained(problem_source(options.trained_on), sets, options.limit)
     with ResultsFolder(options.out, _settings(options, sets), overwrite=options.overwrite) as results:
         evaluator = Evaluator(options, _modes(options), sets, results, console)
         try:
@@ -160,6 +176,7 @@ async def _measure_run(options: argparse.Namespace, evaluator: Evaluator, result
         role="evaluator",
         join_seconds=options.join_seconds,
     )
+    best = BestVersion(options.out) if options.keep_best else None
     follower = RunFollower(link)
     sinks: list[Sink] = [MetricsWriter(options.out), TensorBoardWriter(RunFolder(options.out).tensorboard)]
     try:
@@ -171,8 +188,9 @@ async def _measure_run(options: argparse.Namespace, evaluator: Evaluator, result
             step = 0
             while (found := await follower.next_weights(from_step=step)) is not None:
                 folder, manifest = found
-                name = f"step-{manifest.step:08d}-v{manifest.weights_version}"
-                figures = await evaluator.measure(name, folder, manifest)
+                figures = await evaluator.measure(version_name(manifest), folder, manifest)
+                if best is not None:
+                    await asyncio.to_thread(best.consider, folder, manifest, results.summary())
                 for sink in sinks:
                     sink.write(manifest.step, figures)
                 if options.once:
@@ -189,6 +207,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("name models to measure, or --learner ADDRESS for those of a running learner, one of the two")
     if options.learner:
         check_address(options.learner, has_keys=options.keys is not None, insecure=options.insecure)
+    if options.keep_best and not options.learner:
+        raise ConfigError("--keep-best needs --learner: other models stay where they are")
     for name in ("limit", "max_prompt_tokens", "max_response_tokens", "in_flight", "every_steps", "tensor_parallel"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -262,6 +282,24 @@ def _sets(options: argparse.Namespace) -> dict[str, LoadedProblems]:
             raise ConfigError(f"two problem sets are called {name}; give each its own --out, or rename a file")
         sets[name] = load(source)
     return sets
+
+
+def _warn_of_trained(source: ProblemSource, sets: Mapping[str, LoadedProblems], limit: int | None) -> None:
+    """Count the problems that the training set has too: what is measured on those is no accuracy on new ones."""
+    trained = [problem.problem for problem in load(source).problems]
+    for name, problems in sets.items():
+        texts = [problem.problem for problem in problems.problems[:limit]]
+        counts = count_contaminated(overlaps(trained, texts))
+        if counts[Likeness.NEAR]:
+            log.warning(
+                "%s: %d of %d problems stand in the training set %s too (%d word for word), so that its accuracy is "
+                "not that on new ones; `dcpo data check` shows them",
+                name,
+                counts[Likeness.NEAR],
+                len(texts),
+                source.name,
+                counts[Likeness.EXACT],
+            )
 
 
 def _modes(options: argparse.Namespace) -> Modes:

@@ -23,7 +23,7 @@ from dcpo_async.errors import ConfigError, EngineError
 from dcpo_async.evaluation.figures import figures_of
 from dcpo_async.evaluation.progress import EvaluationProgress
 from dcpo_async.evaluation.results import SUMMARY_NAME, GradedResponse, Mode, ProblemResult, ResultLog, ResultsFolder
-from dcpo_async.evaluation.table import Row, markdown
+from dcpo_async.evaluation.table import AVERAGE, Row, markdown
 from dcpo_async.grading import GradingPool
 from dcpo_async.model_folder import context_tokens, load_tokenizer
 from dcpo_async.prompts import LoadedProblems, encode_prompts
@@ -38,7 +38,6 @@ Architecture = tuple[dict[str, Any], bytes]
 
 VISIT = 1
 ROW = TypeAdapter(Row)
-AVERAGE = "average"
 NOT_OF_THE_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 
 
@@ -265,8 +264,11 @@ def _means(rows: Sequence[Row]) -> dict[str, float]:
     for row in rows:
         for mode, figures in (("greedy", row.greedy), ("sampled", row.sampled)):
             if figures is not None:
-                means[f"{row.set}/avg@{figures.samples}"] = figures.accuracy.mean
+                accuracy, name = figures.accuracy, f"{row.set}/avg@{figures.samples}"
+                means |= {name: accuracy.mean, f"{name}, low": accuracy.low, f"{name}, high": accuracy.high}
+                means |= {f"{row.set}/pass@{k}": share for k, share in figures.pass_at.items() if k > 1}
                 means[f"{row.set}/response_length, {mode}"] = figures.response_length
+                means[f"{row.set}/truncated, {mode}"] = figures.truncated
     return means
 
 

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from dcpo_async.evaluation.figures import Figures
 
+AVERAGE = "average"
+"""What the row over several sets is called in place of a set."""
 WIDTH = 10_000
 """Wider than any table: a row that was broken in two would be no Markdown."""
 

@@ -14,6 +14,7 @@ from actor.evaluation.command import main
 from actor.weights.cache import default_cache_folder
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.weights.places import versions
+from dcpo_async.weights.store import verify
 from tests.system.conftest import STEADY
 from tests.system.services import Services, assert_counted_once, two_free_ports, write_problems
 
@@ -64,7 +65,7 @@ def test_an_evaluator_beside_a_run_measures_whole_versions_and_changes_nothing(
     learner, actor = services.start_learner(*STEADY), services.start_actor("--tokens-per-second", "40")
     evaluator = services.start(
         *("dcpo_async.commands.cli", "eval", "--learner", services.address, "--data", str(held_out), "--samples", "2"),
-        *("--in-flight", "60", "--tokens-per-second", "40", "--out", str(out), *SHORT),
+        *("--in-flight", "60", "--tokens-per-second", "40", "--keep-best", "--out", str(out), *SHORT),
     )
     services.until("both at work", lambda: services.status().get("evaluators_connected"))
     assert len(services.status()["actors_connected"]) <= 1
@@ -80,9 +81,12 @@ def test_an_evaluator_beside_a_run_measures_whole_versions_and_changes_nothing(
         assert len(lines) == 60
     summary = json.loads((out / "summary.json").read_text())
     assert {entry["run"] for entry in summary.values()} == {services.status()["run_id"]}
-    steps = [line["step"] for line in read_metrics(out)]
+    lines_of = read_metrics(out)
+    best = max(lines_of, key=lambda line: line["held_out/avg@2"])
+    assert verify(out / "best").weights_version == best["weights_version"]
+    assert {"held_out/avg@2, low", "held_out/pass@2", "held_out/truncated, sampled"} <= best.keys()
+    steps = [line["step"] for line in lines_of]
     assert steps == sorted({lines[0]["step"] for lines in measured.values()})
-    assert "held_out/avg@2" in read_metrics(out)[0]
     assert steps[0] < steps[-1]
 
     # The run is the one that it would have been without an evaluator, bit for bit.

@@ -296,3 +296,23 @@ def test_gpus_that_are_not_there_are_refused(
     assert refusal.value.code == 2
     assert "--gpus 0: this machine has no GPU" in capsys.readouterr().err
     assert dict(os.environ) == before
+
+
+def test_problems_that_stand_in_the_training_set_are_counted_out_loud(
+    evaluate: Evaluate, problems: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = tmp_path / "trained.jsonl"
+    trained.write_text("".join(problems.read_text().splitlines(keepends=True)[:3]))
+    evaluate("--trained-on", str(trained))
+    (warning,) = [line for line in caplog.messages if "training set" in line]
+    assert "3 of 12 problems stand in the training set" in warning
+    caplog.clear()
+    trained.write_text(json.dumps({"problem": "What is six times seven?", "answer": "42"}) + "\n")
+    evaluate("--trained-on", str(trained))
+    assert not [line for line in caplog.messages if "training set" in line]
+
+
+def test_keeping_the_best_is_for_the_versions_of_a_run(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        evaluate("--keep-best")
+    assert "--keep-best needs --learner" in capsys.readouterr().err
