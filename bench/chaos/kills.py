@@ -45,7 +45,8 @@ POINT_SHARE = 0.5
 """Of the starts of a service that will die at a named point."""
 STUCK_SECONDS = 180.0
 SLOW_TO_START, AT_ONCE_SHARE = {"rank", "learner"}, 0.03
-"""Parts whose start takes seconds are mostly left alone until a step has been taken since they died last."""
+"""Parts whose start takes seconds are mostly left alone until a step has been taken since they died last. A publisher
+is killed once between two steps: without steps it has no progress to show, and four failures in a row end a learner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ def run(folder: Path, model: Path, cycles: int, *, max_lag: int, engine: str, se
 
 def _kill_until(fleet: Fleet, cycles: int, draws: random.Random, deaths: Counter[str], gap_seconds: float) -> None:
     counted, counted_at, spared_until_step = 0, time.monotonic(), 1
+    publisher_died_at_step = -1
     while deaths.total() + fleet.num_deaths() < cycles:
         for service in fleet.services:
             if not service.is_up:
@@ -109,7 +111,10 @@ def _kill_until(fleet: Fleet, cycles: int, draws: random.Random, deaths: Counter
         elif time.monotonic() - counted_at > STUCK_SECONDS:
             raise RuntimeError(f"nothing was counted for {STUCK_SECONDS:.0f} s: {fleet.log_ends()}")
         is_spared = fleet.steps() < spared_until_step and draws.random() >= AT_ONCE_SHARE
-        parts = [part for part in fleet.parts() if not (is_spared and part[0] in SLOW_TO_START)]
+        spared = (SLOW_TO_START if is_spared else set()) | (
+            {"publisher"} if fleet.steps() == publisher_died_at_step else set()
+        )
+        parts = [part for part in fleet.parts() if part[0] not in spared]
         if not parts or deaths.total() + fleet.num_deaths() >= cycles:
             continue
         name, process = draws.choices(parts, [WEIGHTS.get(name, 1) for name, _ in parts])[0]
@@ -119,6 +124,8 @@ def _kill_until(fleet: Fleet, cycles: int, draws: random.Random, deaths: Counter
             continue
         if name in SLOW_TO_START:
             spared_until_step = fleet.steps() + 2
+        elif name == "publisher":
+            publisher_died_at_step = fleet.steps()
         deaths[name.rstrip(" 0123456789")] += 1
 
 
