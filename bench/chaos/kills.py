@@ -47,7 +47,7 @@ STUCK_SECONDS = 180.0
 SLOW_TO_START, AT_ONCE_SHARE = {"rank", "learner"}, 0.03
 """Parts whose start takes seconds are mostly left alone until a step has been taken since they died last."""
 IN_A_ROW, MOST_IN_A_ROW = {"publisher": 1}, 4
-"""A part is killed so often between two groups that are counted: on a busy machine nothing else would ever come up, and a
+"""A part is killed so often between two groups that are counted: on a busy machine nothing would ever come up, and a
 learner ends when its publisher, which has nothing to show then, fails four times in a row."""
 
 
