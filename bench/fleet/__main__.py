@@ -100,8 +100,8 @@ async def _besieged(
         f"{number} actors: {alone:.1f} groups/s alone, {beside:.1f} beside {forgeries} forgeries "
         f"({beside / alone:.2f}); {handled} messages handed over meanwhile, "
         f"{status['total_messages_refused']:.0f} refused as messages, {status.get('total_groups_invalid', 0):.0f} as "
-        f"groups; memory {rss / 2**20:.0f} MiB, {100 * grown:+.1f} %; {status['groups_counted']} groups counted, {forged_tokens:.0f} tokens of others among them, "
-        f"{len(status['quarantined'])} prompts quarantined"
+        f"groups; memory {rss / 2**20:.0f} MiB, {100 * grown:+.1f} %; {status['groups_counted']} groups counted, "
+        f"{forged_tokens:.0f} tokens of others among them, {len(status['quarantined'])} prompts quarantined"
     )
 
 
