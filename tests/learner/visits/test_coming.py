@@ -77,7 +77,7 @@ def test_a_source_of_which_no_prompt_is_left_is_named(tmp_path: Path, model: Pat
     one, two = config.data.sources
     long = two.model_copy(update={"prompt_template": "{problem}" + "." * 50})
     data = config.data.model_copy(update={"sources": (one, long)})
-    with pytest.raises(ConfigError, match="^two: no prompt is left of 6 problems"):
+    with pytest.raises(ConfigError, match=r"^two: no prompt is left of 6 problems"):
         prepared(config.model_copy(update={"data": data}))
 
 
