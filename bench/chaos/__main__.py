@@ -6,6 +6,7 @@ the launchers. At the end nothing is killed any more, the run ends, and the ledg
 against what the actors were told too; with max_lag 0 the run is repeated undisturbed, and both must have the same bits.
 
 `--soak-minutes 60` kills no learner: actors join, leave and die for so long, and what grows is told (`soak.py`).
+`--detection 3` stops each part so often and tells how soon it is named (`detection.py`).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from bench.chaos import kills
+from bench.chaos.detection import stopped_parts
 from bench.chaos.soak import Soaked, soak
 from tests.tiny_model import make_tiny_model
 
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=("scripted", "vllm"), default="scripted")
     parser.add_argument("--gap-seconds", type=float, default=1.0, help="mean time between two kills")
     parser.add_argument("--soak-minutes", type=float, help="instead of kills of everything")
+    parser.add_argument("--detection", type=int, help="rounds; instead of kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="kept afterwards; a temporary folder without it")
     options = parser.parse_args()
@@ -34,6 +37,13 @@ def main() -> None:
         model = folder / "model"
         model.mkdir(parents=True, exist_ok=True)
         make_tiny_model(model, seed=3)
+        if options.detection:
+            for noticed in stopped_parts(folder / "detection", model, options.seed, options.detection):
+                print(
+                    f"{noticed.part:15s} named after {noticed.named_seconds:5.1f} s, two steps more after "
+                    f"{noticed.works_seconds:5.1f} s"
+                )
+            return
         if options.soak_minutes:
             soaked = soak(
                 folder / "soak", model, options.soak_minutes, seed=options.seed, gap_seconds=options.gap_seconds
