@@ -23,13 +23,15 @@ from transformers import AutoTokenizer
 from dcpo_async.config import RunConfig, merged
 from dcpo_async.errors import CheckpointError, ConfigError, TrainerError
 from dcpo_async.supervision import sign_of_progress
-from learner.checkpoints.folder import CheckpointLayout, step_folder, verified_checkpoint
+from learner.checkpoints.folder import CheckpointLayout, described_checkpoint, step_folder, verified_checkpoint
+from learner.checkpoints.reslicing import SlicedCheckpoint
 from learner.checkpoints.snapshot import Snapshot
 from learner.policy.fitting import fit_to_model
 from learner.policy.head import TokenLoss, TokenScores
 from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch, micro_batch_tokens, pack_sequences
 from learner.ranks import MEETING_PLACE
+from learner.trainer.other_ranks import load_resliced
 from learner.trainer.schedule import learning_rate
 from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
 from learner.weights.layout import Layout, Schema
@@ -251,6 +253,12 @@ class TrainEngine:
             log.warning("settings have changed since the checkpoint of step %d was written", step)
         dist.barrier(group=self._host_group)
         engine, path = self._deepspeed, folder / step_folder(step)
+        layout = described_checkpoint(folder, step).layout
+        if not layout.is_sliced_as(self.layout):
+            written = SlicedCheckpoint(path, layout)
+            self._load_module(without_restored(written.model)["module"], engine.module)
+            load_resliced(engine, self.rank, self.layout, written, self.texts_of_ranks)
+            return
         loaded, _ = engine.load_checkpoint(str(folder), path.name, custom_load_fn=self._load_module)
         if loaded is None:
             raise CheckpointError(f"{path}: DeepSpeed found no model state in it")
