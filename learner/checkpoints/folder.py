@@ -104,8 +104,14 @@ def publish_checkpoint(
     publish_folder(writing, folder / step_folder(step))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a process that died has left half written or half removed; while nobody writes."""
+def remove_leftovers(folder: Path, newest: int) -> None:
+    """Remove what a process that died has left half written or half removed; while nobody writes.
+
+    What is newer than the newest step that counts stands on this machine alone, and goes too.
+    """
+    for step in complete_steps(folder):
+        if step > newest:
+            (folder / step_folder(step)).rename(folder / (_REMOVING + step_folder(step)))
     for prefix in (_WRITING, _REMOVING):
         for path in folder.glob(f"{prefix}*"):
             shutil.rmtree(path)
