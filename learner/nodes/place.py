@@ -5,6 +5,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from dcpo_async.errors import ConfigError
 from learner.ranks import MEETING_PLACE
@@ -32,6 +33,16 @@ class NodePlace:
         host, colon, port = self.rendezvous.rpartition(":")
         if not host or not colon or not port.isdecimal() or not 0 < int(port) < 65535:
             raise ConfigError(f"--rendezvous {self.rendezvous}: write HOST:PORT, such as node0:29500")
+
+    @classmethod
+    def of(cls, num_nodes: int, node: int, num_local: int, rendezvous: str | None, keys: Path | None) -> "NodePlace":
+        """From a command line; raises ConfigError where something is missing."""
+        if num_nodes < 1:
+            raise ConfigError(f"--nodes {num_nodes}: at least one machine has to train")
+        if rendezvous is None or keys is None:
+            missing = "--rendezvous HOST:PORT of node 0" if rendezvous is None else "--keys, which ranks always need"
+            raise ConfigError(f"--nodes {num_nodes} needs {missing}")
+        return cls(node, num_nodes, num_local, rendezvous)
 
     @property
     def num_ranks(self) -> int:
