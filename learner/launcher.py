@@ -181,17 +181,8 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
                 num_gpus=len(devices.gpus),
                 sinks=sinks,
             )
-            parts = Parts(
-                config,
-                devices,
-                coordinator,
-                weights_port,
-                scratch,
-                ranks_address,
-                security_words(options),
-                place,
-                nodes,
-            )
+            words = security_words(options)
+            parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, words, place, nodes)
             await Launcher(config, coordinator, parts, dismiss=options.dismiss).run()
         run.ledger.close()
 

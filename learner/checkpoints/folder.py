@@ -104,13 +104,15 @@ def publish_checkpoint(
     publish_folder(writing, folder / step_folder(step))
 
 
-def remove_leftovers(folder: Path, newest: int) -> None:
+def remove_leftovers(folder: Path, newest: int | None = None) -> None:
     """Remove what a process that died has left half written or half removed; while nobody writes.
 
-    What is newer than the newest step that counts stands on this machine alone, and goes too.
+    Args:
+        folder: of all checkpoints.
+        newest: the newest step that stands on every machine, where each has a disk of its own: newer ones go too.
     """
     for step in complete_steps(folder):
-        if step > newest:
+        if newest is not None and step > newest:
             (folder / step_folder(step)).rename(folder / (_REMOVING + step_folder(step)))
     for prefix in (_WRITING, _REMOVING):
         for path in folder.glob(f"{prefix}*"):

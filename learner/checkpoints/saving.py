@@ -119,7 +119,7 @@ class Checkpoints:
     def begin(self, step: int) -> None:
         """Begin from a state of `step`, loaded or untrained, after clearing up what a start before has left."""
         if self._ranks.leads_folder:
-            remove_leftovers(self._folder, step)
+            remove_leftovers(self._folder, None if self._ranks.is_folder_shared else step)
         self._schedule.take(step, time.monotonic())
         self._standing_step = step
 

@@ -55,7 +55,7 @@ def test_what_is_not_published_does_not_count_and_goes_at_the_next_start(tmp_pat
     write(tmp_path, 4)
     (tmp_path / ".removing-step-00000001").mkdir()
     assert complete_steps(tmp_path) == [2]
-    remove_leftovers(tmp_path, 2)
+    remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
 
 
