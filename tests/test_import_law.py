@@ -69,7 +69,7 @@ SERVICES = {
     "learner/checkpoints": "weights",
     "learner/policy": "",
     "learner/timing": "",
-    "learner/trainer": "checkpoints nodes policy timing weights",
+    "learner/trainer": "checkpoints nodes policy ranks timing weights",
     "learner/publisher": "trainer weights",
     "learner/sizing": "policy weights",
     "learner/starts": "ledger",

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.learner.ranks import run_ranks
 from tests.learner.trainer.test_trainer import make_config
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 STEPS = 2
 """Updates between two hand-overs."""
