@@ -11,7 +11,7 @@ from tests.system.conftest import STEADY
 from tests.system.services import Service, Services, assert_counted_once, two_free_ports
 from tests.system.test_keys import dcpo
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 
 class Machines:
@@ -62,19 +62,19 @@ def test_a_machine_is_killed_and_comes_back_and_the_run_is_that_of_one_rank(
         stranger = machines.start_second("worker")
         services.services.remove(stranger)
         first, actor = machines.start_first(), machines.start_actor()
-        assert stranger.process.wait(300) == 2, stranger.log
+        assert stranger.process.wait(600) == 2, stranger.log
         assert "worker.keys is for the role actor" in stranger.log
-        services.until("a wait", lambda: "once all machines are there: node 1 has not come yet" in first.log, 300)
+        services.until("a wait", lambda: "once all machines are there: node 1 has not come yet" in first.log, 600)
         second = machines.start_second()
-        services.until("a checkpoint", lambda: "the checkpoint of step 4 stands" in first.log, 300)
+        services.until("a checkpoint", lambda: "the checkpoint of step 4 stands" in first.log, 600)
         children = psutil.Process(second.process.pid).children(recursive=True)
         second.signal(signal.SIGKILL)
         assert children
-        services.until("its being missed", lambda: "node 1 (second) was heard of" in first.log, 300)
+        services.until("its being missed", lambda: "node 1 (second) was heard of" in first.log, 600)
         assert actor.code is None
         second = machines.start_second()
         for service in (first, second, actor):
-            services.ends_well(service, seconds=300)
+            services.ends_well(service, seconds=600)
         assert "the run is finished" in second.log
         assert (services.folder / "second" / "checkpoints" / "step-00000012" / "meta.json").exists()
         assert_trained_as(services, steady_run)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -81,6 +81,7 @@ def digest(values: dict[str, dict[str, Tensor]], cut: Slicing) -> int:
     return sum(part(values, cut, rank).digest(cut.stretches(rank)) for rank in range(cut.num_ranks)) % (1 << 64)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 7), st.booleans(), st.sampled_from(KINDS), st.sampled_from(sorted(SHAPES)), st.data())
 def test_the_digest_changes_with_each_bit_and_not_with_the_cut(
     num_ranks: int, by_parameter: bool, kind: str, name: str, data: st.DataObject

@@ -2,7 +2,7 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.checkpoints.slicing import Copy, Slicing, Stretch, copies
@@ -50,6 +50,7 @@ def test_two_parameters_on_two_ranks_lie_as_deepspeed_has_them() -> None:
     assert list(by_parameter.stretches(1)) == [Stretch("a", 3, 2, 0, 0), Stretch("b", 2, 2, 0, 3)]
 
 
+@settings(deadline=None)
 @given(pairs())
 def test_each_element_is_held_once(given_pair: tuple[list[int], Slicing, Slicing]) -> None:
     lengths, slicing, _ = given_pair
@@ -60,6 +61,7 @@ def test_each_element_is_held_once(given_pair: tuple[list[int], Slicing, Slicing
     )
 
 
+@settings(deadline=None)
 @given(pairs())
 def test_what_is_copied_is_what_a_rank_would_hold_of_the_whole(given_pair: tuple[list[int], Slicing, Slicing]) -> None:
     lengths, before, after = given_pair
