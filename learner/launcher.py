@@ -170,6 +170,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
             if place and elsewhere:
                 nodes = NodeDesk(place, config.model_dump_json(), str(run.ledger.meta("model")), versions())
                 ranks = RankRouter(ranks, elsewhere, nodes, run.run_id, run.ledger.incarnation)
+                closing.callback(ranks.close)
             coordinator = Coordinator(
                 config,
                 run.run_id,

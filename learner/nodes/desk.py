@@ -57,7 +57,9 @@ class NodeDesk:
             if self._roster.hear(message, time.monotonic()):
                 self._peers.add(peer)
                 return self._roster.order()
-            return Reject(reason="rejoin", detail=f"node {message.node} is another one by now, or is not known yet")
+            if self._roster.is_known(message.node):
+                return Reject(reason="invalid", detail=f"another machine is node {message.node} by now")
+            return Reject(reason="rejoin", detail=f"node {message.node} has not said hello to this start")
         return None
 
     async def all_there(self) -> None:

@@ -98,13 +98,16 @@ class Follower:
                 self._take_part(answer, answer.message)
                 return
             if answer is not None and isinstance(answer.message, Reject):
-                raise ConfigError(f"node 0 at {self._place.coordinator} refuses this machine: {answer.message.detail}")
+                raise self._refused(answer.message)
             now = time.monotonic()
             if now - began > AWAY_SECONDS:
                 raise TrainerError(f"no answer from node 0 at {self._place.coordinator} within {AWAY_SECONDS:.0f} s")
             if now >= report_at:
                 log.info("no answer from node 0 at %s for %.0f s", self._place.coordinator, now - began)
                 report_at = now + REPORT_SECONDS
+
+    def _refused(self, reject: Reject) -> ConfigError:
+        return ConfigError(f"node 0 at {self._place.coordinator} refuses this machine: {reject.detail}")
 
     def _take_part(self, envelope: Envelope, welcome: NodeWelcome) -> None:
         given = RunConfig.model_validate_json(welcome.config)
@@ -133,9 +136,11 @@ class Follower:
             if answer is None:
                 continue
             heard_at = time.monotonic()
-            if isinstance(answer.message, Reject):
-                log.info("node 0 refuses a sign of life: %s", answer.message.detail)
+            if isinstance(answer.message, Reject) and answer.message.reason == "rejoin":
+                log.info("%s: the ranks of this machine end, and it joins again", answer.message.detail)
                 return False
+            if isinstance(answer.message, Reject):
+                raise self._refused(answer.message)
             if isinstance(answer.message, NodeOrder):
                 if answer.message.over:
                     log.info("%s", answer.message.over)

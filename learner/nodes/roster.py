@@ -45,8 +45,12 @@ class Roster:
         """A machine's launcher is there, or there anew: its ranks of before are gone."""
         self._nodes[hello.node] = Node(hello.session, name, now)
 
+    def is_known(self, node: int) -> bool:
+        """Whether a machine of this number has said hello."""
+        return node in self._nodes
+
     def hear(self, beat: NodeBeat, now: float) -> bool:
-        """Take in what a machine does; False where another launcher has taken its place, or it never said hello."""
+        """Take in what a machine does; False where it is not the one that said hello last, or none did."""
         node = self._nodes.get(beat.node)
         if node is None or node.session != beat.session:
             return False

@@ -146,4 +146,11 @@ async def test_a_machine_whose_place_another_has_taken_is_told_so(machines: Mach
     await told(second, HELLO.model_copy(update={"session": "b" * 32}))
     answer = await told(first, NodeBeat(session="a" * 32, node=1, round_number=0, state="idle"), "run")
     assert isinstance(answer, Reject)
+    assert (answer.reason, answer.detail) == ("invalid", "another machine is node 1 by now")
+
+
+async def test_a_machine_that_a_new_start_does_not_know_joins_again(machines: Machines) -> None:
+    beat = NodeBeat(session="a" * 32, node=1, round_number=3, state="running")
+    answer = await told(machines.admitted("rank"), beat, "run")
+    assert isinstance(answer, Reject)
     assert answer.reason == "rejoin"
