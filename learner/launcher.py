@@ -143,7 +143,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         ranks_address = f"ipc://{scratch}/ranks"
         ranks: Router = RouterChannel(ranks_address, limit)
         closing.callback(ranks.close)
-        elsewhere = RouterChannel(place.coordinator, limit, curve=keys) if place else None
+        elsewhere = RouterChannel(place.listening(), limit, curve=keys) if place else None
         if elsewhere is not None:
             closing.callback(elsewhere.close)
         # Imported here since they bring torch, which takes longer than all that has been checked by now.

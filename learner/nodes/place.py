@@ -59,6 +59,23 @@ class NodePlace:
         """Where launchers and ranks of other machines reach the coordinator."""
         return f"tcp://{self.host}:{int(self.rendezvous.rpartition(':')[2]) + 1}"
 
+    def listening(self) -> str:
+        """Where node 0 listens for launchers and ranks of other machines: sockets are not bound to names.
+
+        Raises:
+            ConfigError: this machine takes the name for its loopback, where no other machine comes.
+        """
+        try:
+            address = socket.gethostbyname(self.host)
+        except OSError as error:
+            raise ConfigError(f"--rendezvous: {self.host} is not in reach ({error.strerror})") from None
+        if address.startswith("127.") and address != self.host:
+            raise ConfigError(
+                f"--rendezvous: {self.host} is {address} on this machine (see /etc/hosts), where no other machine "
+                "comes; name node 0 by the address of its network"
+            )
+        return self.coordinator.replace(self.host, address)
+
     def environments(self, round_number: int) -> list[Mapping[str, str]]:
         """Additions to the environment of each rank of this machine; each round of starts meets anew.
 

@@ -21,6 +21,12 @@ def test_a_host_that_cannot_be_reached_is_told() -> None:
         interface_to("no-such-host.invalid")
 
 
+def test_node_0_listens_where_others_come() -> None:
+    assert NodePlace(0, 2, 1, "127.0.0.1:29500").listening() == "tcp://127.0.0.1:29501"
+    with pytest.raises(ConfigError, match=r"localhost is 127.0.0.1 on this machine"):
+        NodePlace(0, 2, 1, "localhost:29500").listening()
+
+
 @pytest.mark.parametrize(
     ("num_nodes", "node", "rendezvous", "keys", "message"),
     [
