@@ -57,11 +57,9 @@ class RankRouter:
             await self.send(peer, Envelope(message, {}, self._run_id, self._incarnation))
 
     def close(self) -> None:
-        """Let go of both addresses."""
+        """Receive no more; both sides are closed by whoever opened them."""
         for task in self._receiving.values():
             task.cancel()
-        for router in self._sides.values():
-            router.close()
 
     async def _is_for_ranks(self, received: Received) -> bool:
         """Whether it is a rank's; answered here where it is not, or may not be."""

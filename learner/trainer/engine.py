@@ -42,6 +42,8 @@ from learner.weights.loading import loaded_model
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+SETTINGS = ("betas", "weight_decay")
+"""Of AdamW, in its groups; the learning rate is set at each step."""
 LATE_SECONDS = 60.0
 """Collectives wait so much longer than a step may take: until then the learner has ended the rank that is late."""
 START_SECONDS = 900.0
@@ -282,12 +284,18 @@ class TrainEngine:
             self._load_module(without_restored(written.model)["module"], engine.module)
             load_resliced(engine, self.rank, self.layout, written, self.texts_of_ranks)
             return
+        ours = [{name: group[name] for name in SETTINGS} for group in engine.optimizer.param_groups]
         loaded, _ = engine.load_checkpoint(str(folder), path.name, custom_load_fn=self._load_module)
         if loaded is None:
             raise CheckpointError(f"{path}: DeepSpeed found no model state in it")
         # Stages 1 and 2; ZeRO-3 does so by itself, and without ZeRO the weights are in the file.
         if hasattr(engine.optimizer, "update_lp_params"):
             engine.optimizer.update_lp_params()
+        # DeepSpeed and torch keep settings beside the state; those of this start count.
+        for group, settings in zip(engine.optimizer.param_groups, ours, strict=True):
+            group.update(settings)
+        if hasattr(engine.optimizer, "clip_grad"):
+            engine.optimizer.clip_grad = self._settings.gradient_clip
 
     def _sign(self, what: str, next_within: float = 0.0) -> None:
         """Tell the learner where this rank is, and how long that may take: as long as a step unless said otherwise."""

@@ -60,7 +60,8 @@ async def machines(tmp_path: Path) -> AsyncIterator[Machines]:
     await asyncio.gather(serving, return_exceptions=True)
     for dealer in made.dealers:
         dealer.close()
-    made.router.close()
+    for router in (made.router, here, elsewhere):
+        router.close()
 
 
 async def told(dealer: DealerChannel, message: Message, run_id: str = "", seconds: float = 20.0) -> Message | None:
