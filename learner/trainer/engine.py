@@ -6,7 +6,6 @@ The only importer of deepspeed.
 import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +23,7 @@ from dcpo_async.errors import CheckpointError, ConfigError, TrainerError
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import sign_of_progress
 from learner.checkpoints.folder import CheckpointLayout, described_checkpoint, step_folder, verified_checkpoint
+from learner.checkpoints.other_ranks import load_resliced
 from learner.checkpoints.places import folder_of
 from learner.checkpoints.reslicing import SlicedCheckpoint
 from learner.checkpoints.snapshot import Snapshot
@@ -33,8 +33,8 @@ from learner.policy.head import TokenLoss, TokenScores
 from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch, micro_batch_tokens, pack_sequences
 from learner.ranks import MEETING_PLACE
-from learner.trainer.other_ranks import load_resliced
 from learner.trainer.schedule import learning_rate
+from learner.trainer.settings import deepspeed_settings, forward_dtype
 from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
 from learner.weights.layout import Layout, Schema
 from learner.weights.loading import loaded_model
@@ -360,34 +360,3 @@ def without_restored(state: Mapping[str, Any]) -> Mapping[str, Any]:
     if not restored:
         return state
     return {**state, "module": {name: value for name, value in state["module"].items() if name not in restored}}
-
-
-def deepspeed_settings(config: RunConfig, *, on_gpus: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration: what our settings say, under the user's `training.deepspeed`."""
-    settings = config.training
-    ours: dict[str, Any] = {
-        # Micro-batches are ours: their number differs from step to step.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.gradient_clip,
-        "zero_optimization": {"stage": settings.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": sys.maxsize,
-    }
-    if on_gpus and settings.zero_stage in (1, 2):
-        # Gradients are summed after each micro-batch; by itself DeepSpeed overlaps that with ZeRO-3's backward only.
-        ours["zero_optimization"]["overlap_comm"] = True
-    if forward_dtype(config) == torch.bfloat16:
-        ours["bf16"] = {"enabled": True}
-        if settings.zero_stage > 0:
-            # Hundreds of small micro-batch gradients would drown in bfloat16's 8 bits.
-            ours["data_types"] = {"grad_accum_dtype": "fp32"}
-    return merged(ours, settings.deepspeed)
-
-
-def forward_dtype(config: RunConfig) -> torch.dtype:
-    """Type of the forward pass and of published weights."""
-    automatic = "bfloat16" if torch.cuda.is_available() else "float32"
-    name = automatic if config.model.dtype == "auto" else config.model.dtype
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
