@@ -18,7 +18,6 @@ from learner.checkpoints.slicing import Slicing, Stretch, copies
 
 WEIGHTS = "weights"
 _BLOCK = 1 << 20
-_LOW_HALF = (1 << 32) - 1
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Of splitmix64, as signed integers.
 _FACTORS = tuple(f - (1 << 64) for f in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -184,13 +183,13 @@ def _digest(values: Tensor, first: int, seed: int) -> int:
         block = values[start : start + _BLOCK]
         bits = block.view(_INTEGERS[block.element_size()]).to(torch.int64)
         place = torch.arange(first + start, first + start + len(block), device=block.device)
-        mixed = _mixed(place.mul_(_FACTORS[0]).add_(seed - (1 << 64) if seed >> 63 else seed))
-        total += int(_mixed(mixed.add_(bits.mul_(_FACTORS[0]))).sum())
+        key = place.mul_(_FACTORS[0]).add_(seed - (1 << 64) if seed >> 63 else seed)
+        total += int(_mixed(key.add_(bits.mul_(_FACTORS[1]))).sum())
     return total
 
 
 def _mixed(values: Tensor) -> Tensor:
-    """Spread each bit over all others, in place: the last steps of splitmix64 (Steele et al., 2014)."""
+    """Spread each bit over all others, in place, as the last steps of splitmix64 do (Steele et al., 2014)."""
     for factor in _FACTORS[1:]:
-        values.bitwise_xor_((values >> 32).bitwise_and_(_LOW_HALF)).mul_(factor)
-    return values.bitwise_xor_((values >> 32).bitwise_and_(_LOW_HALF))
+        values.bitwise_xor_(values >> 32).mul_(factor)
+    return values.bitwise_xor_(values >> 32)
