@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class Child:
             are forgotten.
         failed: called with the exit code of each failure; tells people the reason, and raises where no new start helps.
         restarting: called when it is about to be started again.
+        ready: awaited before each start, until which a stop is heeded at once.
+        lost: called every second with the part running: why it has to end all the same, empty where it has not.
         ask_to_end: how it hears of a stop; by default SIGTERM.
         max_failures: this many in a row are borne.
         error: raised after one more.
@@ -67,6 +69,8 @@ class Child:
     signs: Path | None = None
     start_seconds: float = 60.0
     restarting: Callable[[], None] = lambda: None
+    ready: Callable[[], Awaitable[None]] | None = None
+    lost: Callable[[], str] = lambda: ""
     ask_to_end: Callable[[], None] | None = None
     pause_seconds: float = 0.0
     final_codes: tuple[int, ...] = (ConfigError.exit_code,)
@@ -86,8 +90,10 @@ async def keep_running(child: Child, stopping: asyncio.Event | None = None) -> N
     """
     stopping, loop, failures = stopping or asyncio.Event(), asyncio.get_running_loop(), 0
     while not stopping.is_set():
+        if child.ready is not None and not await _unless(stopping, child.ready()):
+            return
         started = loop.time()
-        code, late = await _run_once(child, stopping)
+        code, late = await run_once(child, stopping)
         if stopping.is_set() and code:
             log.warning("%s ended with code %d: %s", child.name, code, late or last_lines(child.log_file, 1))
         if stopping.is_set() or (code == 0 and not child.is_endless):
@@ -186,8 +192,8 @@ class _Member:
         return f"{self.words}: no progress for {now - self._changed_at:.0f} s{is_stopped}"
 
 
-async def _run_once(child: Child, stopping: asyncio.Event) -> tuple[int, str]:
-    """Run a child to its end; returns its exit code, and what it was late with where it was killed for that.
+async def run_once(child: Child, stopping: asyncio.Event) -> tuple[int, str]:
+    """Run a child to its end once; returns its exit code, and why it was killed where it was late or lost.
 
     A stop is passed on to it, and when this task is cancelled it is ended.
     """
@@ -210,7 +216,7 @@ async def _run_once(child: Child, stopping: asyncio.Event) -> tuple[int, str]:
         for process, path in zip(processes, signs, strict=bool(signs))
     ]
     ended = asyncio.create_task(_all_ended(processes))
-    late = asyncio.create_task(_until_late(watched, child.log_file))
+    late = asyncio.create_task(_until_late(watched, child))
     asking = asyncio.create_task(_pass_on(stopping, child, processes))
     try:
         await asyncio.wait((ended, late), return_when=asyncio.FIRST_COMPLETED)
@@ -246,13 +252,28 @@ async def _all_ended(processes: Sequence[asyncio.subprocess.Process]) -> int:
             task.cancel()
 
 
-async def _until_late(members: Sequence[_Member], log_file: Path) -> str:
-    """Keep the log within its bound; returns once a member is late, with who holds up the others, for people."""
+async def _unless(stopping: asyncio.Event, work: Awaitable[None]) -> bool:
+    """Await something unless a stop comes first; returns whether it was done. Raises what it raises."""
+    tasks = (asyncio.ensure_future(work), asyncio.create_task(stopping.wait()))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            await tasks[0]
+        return tasks[0].done() and not stopping.is_set()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _until_late(members: Sequence[_Member], child: Child) -> str:
+    """Keep the log within its bound; returns once a member is late, with who holds up the others, or all are lost."""
     looked_at = time.monotonic()
     while True:
         with contextlib.suppress(OSError):
-            bound_log(log_file)
+            bound_log(child.log_file)
         await asyncio.sleep(LOOK_SECONDS)
+        if lost := child.lost():
+            return lost
         now = time.monotonic()
         stood_still, looked_at = max(0.0, now - looked_at - 2 * LOOK_SECONDS), now
         running = [member for member in members if member.process.returncode is None]

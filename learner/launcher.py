@@ -26,8 +26,12 @@ from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import be_private, private_folder
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import keep_running
+from dcpo_async.transport.interfaces import Router
 from dcpo_async.transport.key_files import load_server_keys
 from dcpo_async.transport.zmq_channel import RouterChannel
+from learner.nodes.desk import NodeDesk
+from learner.nodes.place import NodePlace
+from learner.nodes.router import RankRouter
 from learner.parts import Parts
 from learner.problems import TrainingProblems, training_problems
 
@@ -70,6 +74,9 @@ def parsed(argv: Sequence[str] | None) -> tuple[RunConfig, Devices, argparse.Nam
     parser.add_argument(
         "--dismiss", action="store_true", help="stopped, it ends its actors; they wait for it otherwise"
     )
+    parser.add_argument("--nodes", type=int, default=1, help="machines whose ranks train together, with as many each")
+    parser.add_argument("--node-rank", type=int, default=0, help="which of them this is; 0 has the coordinator")
+    parser.add_argument("--rendezvous", metavar="HOST:PORT", help="where node 0 is reached, on this port and the next")
     parser.add_argument("--check", action="store_true", help="say what the run will take, and do not start it")
     where.add_argument("--on", metavar="NxGB", help="with --check: GPUs of another machine, such as 4x80")
     parser.add_argument("--even-if-too-large", action="store_true", help="start a run that is estimated not to fit")
@@ -97,8 +104,23 @@ def gpus_elsewhere(text: str) -> tuple[int, int]:
     return int(number), int(size)
 
 
+def node_place(devices: Devices, options: argparse.Namespace) -> NodePlace | None:
+    """Where this machine stands among several; None where it is alone. Raises ConfigError."""
+    if options.nodes == 1:
+        if options.node_rank or options.rendezvous:
+            raise ConfigError("--node-rank and --rendezvous need --nodes: how many machines there are")
+        return None
+    return NodePlace.of(options.nodes, options.node_rank, devices.num_workers, options.rendezvous, options.keys)
+
+
 async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace) -> None:
+    place = node_place(devices, options)
     config = config.model_copy(update={"model": resolved_model(config.model, devices, with_weights=not options.check)})
+    if place is not None and place.node > 0:
+        from learner.nodes.joining import follow
+
+        await follow(config, devices, place, options.keys)
+        return
     config = config.model_copy(update={"grading": resolved_grading(config)})
     problems = training_problems(config.data, None if options.check else config.folder)
     if options.check:
@@ -119,18 +141,23 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         closing.callback(actors.close)
         scratch = closing.enter_context(private_folder("learner"))
         ranks_address = f"ipc://{scratch}/ranks"
-        ranks = RouterChannel(ranks_address, limit)
+        ranks: Router = RouterChannel(ranks_address, limit)
         closing.callback(ranks.close)
+        elsewhere = RouterChannel(place.listening(), limit, curve=keys) if place else None
+        if elsewhere is not None:
+            closing.callback(elsewhere.close)
         # Imported here since they bring torch, which takes longer than all that has been checked by now.
         from dcpo_async.metrics.tensorboard import TensorBoardWriter
         from learner.coordinator.coordinator import Coordinator
+        from learner.nodes.joining import versions
         from learner.run_setup import described, prepare, require_room, set_up
         from learner.sizing.machine import this_machine
         from learner.sizing.memory import Plan
 
         prepared = prepare(config, problems)
         if not options.even_if_too_large:
-            plan = Plan.of(config, devices.num_workers, bool(devices.gpus))
+            num_ranks = place.num_ranks if place else devices.num_workers
+            plan = Plan.of(config, num_ranks, bool(devices.gpus))
             require_room(config, prepared.model, plan, this_machine(devices, config.folder))
         run = set_up(config, prepared)
         log.info("run %s in %s; actors reach it at %s", run.run_id, config.folder, config.network.listen)
@@ -139,7 +166,11 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
             log.info("the run was finished before; raise training.max_steps to go on")
         else:
             sinks = (MetricsWriter(config.folder), TensorBoardWriter(RunFolder(config.folder).tensorboard))
-            weights_port = actors.port + 1
+            weights_port, nodes = actors.port + 1, None
+            if place and elsewhere:
+                nodes = NodeDesk(place, config.model_dump_json(), str(run.ledger.meta("model")), versions())
+                ranks = RankRouter(ranks, elsewhere, nodes, run.run_id, run.ledger.incarnation)
+                closing.callback(ranks.close)
             coordinator = Coordinator(
                 config,
                 run.run_id,
@@ -151,7 +182,8 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
                 num_gpus=len(devices.gpus),
                 sinks=sinks,
             )
-            parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, security_words(options))
+            words = security_words(options)
+            parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, words, place, nodes)
             await Launcher(config, coordinator, parts, dismiss=options.dismiss).run()
         run.ledger.close()
 
@@ -257,6 +289,7 @@ class Launcher:
         log.info("the run is finished" if is_finished else "stopped; the same command goes on from here")
         log.info("%s", self._coordinator.status.advice())
         reason = "the run is finished" if is_finished else "the learner stops"
+        await self._parts.end_nodes(reason)
         await self._coordinator.end(reason, dismiss=is_finished or self._dismiss)
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,9 @@ from dcpo_async.errors import ConfigError, TrainerError, WeightsError
 from dcpo_async.processes import last_lines, module_argv
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import Child
+from learner.nodes.desk import NodeDesk
+from learner.nodes.place import NodePlace
+from learner.nodes.router import RankRouter
 from learner.ranks import rank_environments
 
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ class Parts:
         scratch: folder of this learner alone, for what must not be shared.
         ranks_address: where ranks and publisher reach the coordinator.
         security_words: what the weight server is told of keys.
+        place: of this machine among several.
+        nodes: the others.
     """
 
     def __init__(
@@ -50,7 +55,10 @@ class Parts:
         scratch: Path,
         ranks_address: str,
         security_words: Sequence[str],
+        place: NodePlace | None = None,
+        nodes: NodeDesk | None = None,
     ) -> None:
+        self._place, self._nodes = place, nodes
         self._config, self._devices, self._coordinator = config, devices, coordinator
         self._weights_port, self._scratch, self._ranks_address = weights_port, scratch, ranks_address
         self._security_words, self._folder = security_words, RunFolder(config.folder)
@@ -130,7 +138,9 @@ class Parts:
             argv=self._trainer_argv,
             log_file=self._folder.log("trainer"),
             environment=self._devices.environment(),
-            members=lambda: rank_environments(self._devices.num_workers, self._scratch),
+            members=self._rank_environments,
+            ready=self._nodes.all_there if self._nodes else None,
+            lost=self._nodes.lost if self._nodes else lambda: "",
             signs=self._signs("trainer"),
             start_seconds=START_SECONDS,
             has_progressed=self._has_trained,
@@ -143,6 +153,17 @@ class Parts:
             error=TrainerError,
             grace_seconds=5,
         )
+
+    def _rank_environments(self) -> Sequence[Mapping[str, str]]:
+        if self._place and self._nodes:
+            return self._place.environments(self._nodes.begin_round())
+        return rank_environments(self._devices.num_workers, self._scratch)
+
+    async def end_nodes(self, reason: str) -> None:
+        """Tell other machines that the run is over, or stops."""
+        router = self._coordinator.ranks.router
+        if self._nodes and isinstance(router, RankRouter):
+            await self._nodes.end(reason, router.tell)
 
     def _trainer_argv(self) -> list[str]:
         self._folder.trainer_error.unlink(missing_ok=True)

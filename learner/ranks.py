@@ -1,13 +1,14 @@
-"""What each rank of a trainer on one machine is told by its environment: who it is, and where it meets the others.
+"""What each rank of a trainer is told by its environment: who it is, and where it meets the others.
 
-They meet in a file of a private folder: no socket is open to whoever comes, as torchrun's would be.
+On one machine they meet in a file of a private folder: no socket is open to whoever comes, as torchrun's would be.
+Those of several machines meet as `learner/nodes/` says.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
 MEETING_PLACE = "DCPO_MEETING_PLACE"
-"""Environment variable: the file by which ranks find each other."""
+"""Environment variable: the file by which ranks find each other, or tcp://HOST:PORT/ROUND."""
 ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 """What ranks then open to each other, on one machine."""
 

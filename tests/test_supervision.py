@@ -180,3 +180,43 @@ async def test_a_child_that_fails_while_it_stops_is_told_of(tmp_path: Path, capl
 async def test_a_process_that_never_gives_a_sign_is_late_after_its_start(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="the start of the child as process"):
         await keep_running(replace(of_two(tmp_path, "time.sleep(60)"), start_seconds=0.5))
+
+
+async def test_a_part_that_is_lost_ends_and_is_started_again_for_that_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost() -> str:
+        return "its machine is gone" if num_starts(tmp_path) == 1 else ""
+
+    child = replace(counting(tmp_path, ""), argv=lambda: waiting_once(tmp_path), lost=lost)
+    await keep_running(child)
+    assert num_starts(tmp_path) == 2
+    assert "the child ended with code -9 and is started again: its machine is gone" in caplog.text
+
+
+def waiting_once(folder: Path) -> list[str]:
+    """Adds a line to `starts`, and waits for long at its first start alone."""
+    starts = str(folder / "starts")
+    program = f"import time; open({starts!r}, 'a').write('x\\n'); "
+    return [sys.executable, "-c", program + f"time.sleep(60 if len(open({starts!r}).readlines()) == 1 else 0)"]
+
+
+async def test_a_start_waits_until_it_may_be_and_a_stop_does_not_wait_for_it(tmp_path: Path) -> None:
+    may_start, stopping = asyncio.Event(), asyncio.Event()
+
+    async def ready() -> None:
+        await may_start.wait()
+
+    child = replace(counting(tmp_path, ""), ready=ready)
+    running = asyncio.create_task(keep_running(child, stopping))
+    await asyncio.sleep(0.1)
+    assert num_starts(tmp_path) == 0
+    may_start.set()
+    await running
+    assert num_starts(tmp_path) == 1
+    may_start.clear()
+    running = asyncio.create_task(keep_running(child, stopping))
+    await asyncio.sleep(0)
+    stopping.set()
+    await running
+    assert num_starts(tmp_path) == 1

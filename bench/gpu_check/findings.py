@@ -71,7 +71,14 @@ class Place:
     def environment(self) -> dict[str, str]:
         """Of a process that trains as the only rank."""
         port = free_address().rpartition(":")[2]
-        rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        rank = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         devices = Devices((0,), 1) if self.is_gpu else Devices((), 1)
         return {**os.environ, **rank, **devices.environment()}
 

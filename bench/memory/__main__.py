@@ -52,7 +52,13 @@ def main() -> None:
         for model in models:
             for case in CASES:
                 words = ["-m", "bench.memory", str(model), "--case", *(str(int(item)) for item in case)]
-                rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+                rank = {
+                    "RANK": "0",
+                    "WORLD_SIZE": "1",
+                    "LOCAL_RANK": "0",
+                    "LOCAL_WORLD_SIZE": "1",
+                    "MASTER_ADDR": "127.0.0.1",
+                }
                 environment = {**os.environ, **rank, "MASTER_PORT": "29561", "DS_ACCELERATOR": "cpu"}
                 subprocess.run([sys.executable, *words], env={**environment, "OMP_NUM_THREADS": "1"}, check=True)
 

@@ -23,7 +23,14 @@ from learner.weights.loading import loaded_model
 def main() -> None:
     """A short step to warm up, then the timed one."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
     model, path = sys.argv[1], Path(sys.argv[2])
     settings: dict[str, dict[str, Any]] = {"model": {"path": model}}
     for setting in sys.argv[3:]:

@@ -66,9 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     keygen.add_argument("folder", type=Path, help="of the learner's keys")
     keygen.add_argument("--actor", nargs="+", default=[], metavar="NAME", help="a machine that runs dcpo-actor")
     keygen.add_argument("--evaluator", nargs="+", default=[], metavar="NAME", help="one that runs dcpo eval --learner")
+    keygen.add_argument("--rank", nargs="+", default=[], metavar="NAME", help="a further machine of the learner's")
     keygen.set_defaults(command=_keygen)
 
-    revoke = commands.add_parser("revoke", help="shut out actors and evaluators, also while a learner runs")
+    revoke = commands.add_parser("revoke", help="shut out the keys of peers, also while a learner runs")
     revoke.add_argument("folder", type=Path, help="of the learner's keys")
     revoke.add_argument("names", nargs="+", metavar="NAME")
     revoke.set_defaults(command=_revoke)
@@ -165,7 +166,7 @@ def _keygen(options: argparse.Namespace, rest: list[str]) -> int:
     from dcpo_async.transport.zmq_channel import new_pair
 
     _refuse(rest)
-    folder, names = options.folder, [*options.actor, *options.evaluator]
+    folder, names = options.folder, [*options.actor, *options.evaluator, *options.rank]
     if not names:
         write_server_keys(folder, new_pair())
         print(f"keys of the learner in {folder}: dcpo-learner --keys {folder}")

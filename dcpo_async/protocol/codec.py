@@ -41,6 +41,7 @@ HEADER_BYTES: Mapping[str, int] = {
     "lease": 16 * MAX_TEXT,
     "manifest": 80 << 20,
     "keys": 256 * MAX_PEERS,
+    "node_welcome": 8 * MAX_TEXT,
     "shard": MAX_MESSAGE_BYTES,
     "old_logprobs": MAX_MESSAGE_BYTES,
 }

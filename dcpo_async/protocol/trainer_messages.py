@@ -1,12 +1,15 @@
 """Messages between the ranks of the trainer and the coordinator."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dcpo_async.limits import Sentence
+from dcpo_async.limits import MAX_TEXT, Sentence, ShownName
 from dcpo_async.protocol.messages import Message
 from dcpo_async.records import Count
+
+NodeState = Literal["idle", "running", "ended", "failed"]
+"""Of a machine's ranks: none run, all run, all have ended well, one has failed and none run."""
 
 
 class TrainerHello(Message):
@@ -153,3 +156,48 @@ class TrainerFinished(Message):
     kind = "finished"
     step: Count
     is_stopped: bool = False
+
+
+class NodeHello(Message):
+    """The launcher of another machine than the coordinator's is there.
+
+    Attributes:
+        session: newly drawn at each start of a launcher; the newest one is the machine.
+        node, num_nodes, num_local: its number, of how many machines, and the ranks of each.
+        model: digest of its copy of the model.
+        versions: of the libraries that ranks must have in common, "NAME VERSION".
+    """
+
+    kind = "node_hello"
+    session: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    node: Count
+    num_nodes: Count
+    num_local: Count
+    model: ShownName
+    versions: Annotated[tuple[ShownName, ...], Field(max_length=16)]
+
+
+class NodeWelcome(Message):
+    """Coordinator → machine: the settings of the run, as JSON; paths in them are those of the coordinator's machine."""
+
+    kind = "node_welcome"
+    config: Annotated[str, Field(max_length=MAX_TEXT)]
+
+
+class NodeBeat(Message):
+    """A machine says every second what its ranks of a round of starts do; `reason` is why they failed."""
+
+    kind = "node_beat"
+    session: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    node: Count
+    round_number: Count
+    state: NodeState
+    reason: Sentence = ""
+
+
+class NodeOrder(Message):
+    """Coordinator → machine: the round whose ranks are to run, 0 for none; `over` is why no other will follow."""
+
+    kind = "node_order"
+    round_number: Count
+    over: Sentence = ""

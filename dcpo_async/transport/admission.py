@@ -17,7 +17,7 @@ from dcpo_async.limits import quoted
 
 log = logging.getLogger("keys")
 
-Role = Literal["actor", "evaluator"]
+Role = Literal["actor", "evaluator", "rank"]
 ROLES: tuple[Role, ...] = get_args(Role)
 SUFFIX = ".key"
 LOOK_SECONDS, ASK_SECONDS = 1.0, 0.1

@@ -22,12 +22,21 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class CheckpointLayout(BaseModel):
-    """What has to be the same when a checkpoint is loaded: each rank holds its own slice of the optimizer."""
+    """Of whom a checkpoint is: each rank holds its own slice of the optimizer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     num_ranks: Annotated[int, Field(gt=0)]
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     dtype: str
+
+    def is_sliced_as(self, other: "CheckpointLayout") -> bool:
+        """Whether each rank loads what was written for it. Without ZeRO each holds all, whatever their number."""
+        is_whole = self.zero_stage == other.zero_stage == 0
+        return is_whole or (self.num_ranks, self.zero_stage) == (other.num_ranks, other.zero_stage)
+
+    def is_loaded_by(self, other: "CheckpointLayout") -> bool:
+        """Whether ranks of another layout can go on from it: ZeRO 1 to 3 hold the same, cut up otherwise."""
+        return self.dtype == other.dtype and (self.zero_stage == 0) == (other.zero_stage == 0)
 
 
 class CheckpointMeta(BaseModel):
@@ -95,8 +104,16 @@ def publish_checkpoint(
     publish_folder(writing, folder / step_folder(step))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a process that died has left half written or half removed; while nobody writes."""
+def remove_leftovers(folder: Path, newest: int | None = None) -> None:
+    """Remove what a process that died has left half written or half removed; while nobody writes.
+
+    Args:
+        folder: of all checkpoints.
+        newest: the newest step that stands on every machine, where each has a disk of its own: newer ones go too.
+    """
+    for step in complete_steps(folder):
+        if newest is not None and step > newest:
+            (folder / step_folder(step)).rename(folder / (_REMOVING + step_folder(step)))
     for prefix in (_WRITING, _REMOVING):
         for path in folder.glob(f"{prefix}*"):
             shutil.rmtree(path)
@@ -116,21 +133,26 @@ def remove_superseded(folder: Path, keep_last: int, keep_every_steps: int | None
     return tuple(retained)
 
 
+def described_checkpoint(folder: Path, step: int) -> CheckpointMeta:
+    """What a checkpoint says that it is; raises CheckpointError where it says nothing."""
+    path = folder / step_folder(step)
+    try:
+        return CheckpointMeta.model_validate_json((path / META_NAME).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _damaged(path, folder, f"{META_NAME} is missing or malformed ({error})") from None
+
+
 def verified_checkpoint(folder: Path, step: int, layout: CheckpointLayout) -> CheckpointMeta:
     """Return the description of a checkpoint after reading every byte of it once.
 
     Raises:
-        CheckpointError: a file is missing or its bytes have changed, or the layout is not the one given.
+        CheckpointError: a file is missing or its bytes have changed, or ranks of this layout cannot go on from it.
     """
-    path = folder / step_folder(step)
-    try:
-        meta = CheckpointMeta.model_validate_json((path / META_NAME).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise _damaged(path, folder, f"{META_NAME} is missing or malformed ({error})") from None
-    if meta.layout != layout:
+    path, meta = folder / step_folder(step), described_checkpoint(folder, step)
+    if not meta.layout.is_loaded_by(layout):
         raise CheckpointError(
-            f"{path} was written with {meta.layout!r}, this run has {layout!r}: optimizer state is sliced by rank; "
-            "start the learner as it was before"
+            f"{path} was written with {meta.layout!r}, this run has {layout!r}: the number of ranks may differ, and "
+            "so may a ZeRO stage of 1 to 3; for the rest start the learner as it was before"
         )
     missing = [name for name in meta.files if not (path / name).is_file()]
     if missing:

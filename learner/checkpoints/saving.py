@@ -1,6 +1,7 @@
 """A rank's side of checkpoints: its state is copied at a step, and written by a thread while the training goes on.
 
-The threads of all ranks agree, by way of `Ranks.texts_of_ranks`, before rank 0's gives the checkpoint its name.
+The threads of all ranks agree, by way of `Ranks.texts_of_ranks`, before rank 0's gives the checkpoint its name; where
+machines have disks of their own, the first rank of each does so, and the newest step that all of them have counts.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,9 @@ class Ranks(Protocol):
 
     rank: int
     num_ranks: int
+    num_local: int
+    leads_folder: bool
+    is_folder_shared: bool
     layout: CheckpointLayout
 
     def snapshot(self, writing: Path) -> Snapshot:
@@ -114,8 +118,8 @@ class Checkpoints:
 
     def begin(self, step: int) -> None:
         """Begin from a state of `step`, loaded or untrained, after clearing up what a start before has left."""
-        if self._ranks.rank == 0:
-            remove_leftovers(self._folder)
+        if self._ranks.leads_folder:
+            remove_leftovers(self._folder, None if self._ranks.is_folder_shared else step)
         self._schedule.take(step, time.monotonic())
         self._standing_step = step
 
@@ -234,11 +238,12 @@ class Checkpoints:
         texts = self._ranks.texts_of_ranks(report.model_dump_json())
         reports = [_Report.model_validate_json(text) for text in texts]
         saving.problem = next((f"rank {i}: {found.problem}" for i, found in enumerate(reports) if found.problem), "")
-        retained: tuple[int, ...] = ()
-        if self._ranks.rank == 0:
+        if self._ranks.leads_folder:
             saving.progressed_at = time.monotonic()
-            retained = self._published(saving, {name: d for found in reports for name, d in found.digests.items()})
-        saving.problem = self._ranks.texts_of_ranks(saving.problem)[0]
+            self._publish(saving, reports)
+        saving.problem = next(filter(None, self._ranks.texts_of_ranks(saving.problem)), "")
+        # Only now: what is superseded goes once the new one stands on every machine.
+        retained = self._remaining() if self._ranks.leads_folder and not saving.problem else ()
         if saving.problem:
             self._failures += 1
             log.warning("the checkpoint of step %d could not be written: %s", saving.step, saving.problem)
@@ -273,18 +278,27 @@ class Checkpoints:
             return _Report(problem=f"{type(error).__name__}: {error}")
         return _Report(digests=digests, num_bytes=num_bytes)
 
-    def _published(self, saving: _Saving, digests: dict[str, str]) -> tuple[int, ...]:
-        """Rank 0's: the steps that stand, with this one if nothing is in its way; else what is written of it goes."""
-        settings = self._settings
+    def _publish(self, saving: _Saving, reports: Sequence[_Report]) -> None:
+        """Of the rank that leads a folder: give the checkpoint its name if nothing is in its way, else it goes."""
+        ranks = self._ranks
         try:
             if not saving.problem:
-                publish_checkpoint(self._folder, saving.step, self._digest, self._ranks.layout, digests)
+                digests = {name: digest for found in self._of_folder(reports) for name, digest in found.digests.items()}
+                publish_checkpoint(self._folder, saving.step, self._digest, ranks.layout, digests)
         except Exception as error:
             # Whatever it is, the other ranks wait to hear of it.
-            saving.problem = f"rank 0: {error}"
+            saving.problem = f"rank {ranks.rank}: {error}"
         if saving.problem:
             shutil.rmtree(writing_folder(self._folder, saving.step), ignore_errors=True)
-            return ()
+
+    def _of_folder(self, reports: Sequence[_Report]) -> Sequence[_Report]:
+        """Those of the ranks that write into the same folder."""
+        first = self._ranks.rank
+        return reports if self._ranks.is_folder_shared else reports[first : first + self._ranks.num_local]
+
+    def _remaining(self) -> tuple[int, ...]:
+        """Of the rank that leads a folder: the steps that stand, once what is superseded is gone."""
+        settings = self._settings
         try:
             return remove_superseded(self._folder, settings.keep_last, settings.keep_every_steps)
         except OSError as error:

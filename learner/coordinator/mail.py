@@ -8,10 +8,11 @@ from typing import NamedTuple
 from dcpo_async.errors import ProtocolError, RevokedError, RoleError, VersionMismatchError
 from dcpo_async.limits import MAX_WORDS, quoted
 from dcpo_async.protocol.messages import Array, Bye, Envelope, Heartbeat, Hello, Message, Reject
-from dcpo_async.transport.admission import KeyHolder
+from dcpo_async.transport.admission import KeyHolder, Role
 from dcpo_async.transport.interfaces import Received, Router
 
-EVALUATORS_SAY = (Hello, Heartbeat, Bye)
+ROLES_SAY: Mapping[Role, tuple[type[Message], ...]] = {"evaluator": (Hello, Heartbeat, Bye), "rank": ()}
+"""What those may say whom actors' keys would allow more; the machines of ranks have a socket of their own."""
 
 
 def as_admitted(received: Received) -> Envelope | ProtocolError:
@@ -24,7 +25,7 @@ def as_admitted(received: Received) -> Envelope | ProtocolError:
         return envelope
     message, kind = envelope.message, envelope.message.kind
     said = message.role if isinstance(message, Hello) else holder.role
-    if said != holder.role or (holder.role == "evaluator" and not isinstance(message, EVALUATORS_SAY)):
+    if said != holder.role or not isinstance(message, ROLES_SAY.get(holder.role, Message)):
         as_what = f"{kind} as {said}" if isinstance(message, Hello) else kind
         return RoleError(f"{as_what}: the key of {holder.name} is for the role {holder.role}, which does not send it")
     if isinstance(message, Hello):

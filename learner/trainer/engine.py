@@ -6,7 +6,6 @@ The only importer of deepspeed.
 import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -17,20 +16,25 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore
 from transformers import AutoTokenizer
 
 from dcpo_async.config import RunConfig, merged
 from dcpo_async.errors import CheckpointError, ConfigError, TrainerError
+from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import sign_of_progress
-from learner.checkpoints.folder import CheckpointLayout, step_folder, verified_checkpoint
+from learner.checkpoints.folder import CheckpointLayout, described_checkpoint, step_folder, verified_checkpoint
+from learner.checkpoints.other_ranks import load_resliced
+from learner.checkpoints.places import folder_of
+from learner.checkpoints.reslicing import SlicedCheckpoint
 from learner.checkpoints.snapshot import Snapshot
+from learner.nodes.meeting import met
 from learner.policy.fitting import fit_to_model
 from learner.policy.head import TokenLoss, TokenScores
 from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch, micro_batch_tokens, pack_sequences
 from learner.ranks import MEETING_PLACE
 from learner.trainer.schedule import learning_rate
+from learner.trainer.settings import deepspeed_settings, forward_dtype
 from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
 from learner.weights.layout import Layout, Schema
 from learner.weights.loading import loaded_model
@@ -38,6 +42,8 @@ from learner.weights.loading import loaded_model
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+SETTINGS = ("betas", "weight_decay")
+"""Of AdamW, in its groups; the learning rate is set at each step."""
 LATE_SECONDS = 60.0
 """Collectives wait so much longer than a step may take: until then the learner has ended the rank that is late."""
 START_SECONDS = 900.0
@@ -45,14 +51,14 @@ START_SECONDS = 900.0
 
 
 def join_ranks(deadline: timedelta) -> None:
-    """Make the process group of all ranks, which DeepSpeed takes over: ranks on one machine meet in a file."""
+    """Make the process group of all ranks, which DeepSpeed takes over."""
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     device = None
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     backend = "gloo" if device is None else "nccl"
-    store = FileStore(os.environ[MEETING_PLACE], num_ranks)
+    store = met(os.environ[MEETING_PLACE], rank, num_ranks, deadline)
     # A single rank has no peer for which NCCL would have to split its communicator.
     bound = device if num_ranks > 1 else None
     dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=deadline, device_id=bound)
@@ -64,6 +70,9 @@ class TrainEngine:
 
     Attributes:
         rank, num_ranks: who this is among the processes that train.
+        local_rank, num_local: among those of this machine.
+        leads_folder: whether this rank names and removes checkpoints, once in each folder of them.
+        is_folder_shared: whether that is one and the same for all machines.
         device: of the model.
         dtype: of the forward pass and of published weights.
         tokenizer: of the model.
@@ -79,6 +88,7 @@ class TrainEngine:
         deadline = timedelta(seconds=self._step_seconds + LATE_SECONDS)
         join_ranks(deadline)
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
+        self.local_rank, self.num_local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
         self._stage, start_seconds = "the start", max(START_SECONDS, self._step_seconds)
         self._sign("the model is read", start_seconds)
         self._settings, self.dtype = config.training, forward_dtype(config)
@@ -95,18 +105,21 @@ class TrainEngine:
             weight_decay=self._settings.weight_decay,
             fused=True,
         )
+        # Small integers are agreed on between CPUs, so that no agreement waits for a GPU.
+        self._host_group = dist.new_group(backend="gloo", timeout=deadline)
+        # Threads that write checkpoints agree on it beside the training, whose ranks may be hours apart from them.
+        self._writers_group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        self.leads_folder, self.is_folder_shared = folder_of(RunFolder(config.folder).checkpoints, self)
         settings = deepspeed_settings(config, on_gpus=torch.cuda.is_available())
+        if not self.is_folder_shared:
+            settings = merged(settings, {"checkpoint": {"use_node_local_storage": True}})
         self._sign("DeepSpeed takes it over", start_seconds)
         self._deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         fit_to_model(self._deepspeed.module, self._deepspeed.device)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.device: torch.device = self._deepspeed.device
         self.micro_batch_tokens = micro_batch_tokens(config.training.micro_batch_tokens, self.device.type)
-        # Small integers are agreed on between CPUs, so that no agreement waits for a GPU.
-        self._host_group = dist.new_group(backend="gloo", timeout=deadline)
         self.schema = Schema(layout=Layout.of(self.model, self.dtype), views=views, tied=tied)
-        # Threads that write checkpoints agree on it beside the training, whose ranks may be hours apart from them.
-        self._writers_group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
         self._snapshot = Snapshot()
         self.layout = CheckpointLayout(
             num_ranks=self.num_ranks, zero_stage=self._deepspeed.zero_optimization_stage(), dtype=str(self.dtype)
@@ -200,6 +213,20 @@ class TrainEngine:
         """Replace values by their sums over all ranks, which all call it."""
         dist.all_reduce(values)
 
+    def swap_slices(self, own: Tensor | None, sizes: Mapping[int, int]) -> dict[int, Tensor]:
+        """Send a slice of the weights to the first machine, or take those of its ranks that send to this one.
+
+        Args:
+            own: bytes of a rank of another machine; its partner there is the rank of the same local number.
+            sizes: lengths of what comes, by the ranks that send.
+        """
+        if own is not None:
+            dist.send(own.cpu(), self.local_rank, group=self._host_group)
+        taken = {rank: torch.empty(size, dtype=torch.uint8) for rank, size in sizes.items()}
+        for rank, slice_of_rank in taken.items():
+            dist.recv(slice_of_rank, rank, group=self._host_group)
+        return taken
+
     def texts_of_ranks(self, text: str) -> list[str]:
         """Every rank's text, by rank; one thread of each calls it, beside the training."""
         if self.num_ranks == 1:
@@ -247,16 +274,28 @@ class TrainEngine:
 
     def load(self, folder: Path, step: int, config_digest: str) -> None:
         """Load the checkpoint of a step, every byte verified; all ranks call it. Raises CheckpointError."""
-        if self.rank == 0 and verified_checkpoint(folder, step, self.layout).config_digest != config_digest:
+        if self.leads_folder and verified_checkpoint(folder, step, self.layout).config_digest != config_digest:
             log.warning("settings have changed since the checkpoint of step %d was written", step)
         dist.barrier(group=self._host_group)
         engine, path = self._deepspeed, folder / step_folder(step)
+        layout = described_checkpoint(folder, step).layout
+        if not layout.is_sliced_as(self.layout):
+            written = SlicedCheckpoint(path, layout)
+            self._load_module(without_restored(written.model)["module"], engine.module)
+            load_resliced(engine, self.rank, self.layout, written, self.texts_of_ranks)
+            return
+        ours = [{name: group[name] for name in SETTINGS} for group in engine.optimizer.param_groups]
         loaded, _ = engine.load_checkpoint(str(folder), path.name, custom_load_fn=self._load_module)
         if loaded is None:
             raise CheckpointError(f"{path}: DeepSpeed found no model state in it")
         # Stages 1 and 2; ZeRO-3 does so by itself, and without ZeRO the weights are in the file.
         if hasattr(engine.optimizer, "update_lp_params"):
             engine.optimizer.update_lp_params()
+        # DeepSpeed and torch keep settings beside the state; those of this start count.
+        for group, settings in zip(engine.optimizer.param_groups, ours, strict=True):
+            group.update(settings)
+        if hasattr(engine.optimizer, "clip_grad"):
+            engine.optimizer.clip_grad = self._settings.gradient_clip
 
     def _sign(self, what: str, next_within: float = 0.0) -> None:
         """Tell the learner where this rank is, and how long that may take: as long as a step unless said otherwise."""
@@ -321,34 +360,3 @@ def without_restored(state: Mapping[str, Any]) -> Mapping[str, Any]:
     if not restored:
         return state
     return {**state, "module": {name: value for name, value in state["module"].items() if name not in restored}}
-
-
-def deepspeed_settings(config: RunConfig, *, on_gpus: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration: what our settings say, under the user's `training.deepspeed`."""
-    settings = config.training
-    ours: dict[str, Any] = {
-        # Micro-batches are ours: their number differs from step to step.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.gradient_clip,
-        "zero_optimization": {"stage": settings.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": sys.maxsize,
-    }
-    if on_gpus and settings.zero_stage in (1, 2):
-        # Gradients are summed after each micro-batch; by itself DeepSpeed overlaps that with ZeRO-3's backward only.
-        ours["zero_optimization"]["overlap_comm"] = True
-    if forward_dtype(config) == torch.bfloat16:
-        ours["bf16"] = {"enabled": True}
-        if settings.zero_stage > 0:
-            # Hundreds of small micro-batch gradients would drown in bfloat16's 8 bits.
-            ours["data_types"] = {"grad_accum_dtype": "fp32"}
-    return merged(ours, settings.deepspeed)
-
-
-def forward_dtype(config: RunConfig) -> torch.dtype:
-    """Type of the forward pass and of published weights."""
-    automatic = "bfloat16" if torch.cuda.is_available() else "float32"
-    name = automatic if config.model.dtype == "auto" else config.model.dtype
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]

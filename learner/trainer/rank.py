@@ -11,6 +11,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json
 from dcpo_async.errors import DcpoError, TrainerError
 from dcpo_async.run_folder import RunFolder
+from dcpo_async.transport.key_files import load_peer_keys
 from dcpo_async.transport.zmq_channel import DealerChannel
 from learner.timing.step_clock import pair_cost
 from learner.trainer.coordinator_link import RankLink
@@ -45,7 +46,8 @@ async def run_rank(config: RunConfig, options: argparse.Namespace) -> None:
         TrainerError: a rank failed, or did not come to a collective in time.
     """
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    channel = DealerChannel(options.coordinator, config.network.max_message_bytes)
+    keys = load_peer_keys(options.keys) if options.keys else None
+    channel = DealerChannel(options.coordinator, config.network.max_message_bytes, keys)
     link = RankLink(
         channel,
         options.coordinator,
@@ -83,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--coordinator", required=True, help="address of the coordinator")
     parser.add_argument("--run-id", required=True)
     parser.add_argument("--incarnation", type=int, required=True, help="start of the learner that this rank is of")
-    parser.add_argument("--buffers", type=Path, nargs=2, required=True, help="shared publication buffers")
+    parser.add_argument("--buffers", type=Path, nargs="*", default=[], help="shared publication buffers, on node 0")
+    parser.add_argument("--keys", type=Path, help="keys of this machine, where the coordinator is on another")
     return parser
 
 

@@ -16,7 +16,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.protocol.trainer_messages import OldLogprobs, StepDone
 from dcpo_async.records import TrainingSample
 from dcpo_async.run_folder import RunFolder
-from learner.checkpoints.folder import complete_steps
+from learner.checkpoints.places import newest_step
 from learner.checkpoints.saving import Checkpoints
 from learner.timing.profiling import StepProfiler
 from learner.timing.step_clock import StepClock
@@ -162,7 +162,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Load the newest checkpoint, if there is one."""
-        step = max(complete_steps(self.folder.checkpoints), default=0)
+        step = newest_step(self.folder.checkpoints, self.engine)
         if step:
             self.engine.load(self.folder.checkpoints, step, self.config.digest())
             self.step = step

@@ -123,6 +123,14 @@ class Part(NamedTuple):
     values: Tensor
 
 
+class SlicePlace(NamedTuple):
+    """Where a rank's slice of a parameter lies in it, in elements, without padding."""
+
+    name: str
+    start: int
+    length: int
+
+
 def own_parts(model: nn.Module, rank: int, num_ranks: int) -> Iterator[Part]:
     """What a rank copies of the model, so that all ranks together copy all of it: nothing is gathered.
 
@@ -132,11 +140,9 @@ def own_parts(model: nn.Module, rank: int, num_ranks: int) -> Iterator[Part]:
 
     Raises ConfigError for slices that lie on a disk (offload to NVMe).
     """
+    yield from own_slices(model)
     tensors = published_tensors(model)
     whole = {name: tensor for name, tensor in tensors.items() if not hasattr(tensor, "ds_tensor")}
-    for name in tensors.keys() - whole.keys():
-        if (part := _slice_of(name, tensors[name])) is not None:
-            yield part
     num_elements = sum(tensor.numel() for tensor in whole.values())
     first, last = num_elements * rank // num_ranks, num_elements * (rank + 1) // num_ranks
     position = 0
@@ -154,16 +160,31 @@ def published_tensors(model: nn.Module) -> dict[str, Tensor]:
     return parameters | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
 
-def _slice_of(name: str, parameter: Tensor) -> Part | None:
-    """This rank's slice of a parameter under ZeRO-3, without its padding; None where that is all there is."""
+def own_slices(model: nn.Module) -> Iterator[Part]:
+    """This rank's slices of parameters that ZeRO-3 has partitioned; raises ConfigError where they lie on a disk."""
+    for name, parameter in published_tensors(model).items():
+        if not hasattr(parameter, "ds_tensor"):
+            continue
+        partition: Tensor = parameter.ds_tensor
+        if str(getattr(partition, "final_location", None)).endswith("nvme"):
+            raise ConfigError(
+                f"{name} is offloaded to NVMe, from where weights cannot be published; "
+                "set zero_optimization.offload_param.device to cpu in training.deepspeed"
+            )
+        start, length = _place_of(parameter, parameter.ds_zero_partition_rank)  # type: ignore[attr-defined]
+        if length > 0:
+            yield Part(name, start, partition.detach().reshape(-1)[:length])
+
+
+def slice_places(model: nn.Module, rank: int) -> list[SlicePlace]:
+    """Where the slices of any rank lie, in the order in which it has them."""
+    sliced = ((name, tensor) for name, tensor in published_tensors(model).items() if hasattr(tensor, "ds_tensor"))
+    places = (SlicePlace(name, *_place_of(parameter, rank)) for name, parameter in sliced)
+    return [place for place in places if place.length > 0]
+
+
+def _place_of(parameter: Tensor, rank: int) -> tuple[int, int]:
     partition: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
     num_elements: int = parameter.ds_numel  # type: ignore[attr-defined]
-    start: int = partition.numel() * parameter.ds_zero_partition_rank  # type: ignore[attr-defined]
-    if start >= num_elements:
-        return None
-    if str(getattr(partition, "final_location", None)).endswith("nvme"):
-        raise ConfigError(
-            f"{name} is offloaded to NVMe, from where weights cannot be published; "
-            "set zero_optimization.offload_param.device to cpu in training.deepspeed"
-        )
-    return Part(name, start, partition.detach().reshape(-1)[: num_elements - start])
+    start = partition.numel() * rank
+    return start, min(partition.numel(), num_elements - start)

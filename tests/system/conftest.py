@@ -24,6 +24,6 @@ def steady_run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterato
     """A finished run of one rank and one actor."""
     with Services(tmp_path_factory.mktemp("steady"), model) as services:
         learner, actor = services.start_learner(*STEADY), services.start_actor()
-        services.ends_well(learner)
-        services.ends_well(actor)
+        services.ends_well(learner, seconds=600)
+        services.ends_well(actor, seconds=600)
         yield services

@@ -85,6 +85,14 @@ async def main(config: RunConfig, folder: Path) -> None:
         assert_equal(state_of(again), expected, f"{path}, loaded")
         assert torch.equal(train(again, 2), logprobs)
         assert_equal(state_of(again), later, f"{path}, a step later")
+    training = config.training.model_copy(update={"weight_decay": 0.3, "betas": (0.8, 0.9), "gradient_clip": 0.25})
+    with patch("learner.trainer.engine.join_ranks"):
+        other = TrainEngine(config.model_copy(update={"training": training}))
+    other.load(now, 2, config.digest())
+    optimizer = other._deepspeed.optimizer
+    for group in optimizer.param_groups:
+        assert (group["weight_decay"], group["betas"]) == (0.3, (0.8, 0.9)), group
+    assert getattr(optimizer, "clip_grad", 0.25) == 0.25, "the checkpoint's gradient_clip"
     if engine.rank == 0:
         sizes = [sum(file.stat().st_size for file in path.rglob("*.pt")) for path in (now, before)]
         (folder / "sizes").write_text(f"{sizes[0]} {sizes[1]} {sum(p.numel() for p in engine.model.parameters())}")

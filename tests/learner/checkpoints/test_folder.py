@@ -87,8 +87,32 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
         verified_checkpoint(tmp_path, 4, LAYOUT)
 
 
-def test_a_checkpoint_of_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
-    save(tmp_path, 4)
-    two_ranks = LAYOUT.model_copy(update={"num_ranks": 2})
-    with pytest.raises(CheckpointError, match=r"num_ranks=1.*num_ranks=2"):
-        verified_checkpoint(tmp_path, 4, two_ranks)
+@pytest.mark.parametrize(
+    ("num_ranks", "zero_stage", "dtype", "is_taken"),
+    [(4, 2, "torch.float32", True), (1, 3, "torch.float32", True), (2, 2, "torch.bfloat16", False)],
+)
+def test_ranks_may_be_others_and_weights_of_another_type_are_refused(
+    tmp_path: Path, num_ranks: int, zero_stage: int, dtype: str, is_taken: bool
+) -> None:
+    before = CheckpointLayout(num_ranks=2, zero_stage=2, dtype="torch.float32")
+    write(tmp_path, 4)
+    publish_checkpoint(tmp_path, 4, "digest", before, {})
+    now = CheckpointLayout(num_ranks=num_ranks, zero_stage=zero_stage, dtype=dtype)
+    assert not before.is_sliced_as(now) or not is_taken
+    if is_taken:
+        assert verified_checkpoint(tmp_path, 4, now).layout == before
+    else:
+        with pytest.raises(CheckpointError, match=r"num_ranks=2.*the number of ranks may differ"):
+            verified_checkpoint(tmp_path, 4, now)
+
+
+def test_without_zero_each_rank_loads_all_of_it() -> None:
+    assert LAYOUT.is_sliced_as(LAYOUT.model_copy(update={"num_ranks": 3}))
+    assert not LAYOUT.is_loaded_by(LAYOUT.model_copy(update={"zero_stage": 1}))
+
+
+def test_what_is_newer_than_the_step_that_counts_goes_at_the_next_start(tmp_path: Path) -> None:
+    for step in (2, 4):
+        save(tmp_path, step)
+    remove_leftovers(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]

@@ -26,6 +26,7 @@ class OneRank:
 
     def __init__(self, second: Callable[[], str] | None = None) -> None:
         self.rank, self.num_ranks = 0, 1 if second is None else 2
+        self.num_local, self.leads_folder, self.is_folder_shared = self.num_ranks, True, True
         self.layout = CheckpointLayout(num_ranks=self.num_ranks, zero_stage=2, dtype="torch.float32")
         self.weights = torch.zeros(3)
         self.num_snapshots = 0

@@ -75,7 +75,7 @@ async def test_a_peer_speaks_under_the_name_of_its_key_whatever_it_says(keyed: K
     assert keyed.learner.intake.blame.host_of(b"node-1/node-2") == "node-1"
 
 
-@pytest.mark.parametrize(("of_key", "said"), [("evaluator", "actor"), ("actor", "evaluator")])
+@pytest.mark.parametrize(("of_key", "said"), [("evaluator", "actor"), ("actor", "evaluator"), ("rank", "actor")])
 async def test_a_key_of_another_role_joins_as_nothing_and_is_one_line(
     keyed: Keyed, caplog: pytest.LogCaptureFixture, of_key: Role, said: Role
 ) -> None:
@@ -98,6 +98,14 @@ async def test_an_evaluator_gets_no_lease_and_cannot_speak_of_one(keyed: Keyed) 
         await evaluator.say(message)
         assert (await evaluator.hear(Reject)).reason == "role"
     assert holders(keyed) == set()
+
+
+async def test_a_key_for_ranks_says_nothing_to_the_socket_of_actors(keyed: Keyed) -> None:
+    await keyed.peer("a", "rank").say(Want(num_leases=1))
+    machine = keyed.peer("b", "rank")
+    await machine.say(Want(num_leases=1))
+    assert (await machine.hear(Reject)).reason == "role"
+    assert keyed.connected == {}
 
 
 async def test_what_a_revoked_key_held_goes_out_again_at_once_and_it_hears_nothing_more(

@@ -1,7 +1,7 @@
 import pytest
 
 from dcpo_async.config import RunConfig
-from learner.trainer.engine import deepspeed_settings
+from learner.trainer.settings import deepspeed_settings
 
 
 def zero_options(zero_stage: int, *, on_gpus: bool, **options: object) -> dict[str, object]:

@@ -1,0 +1,39 @@
+"""One run whose learner comes back with other numbers of trainer ranks; its actor stays."""
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import STEADY
+from tests.system.services import Services, assert_counted_once
+
+pytestmark = [pytest.mark.system, pytest.mark.thorough, pytest.mark.timeout(1800)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_two_ranks_then_one_then_three_train_what_one_does(
+    tmp_path: Path, model: Path, steady_run: Services, zero_stage: int, dtype: str
+) -> None:
+    words = [*STEADY, "--training.zero_stage", str(zero_stage), "--model.dtype", dtype]
+    with Services(tmp_path, model) as services:
+        actor = services.start_actor("--tokens-per-second", "50")
+        for num_ranks, until_step in ((2, 4), (1, 8)):
+            learner = services.start_learner(*words, "--workers", str(num_ranks))
+            services.until(f"step {until_step}", lambda step=until_step: len(services.metrics()) >= step, 600)
+            learner.signal(signal.SIGTERM)
+            services.ends_well(learner, seconds=600)
+        learner = services.start_learner(*words, "--workers", "3")
+        services.ends_well(learner, seconds=600)
+        services.ends_well(actor)
+        log = (services.run / "trainer.log").read_text()
+        assert re.findall(r"checkpoint of (\d) ranks under ZeRO . goes on with (\d)", log) == [("2", "1"), ("1", "3")]
+        assert_counted_once(services)
+        query = "SELECT position, step FROM steps ORDER BY position"
+        assert services.ledger(query) == steady_run.ledger(query)
+        assert services.ledger("SELECT COUNT(*), COUNT(DISTINCT step) FROM steps") == [(48, 12)]
+        losses, expected = ([line["loss"] for line in run.metrics()] for run in (services, steady_run))
+        print(zero_stage, dtype, max(abs(a - b) for a, b in zip(losses, expected, strict=True)), losses)
+        assert losses == pytest.approx(expected, abs=1e-5 if dtype == "float32" else 0.02)
