@@ -6,12 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
-from dcpo_async.devices import count_gpus
+from dcpo_async import __version__
 from dcpo_async.errors import ConfigError, DcpoError
-from dcpo_async.transport.admission import ROLES
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
@@ -32,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dcpo", description="Asynchronous DCPO training: demo and tools.")
+    parser.add_argument("--version", action="version", version=f"dcpo-async {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="train a tiny model from nothing and see it get better")
@@ -43,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
 
     evaluate = commands.add_parser("eval", help="accuracy of models or of a run on problem sets", add_help=False)
-    evaluate.set_defaults(command=_become("actor.evaluation.command"))
+    evaluate.set_defaults(command=_become("actor.evaluation"))
 
     data = commands.add_parser("data", help="look at problem sets").add_subparsers(required=True, metavar="COMMAND")
     check = data.add_parser(
@@ -161,6 +160,7 @@ def _data_check(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _keygen(options: argparse.Namespace, rest: list[str]) -> int:
+    from dcpo_async.transport.admission import ROLES
     from dcpo_async.transport.key_files import write_peer_keys, write_server_keys
     from dcpo_async.transport.zmq_channel import new_pair
 
@@ -253,6 +253,8 @@ def _settings(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
+    from dcpo_async.devices import count_gpus
+
     _refuse(rest)
     print(f"python {sys.version.split()[0]}, {count_gpus()} GPUs")
     found = {names[0]: _installed(*names) for names in PACKAGES}
@@ -266,6 +268,8 @@ def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _installed(*names: str) -> str | None:
     """The first of these packages that is there, with its version."""
+    from importlib import metadata
+
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             return f"{name} {metadata.version(name)}"
