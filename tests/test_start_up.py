@@ -72,4 +72,4 @@ def test_nothing_heavy_is_imported_to_tell_what_a_run_is_doing(tmp_path: Path) -
     status = {"run_id": "run-1", "step": 3, "max_steps": 9, "weights_version": 4, "groups_counted": 6}
     (tmp_path / "status.json").write_text(json.dumps({**status, "actors_connected": []}))
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "reward": 0.5}\n')
-    assert outcome("dcpo_async.commands.cli", "status", str(tmp_path)) == (0, [])
+    assert outcome("dcpo_async.commands.cli", "status", str(tmp_path)) == (3, [])

@@ -72,9 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("names", nargs="+", metavar="NAME")
     revoke.set_defaults(command=_revoke)
 
-    status = commands.add_parser("status", help="what a run is doing")
-    status.add_argument("run", type=Path, help="run folder")
-    status.add_argument("--json", action="store_true", help="as the learner wrote it")
+    status = commands.add_parser(
+        "status",
+        help="what a run is doing",
+        epilog="Exits 0: healthy or finished; 1: it waits or is degraded; 3: no learner is at work.",
+    )
+    status.add_argument("run", metavar="RUN", help="run folder, or HOST:PORT where its learner listens (--http)")
+    status.add_argument("--watch", action="store_true", help="show it anew every second until the run is over")
+    status.add_argument("--json", action="store_true", help="as the learner wrote it, and its health")
     status.set_defaults(command=_status)
 
     timeline = commands.add_parser("timeline", help="what took how long in all processes, as a trace for Perfetto")
@@ -188,19 +193,10 @@ def _revoke(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _status(options: argparse.Namespace, rest: list[str]) -> int:
-    from rich.console import Console
-
-    from dcpo_async.metrics.live_table import read_status, run_table
+    from dcpo_async.commands.status import show_status
 
     _refuse(rest)
-    status = read_status(options.run)
-    if not status:
-        raise ConfigError(f"{options.run}: no status.json in it; name the folder of a run that has been started")
-    if options.json:
-        print(json.dumps(status, indent=2))
-    else:
-        Console().print(run_table(str(status["run_id"]), options.run))
-    return 0
+    return show_status(options.run, watch=options.watch, as_json=options.json)
 
 
 def _timeline(options: argparse.Namespace, rest: list[str]) -> int:
