@@ -84,6 +84,16 @@ def parsed(argv: Sequence[str] | None) -> tuple[RunConfig, Devices, argparse.Nam
     )
     where.add_argument("--on", metavar="NxGB", help="with --check: GPUs of another machine, such as 4x80")
     parser.add_argument("--even-if-too-large", action="store_true", help="start a run that is estimated not to fit")
+    parser.add_argument(
+        "--http",
+        nargs="?",
+        const="127.0.0.1:9557",
+        metavar="HOST:PORT",
+        help="answer /metrics, /healthz, /readyz and /status.json there (default %(const)s)",
+    )
+    parser.add_argument(
+        "--http-token", type=Path, metavar="FILE", help="with --http off loopback: requests must bear it"
+    )
     parser.add_argument("--version", action="version", version=f"dcpo-async {__version__}")
     words, settings = split_words(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words):
@@ -118,9 +128,10 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
     # Imported here since --help, --dry-run and a refused setting need none of it.
     from dcpo_async.transport.key_files import load_server_keys
     from dcpo_async.transport.zmq_channel import RouterChannel
-    from learner.parts import Parts
+    from learner.parts import Parts, keep_monitor
     from learner.problems import training_problems
 
+    monitor_words = http_words(options)
     problems = training_problems(config.data, None if options.check else config.folder)
     if options.check:
         print("\n".join(given(config, options.origins) or ["every setting has its default"]))
@@ -174,7 +185,12 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
                 sinks=sinks,
             )
             parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, security_words(options))
-            await Launcher(config, coordinator, parts, dismiss=options.dismiss).run()
+            monitor = asyncio.create_task(keep_monitor(RunFolder(config.folder), monitor_words))
+            try:
+                await Launcher(config, coordinator, parts, dismiss=options.dismiss).run()
+            finally:
+                monitor.cancel()
+                await asyncio.gather(monitor, return_exceptions=True)
         run.ledger.close()
 
 
@@ -182,6 +198,19 @@ def security_words(options: argparse.Namespace) -> list[str]:
     """What the weight server is told of keys."""
     words = ["--keys", str(options.keys)] if options.keys else []
     return [*words, "--insecure"] if options.insecure else words
+
+
+def http_words(options: argparse.Namespace) -> list[str]:
+    """What the process that answers over HTTP is told, looked at before anything slow; none without --http."""
+    from dcpo_async.monitoring.server import checked_listen
+
+    if options.http is None:
+        if options.http_token is not None:
+            raise ConfigError("--http-token needs --http: nothing listens otherwise")
+        return []
+    checked_listen(options.http, options.http_token)
+    words = ["--http", options.http]
+    return [*words, "--http-token", str(options.http_token)] if options.http_token else words
 
 
 def check(config: RunConfig, devices: Devices, problems: "TrainingProblems", elsewhere: str | None) -> None:

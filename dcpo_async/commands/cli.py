@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="as the learner wrote it, and its health")
     status.set_defaults(command=_status)
 
+    serve = commands.add_parser(
+        "serve", help="metrics for Prometheus and health over HTTP, of a run's folder", add_help=False
+    )
+    serve.set_defaults(command=_become("dcpo_async.monitoring"))
+
     timeline = commands.add_parser("timeline", help="what took how long in all processes, as a trace for Perfetto")
     timeline.add_argument("run", type=Path, help="run folder; the trace goes to standard output")
     timeline.set_defaults(command=_timeline)
@@ -140,7 +145,7 @@ def _demo(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _become(module: str) -> Command:
-    """A command of the actor's or the learner's package, in place of this process: this package imports neither."""
+    """A command that another module has, in place of this process: this package imports neither service."""
 
     def command(options: argparse.Namespace, rest: list[str]) -> int:
         os.execv(sys.executable, [sys.executable, "-m", module, *rest])
