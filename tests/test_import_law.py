@@ -39,7 +39,7 @@ FLOORS = (
     "grading/math",
     "grading protocol supervision",
     "transport prompts evaluation grading/rewards",
-    "comparison demo weight_serving gym monitoring",
+    "comparison demo weight_serving gym monitoring doctor",
     "api commands",
 )
 # What each part of a service may import of that service; all may import the shared library, but for `scheduling`.

