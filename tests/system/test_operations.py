@@ -15,7 +15,7 @@ import pytest
 from tests.monitoring.test_server import samples
 from tests.system.services import Services, is_free, two_free_ports
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[tupl
         port = two_free_ports()
         services.start_learner("--http", f"127.0.0.1:{port}")
         services.start_actor()
-        services.until("three steps", lambda: len(services.metrics()) >= 3, seconds=300)
+        services.until("three steps", lambda: len(services.metrics()) >= 3, seconds=900)
         yield services, f"127.0.0.1:{port}"
 
 
@@ -90,7 +90,7 @@ def test_the_doctor_says_when_an_actor_is_stopped(live: tuple[Services, str]) ->
         services.until("a finding", lambda: "was not heard of" in str(doctored("--run", str(services.run))[1]))
     finally:
         engine.resume()
-    services.until("the actor", lambda: doctored("--run", str(services.run)) == (0, []), seconds=200)
+    services.until("the actor", lambda: doctored("--run", str(services.run)) == (0, []), seconds=300)
 
 
 def test_a_learner_that_is_killed_leaves_a_run_that_is_dead(live: tuple[Services, str]) -> None:
