@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from dcpo_async.errors import ConfigError
 from dcpo_async.metrics.health import Health
 from dcpo_async.monitoring.exposition import COUNTERS, GAUGES, OF_STEP, families
 from dcpo_async.monitoring.step_tail import StepTail
@@ -65,3 +66,21 @@ def test_promtool_takes_rules_and_configuration_and_the_rules_do_what_their_test
             [PROMTOOL, *words], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+@pytest.mark.parametrize("name", ["dcpo-learner", "dcpo-actor", "dcpo-serve"])
+def test_systemd_takes_the_units(tmp_path: Path, name: str) -> None:
+    text = (DEPLOY / "systemd" / f"{name}.service").read_text()
+    unit = tmp_path / f"{name}.service"
+    unit.write_text(re.sub(r"/opt/dcpo/bin/\S+", "/bin/true", text).replace("User=dcpo", "User=root"))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    assert f"{name}.service" not in done.stdout + done.stderr
+    # A learner that is stopped may take its checkpoint.stop_seconds before it is killed.
+    assert int(re.findall(r"TimeoutStopSec=(\d+)", text + "TimeoutStopSec=0")[0]) >= {"dcpo-learner": 330}.get(name, 0)
+
+
+@pytest.mark.parametrize("name", ["dcpo-learner", "dcpo-actor"])
+def test_units_do_not_start_again_what_a_new_start_does_not_help(name: str) -> None:
+    text = (DEPLOY / "systemd" / f"{name}.service").read_text()
+    assert f"RestartPreventExitStatus={ConfigError.exit_code}\n" in text
