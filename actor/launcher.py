@@ -11,6 +11,7 @@ from pathlib import Path
 
 from actor.engine.choice import add_engine_arguments, engine_words
 from actor.weights_options import add_relay_arguments, add_weights_arguments, checked_relay, weights_words
+from dcpo_async import __version__
 from dcpo_async.devices import checked_gpus, cuda_environment, require_choice
 from dcpo_async.errors import ConfigError, DcpoError, EngineError, OutdatedError, UnsoundError, WeightsError
 from dcpo_async.processes import be_private, last_lines, module_argv, private_folder
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="dcpo-actor",
         description="Generate and grade rollouts for a learner; model and settings come from it.",
     )
+    parser.add_argument("--version", action="version", version=f"dcpo-async {__version__}")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--gpus", help="GPUs of this machine, such as 0-3")
     where.add_argument("--workers", type=int, help="engine processes on the CPU (default 1)")

@@ -14,29 +14,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcpo_async import __version__
 from dcpo_async.config import GYM, GradingSettings, ModelSettings, RunConfig
-from dcpo_async.config.loading import load_config, split_words
+from dcpo_async.config.loading import load_with_origins, preset_names, refuse_unknown, split_words
+from dcpo_async.config.showing import as_toml, given, help_lines
 from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError
-from dcpo_async.grading.rewards import resolved_reward
-from dcpo_async.gym import REWARD as GYM_REWARD
 from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, largest_group_bytes, limited_log
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import be_private, private_folder
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import keep_running
-from dcpo_async.transport.interfaces import Router
-from dcpo_async.transport.key_files import load_server_keys
-from dcpo_async.transport.zmq_channel import RouterChannel
-from learner.nodes.desk import NodeDesk
 from learner.nodes.place import NodePlace
-from learner.nodes.router import RankRouter
-from learner.parts import Parts
-from learner.problems import TrainingProblems, training_problems
 
 if TYPE_CHECKING:
+    from dcpo_async.transport.interfaces import Router
     from learner.coordinator.coordinator import Coordinator
+    from learner.parts import Parts
+    from learner.problems import TrainingProblems
 
 log = logging.getLogger("learner")
 
@@ -47,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     be_private()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        asyncio.run(_run(*parsed(argv)))
+        config, devices, options = parsed(argv)
+        if options.dry_run:
+            print(as_toml(config, options.origins))
+            return
+        asyncio.run(_run(config, devices, options))
     except DcpoError as error:
         print(f"dcpo-learner: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -63,9 +63,15 @@ def parsed(argv: Sequence[str] | None) -> tuple[RunConfig, Devices, argparse.Nam
     parser = argparse.ArgumentParser(
         prog="dcpo-learner",
         description="Train with DCPO on the groups that actors send in. A run folder that holds a run is resumed.",
-        epilog="Any setting can be overridden by its dotted name, such as --training.learning_rate 1e-5.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", nargs="?", type=Path, help="TOML file; none is the paper's headline run")
+    parser.add_argument(
+        "config",
+        nargs="*",
+        type=Path,
+        help="TOML files, of which later ones override earlier ones, or names of those that ship "
+        f"({', '.join(preset_names())}); none is the paper's headline run",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--gpus", help="GPUs of the trainer, such as 4-7")
     where.add_argument("--workers", type=int, default=None, help="trainer processes on the CPU")
@@ -78,11 +84,28 @@ def parsed(argv: Sequence[str] | None) -> tuple[RunConfig, Devices, argparse.Nam
     parser.add_argument("--node-rank", type=int, default=0, help="which of them this is; 0 has the coordinator")
     parser.add_argument("--rendezvous", metavar="HOST:PORT", help="where node 0 is reached, on this port and the next")
     parser.add_argument("--check", action="store_true", help="say what the run will take, and do not start it")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print every setting and where its value comes from, and do not start"
+    )
     where.add_argument("--on", metavar="NxGB", help="with --check: GPUs of another machine, such as 4x80")
     parser.add_argument("--even-if-too-large", action="store_true", help="start a run that is estimated not to fit")
+    parser.add_argument(
+        "--http",
+        nargs="?",
+        const="127.0.0.1:9557",
+        metavar="HOST:PORT",
+        help="answer /metrics, /healthz, /readyz and /status.json there (default %(const)s)",
+    )
+    parser.add_argument(
+        "--http-token", type=Path, metavar="FILE", help="with --http off loopback: requests must bear it"
+    )
+    parser.add_argument("--version", action="version", version=f"dcpo-async {__version__}")
     words, settings = split_words(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(words):
+        parser.epilog = f"settings, with their defaults (`dcpo settings` says more):\n{help_lines()}"
     options, unknown = parser.parse_known_args(words)
-    config = load_config(options.config, settings + unknown)
+    refuse_unknown(unknown)
+    config, options.origins = load_with_origins(options.config, settings + unknown)
     if options.workers is not None and options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: at least one process has to train")
     if options.on is not None:
@@ -122,8 +145,18 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         await follow(config, devices, place, options.keys)
         return
     config = config.model_copy(update={"grading": resolved_grading(config)})
+    # Imported here since --help, --dry-run and a refused setting need none of it.
+    from dcpo_async.transport.key_files import load_server_keys
+    from dcpo_async.transport.zmq_channel import RouterChannel
+    from learner.nodes.desk import NodeDesk
+    from learner.nodes.router import RankRouter
+    from learner.parts import Parts, keep_monitor
+    from learner.problems import training_problems
+
+    monitor_words = http_words(options)
     problems = training_problems(config.data, None if options.check else config.folder)
     if options.check:
+        print("\n".join(given(config, options.origins) or ["every setting has its default"]))
         check(config, devices, problems, options.on)
         return
     keys = load_server_keys(options.keys) if options.keys else None
@@ -184,7 +217,12 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
             )
             words = security_words(options)
             parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, words, place, nodes)
-            await Launcher(config, coordinator, parts, dismiss=options.dismiss).run()
+            monitor = asyncio.create_task(keep_monitor(RunFolder(config.folder), monitor_words))
+            try:
+                await Launcher(config, coordinator, parts, dismiss=options.dismiss).run()
+            finally:
+                monitor.cancel()
+                await asyncio.gather(monitor, return_exceptions=True)
         run.ledger.close()
 
 
@@ -194,7 +232,20 @@ def security_words(options: argparse.Namespace) -> list[str]:
     return [*words, "--insecure"] if options.insecure else words
 
 
-def check(config: RunConfig, devices: Devices, problems: TrainingProblems, elsewhere: str | None) -> None:
+def http_words(options: argparse.Namespace) -> list[str]:
+    """What the process that answers over HTTP is told, looked at before anything slow; none without --http."""
+    from dcpo_async.monitoring.server import checked_listen
+
+    if options.http is None:
+        if options.http_token is not None:
+            raise ConfigError("--http-token needs --http: nothing listens otherwise")
+        return []
+    checked_listen(options.http, options.http_token)
+    words = ["--http", options.http]
+    return [*words, "--http-token", str(options.http_token)] if options.http_token else words
+
+
+def check(config: RunConfig, devices: Devices, problems: "TrainingProblems", elsewhere: str | None) -> None:
     """Print what a run will take, and raise ConfigError where that is not there; nothing is written or loaded.
 
     Args:
@@ -220,6 +271,9 @@ def resolved_model(model: ModelSettings, devices: Devices, *, with_weights: bool
 
 def resolved_grading(config: RunConfig) -> GradingSettings:
     """The grading with the digest of its reward; a task of Reasoning Gym brings its own where none is named."""
+    from dcpo_async.grading.rewards import resolved_reward
+    from dcpo_async.gym import REWARD as GYM_REWARD
+
     grading = config.grading
     if grading.reward is None and config.data.source.startswith(GYM):
         grading = grading.model_copy(update={"reward": GYM_REWARD})
@@ -229,7 +283,7 @@ def resolved_grading(config: RunConfig) -> GradingSettings:
 class Launcher:
     """Runs the parts of the learner to the end, or until it is stopped."""
 
-    def __init__(self, config: RunConfig, coordinator: "Coordinator", parts: Parts, *, dismiss: bool = False) -> None:
+    def __init__(self, config: RunConfig, coordinator: "Coordinator", parts: "Parts", *, dismiss: bool = False) -> None:
         self._stop_seconds, self._coordinator, self._parts = config.checkpoint.stop_seconds, coordinator, parts
         self._dismiss = dismiss
         self._stopping, self._hurrying = asyncio.Event(), asyncio.Event()

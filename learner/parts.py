@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from dcpo_async.config import RunConfig
 from dcpo_async.devices import Devices
-from dcpo_async.errors import ConfigError, TrainerError, WeightsError
+from dcpo_async.errors import ConfigError, DcpoError, TrainerError, WeightsError
 from dcpo_async.processes import last_lines, module_argv
 from dcpo_async.run_folder import RunFolder
-from dcpo_async.supervision import Child
+from dcpo_async.supervision import Child, keep_running
 from learner.nodes.desk import NodeDesk
 from learner.nodes.place import NodePlace
 from learner.nodes.router import RankRouter
@@ -25,6 +25,7 @@ log = logging.getLogger("learner")
 
 MAX_FAILURES = 3
 PUBLISHER_PAUSE_SECONDS = 1.0
+MONITOR_PAUSE_SECONDS = 2.0
 WEIGHT_SERVER_SECONDS = 60.0
 """A weight server that has run so long has worked."""
 START_SECONDS = 600.0
@@ -191,3 +192,33 @@ def trainer_error(folder: RunFolder) -> str:
     if error["exit_code"] == ConfigError.exit_code:
         raise ConfigError(error["message"])
     return str(error["message"])
+
+
+async def keep_monitor(folder: RunFolder, words: Sequence[str]) -> None:
+    """Run the process that answers over HTTP until this is cancelled; the training goes on without one that cannot.
+
+    Args:
+        words: its options; none is started without any.
+    """
+    if not words:
+        return
+    log_file = folder.log("monitor")
+    argv = module_argv("dcpo_async.monitoring", str(folder.path), "--learner-pid", str(os.getpid()), *words)
+    child = Child(
+        name="the monitor",
+        argv=lambda: argv,
+        log_file=log_file,
+        has_progressed=lambda seconds: seconds >= WEIGHT_SERVER_SECONDS,
+        failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo serve: "),
+        max_failures=MAX_FAILURES,
+        error=DcpoError,
+        grace_seconds=1,
+        pause_seconds=MONITOR_PAUSE_SECONDS,
+        # Its port may be free again a moment later.
+        final_codes=(),
+        is_endless=True,
+    )
+    try:
+        await keep_running(child)
+    except DcpoError as error:
+        log.error("nothing answers over HTTP any more, training goes on: %s", error)

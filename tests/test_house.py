@@ -13,6 +13,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 MAX_FILE_LINES, MAX_PUBLIC_METHODS, MAX_MODULES = 400, 15, 10
 IMPORT_LATE = {
     "actor/engine/choice.py": "vLLM takes seconds, and grading workers import this module again",
+    "actor/evaluation/__main__.py": "torch takes seconds, which a look at the options must not cost",
+    "learner/reports/stats.py": "Arrow and matplotlib take a second, the same",
     "dcpo_async/commands/cli.py": "each command pays for its own packages alone",
     "dcpo_async/grading/grader.py": "math-verify takes seconds, and most answers never need it",
     "dcpo_async/model_folder.py": "transformers and the hub's client take seconds",

@@ -24,6 +24,7 @@ OWNERS = {
     "sympy": ("dcpo_async/grading/math/equivalence.py",),
     "math_verify": ("dcpo_async/grading/math/equivalence.py",),
     "reasoning_gym": ("dcpo_async/gym/",),
+    "prometheus_client": ("dcpo_async/monitoring/",),
     "pebble": ("dcpo_async/grading/workers.py",),
     "torch.utils.tensorboard": ("dcpo_async/metrics/tensorboard.py",),
 }
@@ -38,8 +39,8 @@ FLOORS = (
     "grading/math",
     "grading protocol supervision",
     "transport prompts evaluation grading/rewards",
-    "comparison demo weight_serving gym",
-    "commands",
+    "comparison demo weight_serving gym monitoring doctor",
+    "api commands",
 )
 # What each part of a service may import of that service; all may import the shared library, but for `scheduling`.
 SERVICES = {

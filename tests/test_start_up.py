@@ -13,6 +13,7 @@ RUN = """
 import json, sys
 sys.argv = {argv!r}
 from {module} import main
+code = 0
 try:
     main()
 except SystemExit as end:
@@ -37,6 +38,16 @@ def outcome(module: str, *words: str) -> tuple[int, list[str]]:
         ("learner.launcher", ["--training.learning_rat", "3"], 2),
         ("learner.launcher", ["--training.learning_rate", "-3"], 2),
         ("learner.launcher", ["no-such.toml"], 2),
+        ("learner.launcher", ["--learning_rate", "1e-5"], 2),
+        ("learner.launcher", ["--version"], 0),
+        ("learner.launcher", ["grpo", "--dry-run", "--workers", "1"], 0),
+        ("learner.reports.show", ["--help"], 0),
+        ("learner.reports.show", ["no-such-run"], 2),
+        ("learner.reports.release", ["--help"], 0),
+        ("learner.reports.stats", ["--help"], 0),
+        ("learner.reports.stats", ["no-such-run"], 2),
+        ("actor.evaluation.__main__", ["--help"], 0),
+        ("actor.evaluation.__main__", ["MODEL"], 2),
         ("actor.launcher", ["--help"], 0),
         ("actor.launcher", ["--gpus", "3-1"], 2),
         ("actor.launcher", ["--relay-listen", "tcp://10.0.0.7:5560"], 2),
@@ -45,6 +56,8 @@ def outcome(module: str, *words: str) -> tuple[int, list[str]]:
         ("actor.weights.relay", ["--listen", "tcp://10.0.0.7:5560", "--offer", "relay.offer"], 2),
         ("learner.weights.server", ["--listen", "tcp://10.0.0.7:5560", "--store", "weights", "--run-id", "run"], 2),
         ("dcpo_async.commands.cli", ["--help"], 0),
+        ("dcpo_async.commands.cli", ["--version"], 0),
+        ("dcpo_async.commands.cli", ["compare", "--help"], 0),
         ("dcpo_async.commands.cli", ["status", "no-such-run"], 2),
         ("dcpo_async.commands.cli", ["settings"], 0),
         ("dcpo_async.commands.cli", ["doctor"], 0),
@@ -59,4 +72,4 @@ def test_nothing_heavy_is_imported_to_tell_what_a_run_is_doing(tmp_path: Path) -
     status = {"run_id": "run-1", "step": 3, "max_steps": 9, "weights_version": 4, "groups_counted": 6}
     (tmp_path / "status.json").write_text(json.dumps({**status, "actors_connected": []}))
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "reward": 0.5}\n')
-    assert outcome("dcpo_async.commands.cli", "status", str(tmp_path)) == (0, [])
+    assert outcome("dcpo_async.commands.cli", "status", str(tmp_path)) == (3, [])

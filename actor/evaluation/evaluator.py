@@ -45,7 +45,7 @@ class Evaluator:
     """Has every problem answered, some at a time, and writes each result down as soon as it is there.
 
     Args:
-        options: of the command line, see `actor.evaluation.command`.
+        options: of the command line, see `actor.evaluation.__main__`.
         modes: how responses are sampled; a greedy mode has a group size of 1.
         sets: problems, by the name of their set.
         results: where they are written down.

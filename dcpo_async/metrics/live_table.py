@@ -1,7 +1,8 @@
 """What a person sees while a run trains: one live table, fed by the files that the learner writes."""
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
+from dcpo_async.metrics.health import Health, duration, health_of, is_running
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.run_folder import RunFolder
 
@@ -44,7 +47,14 @@ def sparkline(values: Sequence[float], width: int = 32) -> str:
 
 def run_table(title: str, folder: Path) -> RenderableType:
     """The state of a run as one panel."""
-    status, metrics = read_status(folder), read_metrics(folder)
+    status = read_status(folder)
+    return status_table(title, status, read_metrics(folder), health_of(status, time.time(), is_running(status)))
+
+
+def status_table(
+    title: str, status: Mapping[str, Any], metrics: Sequence[Mapping[str, float]], health: Health
+) -> RenderableType:
+    """The same from what was read, of a folder or over the network."""
     table = Table(box=None, pad_edge=False, expand=True)
     for name in ("metric", "now", "so far", "what it is"):
         table.add_column(name, no_wrap=True, ratio=3 if name == "what it is" else None)
@@ -57,21 +67,82 @@ def run_table(title: str, folder: Path) -> RenderableType:
         f"step {step}" + (f" of {last}" if last else ""),
         ProgressBar(total=last or 1, completed=step, width=40),
     )
-    return Panel(Group(head, table, _foot(status)), title=title, title_align="left")
-
-
-def _foot(status: Mapping[str, Any]) -> str:
+    parts: list[RenderableType] = [head, table]
     if not status:
-        return "[dim]the learner is starting"
-    actors = status["actors_connected"]
-    names = ", ".join(f"{actor['session']} at version {actor['weights_version']}" for actor in actors)
-    waiting = "" if actors else " [dim](vLLM takes half a minute to start)"
-    counts = f"groups counted: {status['groups_counted']}; newest weights version: {status['weights_version']}"
+        parts.append(Text("the learner is starting", style="dim"))
+    else:
+        parts = [_state(status, health), *parts, Text(_counts(status, health))]
+        if status.get("actors_connected"):
+            parts.append(_actors(status, health))
+        parts += [Text(line) for line in _foot(status, health)]
+    return Panel(Group(*parts), title=title, title_align="left")
+
+
+def _state(status: Mapping[str, Any], health: Health) -> Text:
+    """The state in one word, why, and how fast it goes."""
+    color = {0: "green", 1: "yellow"}.get(health.exit_code, "red")
+    words = [f"● {health.state}", health.why]
+    if health.is_live:
+        if status.get("last_step_at"):
+            usual = status.get("seconds_per_step")
+            ago = max(0.0, status["written_at"] - status["last_step_at"])
+            words.append(f"last step {duration(ago)} ago" + (f", one each {usual:.3g} s" if usual else ""))
+        if status.get("eta_seconds") is not None:
+            words.append(f"{duration(status['eta_seconds'])} to go")
+        words.append(f"started {duration(max(0.0, status['written_at'] - status['started_at']))} ago")
+    elif status.get("written_at"):
+        words.append(time.strftime("ended %Y-%m-%d %H:%M:%S", time.localtime(status["written_at"])))
+    return Text(" · ".join(filter(None, words)), style=color)
+
+
+def _counts(status: Mapping[str, Any], health: Health) -> str:
+    connected = status["actors_connected"]
+    if health.is_live or not status.get("written_at"):
+        waiting = "" if connected else " (vLLM takes half a minute to start)"
+        actors = f"actors connected: {len(connected)}{waiting}"
+    else:
+        actors = f"actors at the end: {len(connected)}"
+    return f"{actors}; groups counted: {status['groups_counted']}; newest weights version: {status['weights_version']}"
+
+
+def _actors(status: Mapping[str, Any], health: Health) -> Table:
+    """A row for each actor, the slowest first."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("actor", no_wrap=True)
+    for name in ("host", "does", "version", "tokens/s", "groups", "leases", "oldest", "in flight", "heard"):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("host", "does") else "right")
+    for actor in sorted(status["actors_connected"], key=_slowness):
+        speed, behind = actor.get("tokens_per_second"), status["weights_version"] - actor["weights_version"]
+        in_flight, capacity = actor.get("responses_in_flight", 0), actor.get("response_capacity", 0)
+        oldest = actor.get("oldest_lease_seconds")
+        table.add_row(
+            *(Text(str(word)) for word in (actor["session"], actor.get("host", ""), actor.get("activity", ""))),
+            f"{actor['weights_version']}" + (f" (−{behind})" if behind > 0 else ""),
+            "–" if speed is None else f"{speed:.3g}",
+            str(actor.get("groups_accepted", 0)),
+            str(actor.get("leases", 0)),
+            duration(oldest) if oldest else "–",
+            f"{in_flight}/{capacity}" if capacity else str(in_flight),
+            duration(actor.get("heard_seconds_ago", 0.0)) if health.is_live else "–",
+        )
+    return table
+
+
+def _slowness(actor: Mapping[str, Any]) -> float:
+    speed = actor.get("tokens_per_second")
+    return float("inf") if speed is None else float(speed)
+
+
+def _foot(status: Mapping[str, Any], health: Health) -> Iterator[str]:
     waits = status.get("waiting_for") or {"seconds": 0.0}
-    for_whom = "the next batch waits since {seconds:.0f} s"
-    if waits.get("holder"):
-        for_whom += ": lease {position} of {holder}, {lease_seconds:.0f} s old, {tokens} tokens so far"
-    late = for_whom.format(**waits) if waits["seconds"] >= LATE_SECONDS else ""
-    lines = [f"actors connected: {len(actors)} {names}{waiting}", counts, late, status.get("advice", "")]
-    lines += [f"quarantined: prompt {row['prompt_id']} {row['reason']}" for row in status.get("quarantined", [])[:5]]
-    return "\n".join(filter(None, lines))
+    if health.is_live and waits["seconds"] >= LATE_SECONDS:
+        for_whom = "the next batch waits since {seconds:.0f} s"
+        if waits.get("holder"):
+            for_whom += ": lease {position} of {holder}, {lease_seconds:.0f} s old, {tokens} tokens so far"
+        yield for_whom.format(**waits)
+    for evaluator in status.get("evaluators_connected", []):
+        yield f"evaluator {evaluator['session']} at version {evaluator['weights_version']}"
+    if status.get("advice"):
+        yield status["advice"]
+    for row in status.get("quarantined", [])[:5]:
+        yield f"quarantined: prompt {row['prompt_id']} {row['reason']}"

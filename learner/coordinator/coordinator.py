@@ -91,7 +91,7 @@ class Coordinator:
         """Tell every actor that the run is over, or that it goes on later, and stop serving."""
         (self.actors.dismiss if dismiss else self.actors.pause)(reason)
         await self._flush()
-        self.status.write()
+        self.status.write(is_over=True)
         self.has_ended = True
 
     async def _serve(self, desk: ActorDesk | TrainerDesk) -> None:

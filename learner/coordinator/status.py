@@ -1,14 +1,18 @@
 """What people and tools hear of a run: a line and a record for each step, and status.json every second."""
 
 import logging
+import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from dcpo_async import __version__
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json
 from dcpo_async.metrics.advice import Balance, advice
+from dcpo_async.metrics.health import this_process
 from dcpo_async.metrics.sink import Sink
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.canary import canary_bound
@@ -60,6 +64,9 @@ class Status:
         self._last_report: dict[str, float] = {}
         self._num_gpus = num_gpus
         self._steps: deque[tuple[float, float]] = deque(maxlen=ADVICE_STEPS)
+        self._ends: deque[float] = deque(maxlen=ADVICE_STEPS)
+        self._process, self._started_at, self._is_over = this_process(), time.time(), False
+        self._last_step_at: float | None = None
         self._uses: deque[float] = deque(maxlen=ADVICE_SAMPLES)
         self._bound_nats = canary_bound(config.weights.canary_bound, config.model.dtype)
         self._warn_above_nats = WARN_SHARE_OF_BOUND * self._bound_nats
@@ -69,6 +76,8 @@ class Status:
         report = {**metrics, **self._actors.metrics(), **self._intake.summary()}
         self._last_report = report
         busy = sum(metrics.get(f"{name}_seconds", 0.0) for name in ("step", "publish_stall", "checkpoint_stall"))
+        self._ends.append(self._clock())
+        self._last_step_at = time.time()
         self._steps.append((busy, metrics.get("wait_seconds", 0.0)))
         for sink in self._sinks:
             sink.write(step, report)
@@ -76,30 +85,41 @@ class Status:
         log.info("step %d: %s", step, shown)
         self._warn_of_disagreement(step, report.get("canary_difference", 0.0))
 
-    def write(self) -> None:
-        """Write `status.json`, which `dcpo status` and the demo's display read."""
-        connected, now = self._actors.connected.items(), self._clock()
-        table, stragglers = self._intake.table, self._actors.stragglers
+    def write(self, *, is_over: bool = False) -> None:
+        """Write `status.json`, which `dcpo status` and the demo's display read; once it is over, it stays so."""
+        self._is_over |= is_over
         self._note_use()
-        content = {
+        write_json(RunFolder(self._config.folder).status, self.content())
+
+    def content(self) -> dict[str, Any]:
+        """What `status.json` says. Times are seconds since 1970 by this machine's clock."""
+        connected, now = self._actors.connected.items(), self._clock()
+        return {
             "run_id": self._run_id,
             "incarnation": self._ledger.incarnation,
+            "written_at": round(time.time(), 3),
+            "started_at": round(self._started_at, 3),
+            "release": __version__,
+            "process": self._process,
+            "is_over": self._is_over,
             "step": self._ranks.step,
             "max_steps": self._config.training.max_steps,
+            "last_step_at": self._last_step_at,
+            **self._pace(),
+            "unsaved_steps": self._ranks.unsaved,
+            "disk_free_bytes": shutil.disk_usage(self._config.folder).free,
             "weights_version": self._intake.versions.newest.weights_version,
             "groups_counted": self._ledger.num_groups,
             "is_finished": self._ranks.is_finished,
             "trainer_restarts": self._ranks.restarts,
             **self._actors.metrics(),
             **self._intake.summary(),
-            "waiting_for": stragglers.waiting_for(now),
+            "waiting_for": self._actors.stragglers.waiting_for(now),
             "quarantined": [asdict(row) for row in list(self._intake.quarantined.values())[:SHOWN_QUARANTINED]],
             "advice": self.advice(),
             "last_step": self._last_report,
             "actors_connected": [
-                self._of_actor(peer, actor, len(table.held.get(peer, ())), now)
-                for peer, actor in connected
-                if actor.role == "actor"
+                self._of_actor(peer, actor, now) for peer, actor in connected if actor.role == "actor"
             ],
             "evaluators_connected": [
                 {"session": name_of(peer), "host": actor.host, "weights_version": actor.weights_version}
@@ -107,7 +127,15 @@ class Status:
                 if actor.role == "evaluator"
             ],
         }
-        write_json(RunFolder(self._config.folder).status, content)
+
+    def _pace(self) -> dict[str, float | None]:
+        """Seconds from step to step, over the newest, and until the last one at that."""
+        if len(self._ends) < 2:
+            return {"seconds_per_step": None, "eta_seconds": None}
+        seconds = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        last = self._config.training.max_steps
+        left = None if last is None else round(seconds * max(0, last - self._ranks.step), 1)
+        return {"seconds_per_step": round(seconds, 3), "eta_seconds": left}
 
     def advice(self) -> str:
         """Which side waits for the other, over the newest steps, and what would help."""
@@ -133,7 +161,8 @@ class Status:
         if metrics["response_capacity"]:
             self._uses.append(metrics["responses_in_flight"] / metrics["response_capacity"])
 
-    def _of_actor(self, peer: bytes, actor: ConnectedActor, num_leases: int, now: float) -> dict[str, Any]:
+    def _of_actor(self, peer: bytes, actor: ConnectedActor, now: float) -> dict[str, Any]:
+        held = self._intake.table.held.get(peer, {}).values()
         return {
             "session": name_of(peer),
             "host": actor.host,
@@ -147,7 +176,8 @@ class Status:
             "response_capacity": actor.response_capacity,
             "preemptions": actor.preemptions,
             "groups_accepted": actor.groups_accepted,
-            "leases": num_leases,
+            "leases": len(held),
+            "oldest_lease_seconds": round(max((now - slot.leased_at for slot in held), default=0.0), 1),
             "heard_seconds_ago": round(now - actor.heard_at, 1),
         }
 

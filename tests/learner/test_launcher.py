@@ -40,7 +40,7 @@ def test_another_machine_is_only_for_a_check() -> None:
 def test_a_setting_can_be_given_without_a_configuration_file() -> None:
     config, devices, options = parsed(["--training.learning_rate", "2e-6", "--folder", "elsewhere", "--keys", "keys"])
     assert (config.training.learning_rate, config.folder) == (2e-6, Path("elsewhere"))
-    assert (options.config, options.keys, devices.num_workers) == (None, Path("keys"), 1)
+    assert (options.config, options.keys, devices.num_workers) == ([], Path("keys"), 1)
 
 
 def test_a_setting_may_stand_before_the_configuration_file(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_values_with_spaces_and_quotes_need_no_configuration_file(joint: str) ->
     words = [word for name, value in given.items() for word in (f"--{name}{joint}{value}").split(joint, 1)]
     config, _, options = parsed(words if joint == " " else [f"--{name}={value}" for name, value in given.items()])
     assert (config.model.path, config.data.system_prompt) == (given["model.path"], given["data.system_prompt"])
-    assert (config.folder, config.seed, options.config) == (Path("/a b/run"), 3, None)
+    assert (config.folder, config.seed, options.config) == (Path("/a b/run"), 3, [])
 
 
 def test_a_setting_without_a_value_is_refused() -> None:

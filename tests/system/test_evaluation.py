@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from actor.evaluation.command import main
+from actor.evaluation.__main__ import main
 from actor.weights.cache import default_cache_folder
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.weights.places import versions
@@ -101,7 +101,7 @@ def test_an_evaluator_that_finds_no_learner_says_so(tmp_path: Path) -> None:
     write_problems(tmp_path / "sums.jsonl", 1)
     address = f"tcp://127.0.0.1:{two_free_ports()}"
     words = ["--learner", address, "--join-seconds", "1", "--data", "sums.jsonl", "--engine", "scripted"]
-    command = [sys.executable, "-m", "actor.evaluation.command", *words]
+    command = [sys.executable, "-m", "actor.evaluation", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"dcpo eval: no answer from the learner at {address} within 1 s")

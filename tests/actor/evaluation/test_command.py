@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from actor.evaluation.command import main
+from actor.evaluation.__main__ import main
 from actor.evaluation.evaluator import architecture_of
 from dcpo_async.devices import count_gpus
 from dcpo_async.weights.store import write_snapshot

@@ -1,10 +1,12 @@
 """What a run leaves for people: metrics, warnings, status.json."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+from dcpo_async.metrics.health import health_of, is_running
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.metrics.timeline import read_spans
 from dcpo_async.protocol.messages import (
@@ -160,6 +162,27 @@ async def test_the_status_file_says_who_is_connected_and_how_far_the_run_is(
     (entry,) = status["actors_connected"]
     assert (entry["session"], entry["host"], entry["engine"], entry["groups_accepted"]) == ("a", "here", "scripted", 1)
     assert (entry["leases"], status["groups_leased"], status["groups_waiting"]) == (1, 1.0, 1.0)
+
+
+async def test_the_status_file_says_when_and_by_whom_it_was_written_how_fast_it_goes_and_when_it_is_over(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    config = make_config(tmp_path, training={"max_steps": 10})
+    async with learning(config, open_intake) as learner:
+        rank = await learner.publish()
+        for step in (1, 2, 3):
+            learner.wait(4)
+            await rank.say(StepDone(step=step, metrics={}))
+            await until(lambda step=step: learner.coordinator.ranks.step == step)  # type: ignore[misc]
+        learner.coordinator.status.write()
+        status = json.loads((tmp_path / "status.json").read_text())
+        assert health_of(status, time.time(), is_running(status)).is_live
+        assert (status["seconds_per_step"], status["eta_seconds"], status["is_over"]) == (4.0, 28.0, False)
+        await learner.coordinator.end("the learner stops")
+        # The watch may be about to write once more.
+        learner.coordinator.status.write()
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert health_of(status, time.time(), is_running(status)).state == "stopped"
 
 
 async def test_the_advice_is_of_the_newest_steps_and_of_how_full_actors_are(

@@ -8,7 +8,8 @@ import pytest
 from pyarrow import csv, parquet
 
 from dcpo_async.config import RunConfig
-from learner.reports.stats import main, pass_rate_shares
+from learner.reports.stats import main
+from learner.reports.stats_files import pass_rate_shares
 from learner.starts import write_start
 from tests.learner.small_run import make_config, make_intake, train
 

@@ -1,0 +1,31 @@
+"""What a look found."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        severity: an error keeps a run from working; a warning hurts it, or will.
+        what: was found, with its numbers and names, in one line.
+        remedy: what to do about it.
+    """
+
+    severity: Severity
+    what: str
+    remedy: str
+
+
+def error(what: str, remedy: str) -> Finding:
+    """What keeps a run from working."""
+    return Finding("error", what, remedy)
+
+
+def warning(what: str, remedy: str) -> Finding:
+    """What hurts a run, or will."""
+    return Finding("warning", what, remedy)
