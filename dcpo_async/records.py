@@ -88,6 +88,7 @@ class Lease:
         prompt_token_ids: int32 [prompt tokens].
         answer: reference answer for the grader.
         problem, metadata: of the prompt, where an own reward may ask for them; else empty.
+        source: of the prompt.
     """
 
     position: int
@@ -99,6 +100,7 @@ class Lease:
     answer: str
     problem: str = ""
     metadata: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

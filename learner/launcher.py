@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcpo_async.config import GYM, GradingSettings, ModelSettings, RunConfig
+from dcpo_async.config import ModelSettings, RunConfig
 from dcpo_async.config.loading import load_config, split_words
 from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError
-from dcpo_async.grading.rewards import resolved_reward
-from dcpo_async.gym import REWARD as GYM_REWARD
+from dcpo_async.grading.rewards import resolved_rewards
 from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, largest_group_bytes, limited_log
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.model_folder import model_folder
@@ -29,7 +28,7 @@ from dcpo_async.supervision import keep_running
 from dcpo_async.transport.key_files import load_server_keys
 from dcpo_async.transport.zmq_channel import RouterChannel
 from learner.parts import Parts
-from learner.problems import TrainingProblems, training_problems
+from learner.problems import TrainingProblems, training_problems, with_names
 
 if TYPE_CHECKING:
     from learner.coordinator.coordinator import Coordinator
@@ -99,7 +98,7 @@ def gpus_elsewhere(text: str) -> tuple[int, int]:
 
 async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace) -> None:
     config = config.model_copy(update={"model": resolved_model(config.model, devices, with_weights=not options.check)})
-    config = config.model_copy(update={"grading": resolved_grading(config)})
+    config = resolved_rewards(config.model_copy(update={"data": with_names(config.data)}))
     problems = training_problems(config.data, None if options.check else config.folder)
     if options.check:
         check(config, devices, problems, options.on)
@@ -184,14 +183,6 @@ def resolved_model(model: ModelSettings, devices: Devices, *, with_weights: bool
     dtype = devices.dtype if model.dtype == "auto" else model.dtype
     folder = model_folder(model.path, "model.path", with_weights=with_weights)
     return model.model_copy(update={"path": str(folder), "dtype": dtype})
-
-
-def resolved_grading(config: RunConfig) -> GradingSettings:
-    """The grading with the digest of its reward; a task of Reasoning Gym brings its own where none is named."""
-    grading = config.grading
-    if grading.reward is None and config.data.source.startswith(GYM):
-        grading = grading.model_copy(update={"reward": GYM_REWARD})
-    return resolved_reward(grading)
 
 
 class Launcher:
