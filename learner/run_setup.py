@@ -151,6 +151,7 @@ def described(config: RunConfig) -> str:
             *(["dynamic sampling"] if algorithm.dynamic_sampling else []),
             *([f"{overlong} tokens of overlong shaping"] if (overlong := algorithm.overlong_buffer_tokens) else []),
             *(["truncated responses without weight"] if algorithm.mask_truncated else []),
+            *([f"KL to the initial model, β {algorithm.kl_coefficient:g}"] if algorithm.kl_coefficient else []),
             *(["CONTROL: every advantage is zero"] if algorithm.zero_advantages else []),
             f"U {algorithm.updates_per_batch}, max_lag {lag.max_lag}",
             anchors[algorithm.old],

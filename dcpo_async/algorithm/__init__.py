@@ -11,7 +11,7 @@ from dcpo_async.algorithm.group_advantages import (
     leave_one_out_advantages,
 )
 from dcpo_async.algorithm.loss import PolicyLoss, clipped_loss, policy_loss
-from dcpo_async.algorithm.overlong import overlong_penalty
+from dcpo_async.algorithm.penalties import overlong_penalty, reference_kl
 from dcpo_async.algorithm.reward_stats import RewardStats
 from dcpo_async.algorithm.token_weights import constant_weights, only_token_mean_weights, token_mean_weights
 from dcpo_async.algorithm.weighted_loss import LOSSES, weighted_loss
@@ -35,6 +35,7 @@ __all__ = [
     "only_token_mean_weights",
     "overlong_penalty",
     "policy_loss",
+    "reference_kl",
     "rur",
     "smooth_advantages",
     "token_mean_weights",

@@ -118,6 +118,9 @@ class AlgorithmSettings(Section):
     """A response loses reward, up to 1, over the last so many tokens before max_response_tokens (DAPO); 0 for none."""
     mask_truncated: bool = False
     """Give responses that were cut at max_response_tokens no weight in the loss."""
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """β of a KL term to the model that the run begins with (arXiv 2402.03300); above 0 every response is computed, and
+    each rank holds that model too."""
     zero_advantages: bool = False
     """Control experiment: everything runs, but every advantage is zero."""
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,8 @@ def test_a_task_that_one_should_not_train_on_is_refused_with_the_reason(task: st
         gym_problems(SourceSettings(source=f"reasoning-gym:{task}"), None)
 
 
-@pytest.mark.skipif(IS_INSTALLED, reason="the package is here")
-def test_without_the_package_one_line_says_what_to_install() -> None:
+def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ConfigError, match=r"needs the package reasoning-gym .* install it with `pip install"):
         gym_problems(SUMS, None)
 
