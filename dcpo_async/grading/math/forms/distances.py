@@ -57,7 +57,8 @@ def _line(expression: Expression, name: str) -> Line | None:
         case Symbol(found) if found == name:
             return Fraction(1), Fraction(0)
         case Apply("+", terms):
-            return reduce(_added, (_line(term, name) for term in terms), (Fraction(0), Fraction(0)))
+            nothing: Line | None = (Fraction(0), Fraction(0))
+            return reduce(_added, (_line(term, name) for term in terms), nothing)
         case Apply("-", (inner,)):
             return _scaled(_line(inner, name), Fraction(-1))
         case Apply("*" | "·", (one, other)):
