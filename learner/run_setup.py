@@ -65,6 +65,7 @@ def prepare(config: RunConfig, problems: TrainingProblems) -> Prepared:
     """
     tokenizer = load_tokenizer(Path(config.model.path), "model.path")
     model = SizedModel(Path(config.model.path), 2 if config.model.dtype == "bfloat16" else 4)
+    model.require_weights()
     check_model(config, model.num_embeddings, max(tokenizer.get_vocab().values()))
     now = datetime.now()
     prompts = run_prompts(config.data, problems, tokenizer, now)
