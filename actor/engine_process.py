@@ -59,7 +59,7 @@ async def _serve(options: argparse.Namespace) -> None:
     service = ActorService(
         link,
         lambda welcome: _engine_of(options, welcome, link),
-        lambda welcome: grading_of(welcome.grading),
+        lambda welcome: grading_of(welcome.grading, welcome.grading_by_source),
         WeightsFollower(link, options.ready_file.touch, plan),
     )
     loop = asyncio.get_running_loop()

@@ -40,6 +40,8 @@ MESSAGES_PER_SECOND, REQUESTS_PER_SECOND = 500.0, 5_000.0
 GROUP_HEADER_BYTES = 1 << 20
 """Numbers and reasons; tokens and texts travel beside the header."""
 HELD_HEADER_BYTES = 32 * MAX_HELD
+MAX_SOURCES = 64
+"""Of one run; what a welcome says of each has to fit its header."""
 MAX_PEERS = 1 << 14
 """Sessions, and keys that a relay is told of."""
 MAX_LINES, LINE_SECONDS, MAX_LINE_KINDS = 50, 10.0, 1 << 12
@@ -71,6 +73,8 @@ ShownName = Annotated[str, Field(min_length=1, max_length=MAX_WORDS), _shown(MAX
 """What a peer calls itself."""
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_WORDS)]
+SourceName = Annotated[str, Field(max_length=MAX_WORDS)]
+"""Of a source of problems; empty where a run has one."""
 PublicKey = Annotated[str, Field(pattern=r"^[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}$")]
 """A CURVE key in Z85."""
 Seconds = Annotated[float, Field(ge=0, le=1e9)]

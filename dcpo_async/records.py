@@ -88,6 +88,7 @@ class Lease:
         prompt_token_ids: int32 [prompt tokens].
         answer: reference answer for the grader.
         problem, metadata: of the prompt, where an own reward may ask for them; else empty.
+        source: of the prompt.
     """
 
     position: int
@@ -99,6 +100,7 @@ class Lease:
     answer: str
     problem: str = ""
     metadata: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ class TrainingSample:
         token_weight: weight of each of its tokens in the step's loss.
         token_count: how many tokens of the batch each of its tokens stands for in diagnostics: more than 1 where few
             of those without a gradient are looked at.
+        kl_coefficient: of the step's loss; above 0 its KL term gives every sample a gradient.
     """
 
     position: int
@@ -168,8 +171,10 @@ class TrainingSample:
     advantage: float
     token_weight: float
     token_count: float = 1.0
+    kl_coefficient: float = 0.0
 
     @property
     def has_gradient(self) -> bool:
-        """Whether it can change the weights: a response of advantage 0 adds exactly nothing to any gradient."""
-        return self.advantage * self.token_weight != 0 and len(self.token_ids) > 0
+        """Whether it can change the weights: without a KL term a response of advantage 0 adds exactly nothing."""
+        factors = self.advantage * self.token_weight, self.kl_coefficient * self.token_weight
+        return any(factor != 0 for factor in factors) and len(self.token_ids) > 0

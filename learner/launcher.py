@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcpo_async import __version__
-from dcpo_async.config import GYM, GradingSettings, ModelSettings, RunConfig
+from dcpo_async.config import ModelSettings, RunConfig
 from dcpo_async.config.loading import load_with_origins, preset_names, refuse_unknown, split_words
 from dcpo_async.config.showing import as_toml, given, help_lines
 from dcpo_async.devices import Devices, checked_gpus, require_choice
@@ -144,16 +144,17 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
 
         await follow(config, devices, place, options.keys)
         return
-    config = config.model_copy(update={"grading": resolved_grading(config)})
     # Imported here since --help, --dry-run and a refused setting need none of it.
+    from dcpo_async.grading.rewards import resolved_rewards
     from dcpo_async.transport.key_files import load_server_keys
     from dcpo_async.transport.zmq_channel import RouterChannel
     from learner.nodes.desk import NodeDesk
     from learner.nodes.router import RankRouter
     from learner.parts import Parts, keep_monitor
-    from learner.problems import training_problems
+    from learner.problems import training_problems, with_names
 
     monitor_words = http_words(options)
+    config = resolved_rewards(config.model_copy(update={"data": with_names(config.data)}))
     problems = training_problems(config.data, None if options.check else config.folder)
     if options.check:
         print("\n".join(given(config, options.origins) or ["every setting has its default"]))
@@ -267,17 +268,6 @@ def resolved_model(model: ModelSettings, devices: Devices, *, with_weights: bool
     dtype = devices.dtype if model.dtype == "auto" else model.dtype
     folder = model_folder(model.path, "model.path", with_weights=with_weights)
     return model.model_copy(update={"path": str(folder), "dtype": dtype})
-
-
-def resolved_grading(config: RunConfig) -> GradingSettings:
-    """The grading with the digest of its reward; a task of Reasoning Gym brings its own where none is named."""
-    from dcpo_async.grading.rewards import resolved_reward
-    from dcpo_async.gym import REWARD as GYM_REWARD
-
-    grading = config.grading
-    if grading.reward is None and config.data.source.startswith(GYM):
-        grading = grading.model_copy(update={"reward": GYM_REWARD})
-    return resolved_reward(grading)
 
 
 class Launcher:

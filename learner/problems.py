@@ -51,6 +51,18 @@ class TrainingProblems:
         return dict(sum((Counter(source.loaded.left_out) for source in self.sources), Counter[str]()))
 
 
+def with_names(data: DataSettings) -> DataSettings:
+    """The settings with the name of each of several sources.
+
+    Raises ConfigError where two have one name, or a source names no problems.
+    """
+    sources = tuple(source.model_copy(update={"name": _name(source)}) for source in data.sources)
+    twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
+    if twice:
+        raise ConfigError(f"data.sources: two are called {twice[0]}; give one of them another name")
+    return data.model_copy(update={"sources": sources})
+
+
 def training_problems(data: DataSettings, folder: Path | None = None) -> TrainingProblems:
     """What the settings of a run ask for.
 
@@ -60,16 +72,21 @@ def training_problems(data: DataSettings, folder: Path | None = None) -> Trainin
     Raises ConfigError where two sources have one name; DatasetError where a source gives no problem, and where the
     settings refuse contaminated prompts and some are.
     """
-    sources = [_loaded(data, settings, folder) for settings in data.each_source]
-    twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
-    if twice:
-        raise ConfigError(f"data.sources: two are called {twice[0]}; give one of them another name")
+    sources = [_loaded(settings, folder) for settings in with_names(data).each_source]
     return TrainingProblems(tuple(_without_contaminated(data, _in_one_source(sources))))
 
 
-def _loaded(data: DataSettings, settings: SourceSettings, folder: Path | None) -> SourceProblems:
+def _name(settings: SourceSettings) -> str:
+    """As it is given, or a task's, a preset's, or the last part of a folder or an id on the hub."""
     if settings.source.startswith(GYM):
-        return SourceProblems(settings.source, settings, gym_problems(data, folder))
+        return settings.name or settings.source.removeprefix(GYM)
+    return settings.name or problem_source(settings.source).name.rstrip("/").rpartition("/")[2]
+
+
+def _loaded(settings: SourceSettings, folder: Path | None) -> SourceProblems:
+    name = _name(settings)
+    if settings.source.startswith(GYM):
+        return SourceProblems(name, settings, gym_problems(settings, folder))
     source = problem_source(
         settings.source,
         problem_field=settings.problem_field,
@@ -79,8 +96,6 @@ def _loaded(data: DataSettings, settings: SourceSettings, folder: Path | None) -
         subset=settings.subset,
         metadata_fields=settings.metadata_fields,
     )
-    # Of a folder or an id on the hub the last part.
-    name = settings.name or source.name.rstrip("/").rpartition("/")[2]
     return SourceProblems(name, settings, load(source, settings.language, settings.levels))
 
 

@@ -27,7 +27,7 @@ from learner.sizing.fit import needs, told
 from learner.sizing.machine import Machine
 from learner.sizing.memory import Plan
 from learner.sizing.model import SizedModel, check_model
-from learner.sizing.report import data_lines, in_words, shown, size_lines
+from learner.sizing.report import data_lines, grading_line, in_words, shown, size_lines
 from learner.starts import write_start
 from learner.visits.coming import order_of
 
@@ -65,6 +65,7 @@ def prepare(config: RunConfig, problems: TrainingProblems) -> Prepared:
     """
     tokenizer = load_tokenizer(Path(config.model.path), "model.path")
     model = SizedModel(Path(config.model.path), 2 if config.model.dtype == "bfloat16" else 4)
+    model.require_weights()
     check_model(config, model.num_embeddings, max(tokenizer.get_vocab().values()))
     now = datetime.now()
     prompts = run_prompts(config.data, problems, tokenizer, now)
@@ -86,6 +87,7 @@ def report(config: RunConfig, prepared: Prepared, plan: Plan, machine: Machine, 
     lines = [
         f"run folder {config.folder}; {described(config)}",
         *data_lines(prepared.prompts.left_out, prepared.prompts.encoded, prepared.tokenizer),
+        grading_line(config),
         *size_lines(config, size, plan, need, machine, is_elsewhere=is_elsewhere),
     ]
     return "\n".join(lines)
@@ -117,6 +119,7 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
     log.info("%d prompts from %d rows; left out: %s", len(encoded.prompts), problems.num_rows, in_words(left_out))
     first = encoded.prompts[0]
     log.info("the first prompt, %d tokens: %s", len(first.token_ids), shown(first, prepared.tokenizer))
+    log.info("%s", grading_line(config))
     intake = Intake(config, encoded.prompts, prepared.model.num_embeddings, ledger)
     intake.offer(newest_version(folder.weights))
     log.info("%s", write_start(ledger, config.model_dump(mode="json"), __version__, datetime.now(UTC)))
@@ -149,6 +152,7 @@ def described(config: RunConfig) -> str:
             *(["dynamic sampling"] if algorithm.dynamic_sampling else []),
             *([f"{overlong} tokens of overlong shaping"] if (overlong := algorithm.overlong_buffer_tokens) else []),
             *(["truncated responses without weight"] if algorithm.mask_truncated else []),
+            *([f"KL to the initial model, β {algorithm.kl_coefficient:g}"] if algorithm.kl_coefficient else []),
             *(["CONTROL: every advantage is zero"] if algorithm.zero_advantages else []),
             f"U {algorithm.updates_per_batch}, max_lag {lag.max_lag}",
             anchors[algorithm.old],

@@ -38,9 +38,11 @@ def _text(values: Mapping[str, Any], name: str) -> str:
     return json.dumps(values[name], ensure_ascii=False) if name in values else "(no such setting)"
 
 
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
+def _leaves(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names; of several tables of one name, each has its number."""
     found = dict[str, Any]()
     for name, value in settings.items():
-        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        is_tables = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+        inner = dict(enumerate(value)) if is_tables else value
+        found |= _leaves(inner, f"{prefix}{name}.") if isinstance(inner, dict) else {f"{prefix}{name}": value}
     return found

@@ -230,13 +230,58 @@ def test_several_sources_are_tables_of_their_own(tmp_path: Path) -> None:
         ('[data]\nlanguage = "en"\n' + TWO_SOURCES, "data: language would not be read beside sources; set it in each"),
         (TWO_SOURCES + "no_such_key = 1\n", "data.sources.1.no_such_key: unknown setting"),
         (TWO_SOURCES + "weight = 0\n", "data.sources.1.weight: Input should be greater than 0"),
-        ('[[data.sources]]\nsource = "reasoning-gym:chain_sum"\n', "has a scorer of its own"),
         ("[[data.sources]]\nweight = 1\n", "data.sources.0.source: Field required"),
         ("[data]\nselection_bound = 0.2\n", "data: selection_bound would not be read, it needs selection = pass_rate"),
     ],
 )
 def test_what_of_several_sources_would_not_be_read_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load_config(written(tmp_path, text))
+
+
+OWN = 'reward = "a:b"\n'
+
+
+def test_a_source_is_graded_as_it_says_itself_and_else_as_the_run_is(tmp_path: Path) -> None:
+    text = '[grading]\nextraction = "boxed"\n' + TWO_SOURCES.replace("weight = 2", 'name = "one"\nreward = "a:b"')
+    config = load_config(written(tmp_path, text + 'name = "two"\nextraction = "last_number"\n'))
+    one, two = config.grading_of("one"), config.grading_of("two")
+    assert (one.reward, one.reward_range, two.reward) == ("a:b", (0, 1), None)
+    assert (one.extraction, two.extraction, config.grading_of("").extraction) == ("boxed", "last_number", "boxed")
+    assert config.has_own_reward
+    alike = load_config(written(tmp_path, TWO_SOURCES.replace("weight = 2\n", "")))
+    assert not alike.grading_by_source
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("reward_repeats = false\n", "data.sources: reward_repeats of math would not be read, it needs reward in its"),
+        (OWN + 'extraction = "boxed"\n', "data.sources: extraction of math would not be read: its reward is given"),
+        ('metadata_fields = ["level"]\n', "it needs reward in its table, or grading.reward"),
+        ("gym_seed = 3\n", "data.sources: gym_seed would not be read, source is math"),
+        (OWN + "[grading]\nreward_range = [-1, 1]\n", "which grades another source of this run, gives 0 and 1"),
+        ("[grading]\nreward_range = [-1, 1]\n", "grading.reward_range would not be read, it needs grading.reward"),
+        (OWN + "[grading]\nreward_repeats = false\n", "grading.reward_repeats would not be read, it needs"),
+        (
+            '[[data.sources]]\nsource = "reasoning-gym:chain_sum"\n[grading]\nreward = "a:b"\n',
+            "say which of them grades it with reward = in its table",
+        ),
+        (
+            OWN + '[[data.sources]]\nsource = "reasoning-gym:chain_sum"\nlanguage = "en"\n',
+            "data.sources: language would not be read, source is reasoning-gym:chain_sum",
+        ),
+    ],
+)
+def test_rewards_of_sources_that_contradict_each_other_are_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    sources = TWO_SOURCES.replace("weight = 2\n", "")
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load_config(written(tmp_path, sources + text))
+
+
+def test_a_reward_that_grades_no_source_is_refused(tmp_path: Path) -> None:
+    text = f'[[data.sources]]\nsource = "math"\n{OWN}[grading]\nreward = "a:c"\n'
+    with pytest.raises(ConfigError, match=r"grading\.reward would not be read: every one of data\.sources has"):
         load_config(written(tmp_path, text))
 
 

@@ -43,9 +43,8 @@ class Rank:
         plan, total = self._passes.plan(samples, at_least=1), 0.0
         for number, chosen in enumerate(plan, start=1):
             batch = self._passes.packed([samples[i] for i in chosen])
-            scores = self.engine.policy(
-                batch, lambda logprobs, tokens, batch=batch: self._passes.clipped_loss(batch, logprobs, tokens).loss
-            )
+            loss = self._passes.loss_of(batch)
+            scores = self.engine.policy(batch, lambda logprobs, tokens, loss=loss: loss(logprobs, tokens).loss)
             mark("forward, with the head")
             self.engine.backward(scores.loss, is_last=number == len(plan))
             mark("backward")

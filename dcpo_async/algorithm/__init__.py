@@ -10,7 +10,6 @@ from dcpo_async.algorithm.group_advantages import (
     group_advantages,
     leave_one_out_advantages,
 )
-from dcpo_async.algorithm.overlong import overlong_penalty
 from dcpo_async.algorithm.reward_stats import RewardStats
 from dcpo_async.algorithm.token_weights import constant_weights, only_token_mean_weights, token_mean_weights
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from dcpo_async.algorithm.corrections import masked_weights, truncated_weights
     from dcpo_async.algorithm.diagnostics import TokenDiagnostics, rur
     from dcpo_async.algorithm.loss import PolicyLoss, clipped_loss, policy_loss
+    from dcpo_async.algorithm.penalties import overlong_penalty, reference_kl
     from dcpo_async.algorithm.weighting import LOSSES, weighted_loss
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "only_token_mean_weights",
     "overlong_penalty",
     "policy_loss",
+    "reference_kl",
     "rur",
     "smooth_advantages",
     "token_mean_weights",
@@ -58,6 +59,8 @@ _OF_TENSORS = {
     "PolicyLoss": "loss",
     "clipped_loss": "loss",
     "policy_loss": "loss",
+    "overlong_penalty": "penalties",
+    "reference_kl": "penalties",
     "LOSSES": "weighting",
     "weighted_loss": "weighting",
 }

@@ -25,6 +25,7 @@ class PolicyLoss:
         clipped_low: bool, advantage < 0 and ratio below its bound.
         dual_clipped: bool, advantage < 0 and ratio above max_ratio.
         nonfinite: bool, some input was not finite: no loss and no gradient.
+        penalties: of each term that was added to the loss, its value at each token.
     """
 
     loss: Tensor
@@ -33,6 +34,7 @@ class PolicyLoss:
     clipped_low: Tensor
     dual_clipped: Tensor
     nonfinite: Tensor
+    penalties: tuple[Tensor, ...] = ()
 
 
 def policy_loss(

@@ -121,6 +121,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of the tables there too")
     compare.set_defaults(command=_compare)
 
+    export = commands.add_parser("export", help="a version of a run as a model folder with a card, here or on the hub")
+    export.add_argument("run", type=Path, help="run folder; a learner may work on it")
+    export.add_argument("--version", type=int, metavar="N", help="weights version (default the newest that stands)")
+    where = export.add_mutually_exclusive_group(required=True)
+    where.add_argument("--to", type=Path, metavar="FOLDER", help="is made, and never replaced")
+    where.add_argument("--push", metavar="REPO", help="OWNER/NAME on the hub, by the token of HF_TOKEN")
+    export.add_argument("--public", action="store_true", help="with --push: for everybody to see; else it is private")
+    export.set_defaults(command=_export)
+
     convert = commands.add_parser("convert", help="make a Hugging Face folder of a GGUF file")
     convert.add_argument("gguf", type=Path)
     convert.add_argument("folder", type=Path)
@@ -240,6 +249,21 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
         print(f"note: {note}")
     num_runs = sum(len(row.runs) for row in comparison.rows)
     print(f"{options.out}: configurations {len(comparison.rows)}, runs {num_runs}")
+    return 0
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> int:
+    # Imported here since the hub's client takes a second.
+    from dcpo_async.commands.export import export_to, push_to
+
+    _refuse(rest)
+    if options.push is None and options.public:
+        raise ConfigError("--public goes with --push: a folder is as private as where it stands")
+    if options.push is not None:
+        manifest, place = push_to(options.run, options.version, options.push, is_public=options.public)
+    else:
+        manifest, place = export_to(options.run, options.version, options.to), options.to
+    print(f"{place}: weights version {manifest.weights_version} of {manifest.run_id}, step {manifest.step}")
     return 0
 
 

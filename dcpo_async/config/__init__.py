@@ -1,19 +1,17 @@
 """Every setting of a run, once."""
 
+from dcpo_async.config.data import GYM, GYM_REWARD, DataSettings, SourceSettings
 from dcpo_async.config.run import RunConfig
 from dcpo_async.config.sections import (
-    GYM,
     ActorSettings,
     AlgorithmSettings,
     CheckpointSettings,
-    DataSettings,
     GradingSettings,
     LagSettings,
     ModelSettings,
     NetworkSettings,
     SamplingSettings,
     Section,
-    SourceSettings,
     TrainingSettings,
     WeightsSettings,
     merged,
@@ -21,6 +19,7 @@ from dcpo_async.config.sections import (
 
 __all__ = [
     "GYM",
+    "GYM_REWARD",
     "ActorSettings",
     "AlgorithmSettings",
     "CheckpointSettings",

@@ -8,12 +8,12 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from dcpo_async.config.data import DataSettings
+from dcpo_async.config.rewards import grading_for, reward_problems
 from dcpo_async.config.sections import (
-    GYM,
     ActorSettings,
     AlgorithmSettings,
     CheckpointSettings,
-    DataSettings,
     GradingSettings,
     LagSettings,
     ModelSettings,
@@ -24,12 +24,6 @@ from dcpo_async.config.sections import (
 )
 from dcpo_async.errors import ConfigError
 from dcpo_async.limits import largest_group_bytes
-
-GYM_ALONE = ("gym_size", "gym_seed", "gym_settings")
-OTHERS_ALONE = (
-    *("split", "subset", "problem_field", "answer_field", "answer_pattern", "metadata_fields", "language", "levels"),
-)
-"""Settings of data that only a task of Reasoning Gym reads, and those that it does not read."""
 
 
 class RunConfig(BaseSettings):
@@ -59,6 +53,21 @@ class RunConfig(BaseSettings):
         updates = self.algorithm.updates_per_batch
         return (self.lag.max_lag // updates + 1) * updates * self.training.groups_per_step
 
+    @property
+    def grading_by_source(self) -> dict[str, GradingSettings]:
+        """What grades the problems of each source, by its name; empty where `grading` does for all of them."""
+        found = {source.name or "": grading_for(source, self.grading) for source in self.data.sources}
+        return {} if all(own == self.grading for own in found.values()) else found
+
+    @property
+    def has_own_reward(self) -> bool:
+        """Whether a function of the user's grades any of the problems."""
+        return any(grading.reward for grading in self.grading_by_source.values() or (self.grading,))
+
+    def grading_of(self, source: str) -> GradingSettings:
+        """What grades the problems of a source, which a prompt names."""
+        return self.grading_by_source.get(source, self.grading)
+
     def require_window(self, num_prompts: int) -> None:
         """Raise ConfigError where the prompts are fewer than may be leased at once."""
         if num_prompts < self.admission_window:
@@ -85,7 +94,7 @@ class RunConfig(BaseSettings):
     def _problems(self) -> Iterator[str]:
         yield from self._algorithm_problems()
         yield from self._schedule_problems()
-        yield from self._reward_problems()
+        yield from reward_problems(self.data, self.grading)
         updates, lag, network = self.algorithm.updates_per_batch, self.lag, self.network
         first, _, last = (self.training.profile or "0").partition(":")
         if last and int(last) < int(first):
@@ -174,30 +183,6 @@ class RunConfig(BaseSettings):
             )
         if algorithm.loss == "weighted" and algorithm.ratio == "sequence":
             yield "algorithm.loss = weighted needs algorithm.ratio = token: its weights are those of single tokens"
-
-    def _reward_problems(self) -> Iterator[str]:
-        grading, data, (low, high) = self.grading, self.data, self.grading.reward_range
-        is_gym = data.source.startswith(GYM)
-        unread = GYM_ALONE if not is_gym else OTHERS_ALONE
-        for name in unread:
-            if getattr(data, name) != DataSettings.model_fields[name].default:
-                yield f"data.{name} would not be read, data.source is {data.source}"
-        if any(source.metadata_fields for source in data.each_source) and grading.reward is None:
-            yield "data.metadata_fields would not be read, it needs grading.reward"
-        if grading.reward is None and not is_gym:
-            for name in ("reward_range", "reward_repeats", "reward_digest"):
-                if getattr(grading, name) != GradingSettings.model_fields[name].default:
-                    yield f"grading.{name} would not be read, it needs grading.reward"
-        elif grading.format_penalty:
-            yield (
-                "grading.format_penalty would not be read: what a response without an answer is worth, grading.reward "
-                "says itself"
-            )
-        if not low <= 0 <= high or low == high:
-            yield (
-                f"grading.reward_range {[low, high]}: it goes from the lowest to the highest reward, and 0 is among "
-                "them, which a response has whose reward cannot be worked out"
-            )
 
     def _schedule_problems(self) -> Iterator[str]:
         training, defaults = self.training, TrainingSettings.model_fields

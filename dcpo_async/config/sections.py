@@ -1,9 +1,9 @@
 """The tables of a configuration file: frozen pydantic models with their bounds."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dcpo_async.limits import MAX_GROUP_SIZE, MAX_GROUPS_IN_FLIGHT, MAX_MESSAGE_BYTES, MAX_REWARD, ChunkBytes
 
@@ -12,11 +12,9 @@ PositiveSeconds = Annotated[float, Field(gt=0)]
 Reward = Annotated[float, Field(ge=-MAX_REWARD, le=MAX_REWARD)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 _NAME = "[A-Za-z_][A-Za-z0-9_]*"
-_FUNCTION = rf"^{_NAME}(\.{_NAME})*:{_NAME}$"
-
-
-GYM = "reasoning-gym:"
-"""How a source begins that is a task of Reasoning Gym."""
+FunctionName = Annotated[str, Field(max_length=200, pattern=rf"^{_NAME}(\.{_NAME})*:{_NAME}$")]
+SourceDigest = Annotated[str, Field(pattern="^([0-9a-f]{16})?$")]
+Extraction = Literal["boxed", "answer", "last_number", "last_math"]
 
 
 class Section(BaseModel):
@@ -34,138 +32,6 @@ class ModelSettings(Section):
     """Type of the forward pass and of published weights; auto is bfloat16 on GPUs and float32 on a CPU."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more compute."""
-
-
-class SourceSettings(Section):
-    """One of several sources of problems, `[[data.sources]]`; what is not said here is read as in `[data]`."""
-
-    source: str
-    """A preset's name, NAME=FILE, a file, a folder or a Hugging Face dataset id, as `data.source`."""
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
-    """What metrics and messages call it; none is the preset's name, or that of the file or folder."""
-    weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """Its part of all visits is this over the sum of all weights. Every source has one, or none has: then all prompts
-    are visited equally often."""
-    split: str | None = None
-    """As `data.split`."""
-    subset: str | None = None
-    """As `data.subset`."""
-    problem_field: str | None = None
-    """As `data.problem_field`."""
-    answer_field: str | None = None
-    """As `data.answer_field`."""
-    answer_pattern: str | None = None
-    """As `data.answer_pattern`."""
-    metadata_fields: tuple[str, ...] = ()
-    """As `data.metadata_fields`."""
-    language: Literal["any", "en", "zh"] = "any"
-    """As `data.language`."""
-    levels: tuple[int, ...] = ()
-    """As `data.levels`."""
-    system_prompt: str | None = None
-    """System message of its prompts, empty for none; none is `data.system_prompt`."""
-    prompt_template: str | None = None
-    """User message of its prompts; none is `data.prompt_template`."""
-
-
-class DataSettings(Section):
-    """Where problems come from and how they become prompts."""
-
-    sources: tuple[SourceSettings, ...] = ()
-    """Several sources in one run, each a table `[[data.sources]]`; then `source` and what describes it stay unset."""
-    source: str = "dapo-math-17k"
-    """A preset's name, NAME=FILE for a local copy of one, a .jsonl or .parquet file, a Hugging Face dataset id, or
-    reasoning-gym:TASK."""
-    split: str | None = None
-    """Split of a Hugging Face dataset; none is the preset's, or train."""
-    subset: str | None = None
-    """Configuration of a Hugging Face dataset, such as 'main' of openai/gsm8k; none is the preset's."""
-    problem_field: str | None = None
-    """Field that holds the problem, dots reach into nested fields; none is the preset's, or problem."""
-    answer_field: str | None = None
-    """Field that holds the reference answer, dots reach into nested fields; none is the preset's, or answer."""
-    answer_pattern: str | None = None
-    """Regular expression with one group that takes the answer out of a longer solution, such as '#### (.+)', or boxed
-    for what the last \\boxed{} holds; none is the preset's."""
-    metadata_fields: tuple[str, ...] = ()
-    """Fields that travel with a problem, dots and all, for an own reward that asks for metadata."""
-    gym_size: Positive = 5000
-    """Problems that reasoning-gym:TASK generates; those that repeat one are left out."""
-    gym_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of these problems."""
-    gym_settings: dict[str, Any] = {}
-    """The task's own settings, such as {min_terms = 2, max_terms = 3} of chain_sum."""
-    language: Literal["any", "en", "zh"] = "any"
-    """zh keeps the problems with a Chinese character, en those without one."""
-    levels: tuple[int, ...] = ()
-    """Keeps the problems of these levels, in sources that have levels (math); empty keeps all."""
-    evaluation: tuple[str, ...] = ()
-    """Sets that will measure the model, named as source is: no training prompt should stand in one of them."""
-    contamination: Literal["refuse", "drop", "allow"] = "refuse"
-    """What becomes of prompts that stand in an evaluation set, word for word or nearly; refuse does not start."""
-    system_prompt: str = "Please reason step by step, and put your final answer within \\boxed{}."
-    """System message of the chat template; empty for none."""
-    prompt_template: str = "{problem}"
-    """User message; {problem} stands for the problem."""
-    template_arguments: dict[str, JsonValue] = {}
-    """More variables of the chat template, such as {enable_thinking = false}; one that it never reads is refused."""
-    max_prompt_tokens: Positive = 1024
-    """Longer prompts are left out at load, with a count."""
-    selection: Literal["none", "pass_rate"] = "none"
-    """pass_rate lets prompts rest whose pass rate, by the counts of the ledger, is near 1 or near 0."""
-    selection_bound: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """A prompt rests where the lower 95 % bound of its pass rate is at least 1 less this, or the upper one at most
-    this."""
-    selection_half_life_visits: Annotated[float, Field(gt=0)] = 4.0
-    """In that pass rate an earlier visit weighs 2^(-1/this) for each visit since."""
-    selection_look_again_epochs: Annotated[int, Field(ge=2)] = 4
-    """A prompt that rests is visited again so many epochs after its last counted visit."""
-
-    @property
-    def each_source(self) -> tuple[SourceSettings, ...]:
-        """The sources of the run, one or several."""
-        alone = {name: getattr(self, name) for name in _OF_ONE_SOURCE}
-        return self.sources or (SourceSettings.model_validate(alone),)
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        """Settings of a single source beside several, or weights for some of them, would be dropped in silence."""
-        defaults = type(self).model_fields
-        unread = [name for name in _OF_ONE_SOURCE if getattr(self, name) != defaults[name].default]
-        if self.sources and unread:
-            raise ValueError(
-                f"{' and '.join(unread)} would not be read beside sources; set {'them' if unread[1:] else 'it'} in "
-                "each [[data.sources]]"
-            )
-        if generated := [source.source for source in self.sources if source.source.startswith(GYM)]:
-            raise ValueError(
-                f"sources: {generated[0]} has a scorer of its own, and how responses are graded is one setting for the "
-                "run; give it alone, as data.source"
-            )
-        weighted = [source.source for source in self.sources if source.weight is not None]
-        if weighted and len(weighted) < len(self.sources):
-            without = next(source.source for source in self.sources if source.weight is None)
-            raise ValueError(f"sources: {weighted[0]} has a weight and {without} has none; give each one, or none")
-        for name in ("selection_bound", "selection_half_life_visits", "selection_look_again_epochs"):
-            if self.selection == "none" and getattr(self, name) != defaults[name].default:
-                raise ValueError(f"{name} would not be read, it needs selection = pass_rate")
-        return self
-
-
-_OF_ONE_SOURCE = (
-    *(
-        "source",
-        "split",
-        "subset",
-        "problem_field",
-        "answer_field",
-        "answer_pattern",
-        "metadata_fields",
-        "language",
-        "levels",
-    ),
-)
-"""Settings of `[data]` that describe its single source."""
 
 
 class SamplingSettings(Section):
@@ -186,18 +52,18 @@ class SamplingSettings(Section):
 class GradingSettings(Section):
     """How responses become rewards: 1 for a correct answer, else 0; or what a function of yours says."""
 
-    reward: Annotated[str, Field(max_length=200, pattern=_FUNCTION)] | None = None
+    reward: FunctionName | None = None
     """package.module:function, an own reward (docs/rewards.md) instead of the built-in grader; learner and actors
     import the same source."""
     reward_range: tuple[Reward, Reward] = (0.0, 1.0)
     """Lowest and highest reward that grading.reward can give, 0 among them; groups with others are refused."""
     reward_repeats: bool = True
     """Whether grading.reward always gives the same for the same; one that does not is not graded again by sample."""
-    reward_digest: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")] = ""
+    reward_digest: SourceDigest = ""
     """Of the source of grading.reward; the learner works it out at each start, and refuses another where one is given.
     """
 
-    extraction: Literal["boxed", "answer", "last_number", "last_math"] = "answer"
+    extraction: Extraction = "answer"
     """The answer: the last \\boxed{}; also what a marker announces; also the last number, or mathematics."""
     format_penalty: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Subtracted from the reward of a response in which no answer was found."""
@@ -252,6 +118,9 @@ class AlgorithmSettings(Section):
     """A response loses reward, up to 1, over the last so many tokens before max_response_tokens (DAPO); 0 for none."""
     mask_truncated: bool = False
     """Give responses that were cut at max_response_tokens no weight in the loss."""
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """β of a KL term to the model that the run begins with (arXiv 2402.03300); above 0 every response is computed, and
+    each rank holds that model too."""
     zero_advantages: bool = False
     """Control experiment: everything runs, but every advantage is zero."""
 

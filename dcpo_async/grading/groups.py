@@ -20,6 +20,7 @@ def submissions(lease: Lease, responses: Sequence[Response]) -> list[Submission]
             finish_reason=response.finish_reason,
             num_tokens=len(response.token_ids),
             metadata=lease.metadata,
+            source=lease.source,
         )
         for response in responses
     ]

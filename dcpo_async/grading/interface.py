@@ -17,6 +17,7 @@ class Submission(NamedTuple):
         finish_reason: "stop" or "length".
         num_tokens: of the response.
         metadata: what the row brings with it, a JSON object; empty for none.
+        source: name of the problem's source; "" where the run has one.
     """
 
     problem: str
@@ -25,6 +26,7 @@ class Submission(NamedTuple):
     finish_reason: FinishReason
     num_tokens: int
     metadata: str = ""
+    source: str = ""
 
 
 class Grading(Protocol):

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dcpo_async.config import GYM, DataSettings
+from dcpo_async.config import GYM, SourceSettings
 from dcpo_async.durable import write_text
 from dcpo_async.errors import ConfigError, DatasetError
 from dcpo_async.gym.tasks import REFUSED
@@ -19,13 +19,11 @@ from dcpo_async.prompts.digest import digest_of
 log = logging.getLogger(__name__)
 
 PACKAGE = "reasoning-gym"
-REWARD = "dcpo_async.gym.scoring:score"
-"""As `grading.reward`, where the settings name none."""
 _INSTALL = "install it with `pip install 'dcpo-async[reasoning-gym]'`, for the learner and for every actor"
 
 
-def gym_problems(data: DataSettings, folder: Path | None) -> LoadedProblems:
-    """The problems of `data.source = "reasoning-gym:TASK"`.
+def gym_problems(data: SourceSettings, folder: Path | None) -> LoadedProblems:
+    """The problems of a source `reasoning-gym:TASK`.
 
     They are generated where no file of the same task, size, seed and settings stands in the folder: some tasks
     generate others with each start of Python, and each release of the package may.
@@ -38,7 +36,7 @@ def gym_problems(data: DataSettings, folder: Path | None) -> LoadedProblems:
     """
     task = data.source.removeprefix(GYM)
     if task in REFUSED:
-        raise ConfigError(f"data.source {data.source} is refused: {REFUSED[task]}")
+        raise ConfigError(f"source {data.source} is refused: {REFUSED[task]}")
     request = {"task": task, "size": data.gym_size, "seed": data.gym_seed, "settings": data.gym_settings}
     path = folder / f"{PACKAGE}-{task}-{digest_of([_line(request)])}.jsonl" if folder is not None else None
     if path is not None and path.exists():
@@ -58,7 +56,7 @@ def _line(row: Any) -> str:
     return json.dumps(row, ensure_ascii=False, sort_keys=True)
 
 
-def _generated(task: str, data: DataSettings) -> Iterator[dict[str, Any]]:
+def _generated(task: str, data: SourceSettings) -> Iterator[dict[str, Any]]:
     # Imported here since it takes a second, and only such a source needs it.
     try:
         import reasoning_gym
@@ -66,10 +64,10 @@ def _generated(task: str, data: DataSettings) -> Iterator[dict[str, Any]]:
 
         version(PACKAGE)
     except (ImportError, PackageNotFoundError) as error:
-        raise ConfigError(f"data.source {data.source} needs the package {PACKAGE} ({error}); {_INSTALL}") from error
+        raise ConfigError(f"source {data.source} needs the package {PACKAGE} ({error}); {_INSTALL}") from error
     if task not in DATASETS:
         names = ", ".join(sorted(DATASETS.keys() - REFUSED.keys()))
-        raise ConfigError(f"data.source {data.source}: Reasoning Gym has no such task; there are {names}")
+        raise ConfigError(f"source {data.source}: Reasoning Gym has no such task; there are {names}")
     try:
         entries = reasoning_gym.create_dataset(task, size=data.gym_size, seed=data.gym_seed, **data.gym_settings)
         for index in range(data.gym_size):
@@ -78,7 +76,7 @@ def _generated(task: str, data: DataSettings) -> Iterator[dict[str, Any]]:
             yield {"problem": str(entry["question"]).strip(), "answer": str(entry["answer"]), "metadata": metadata}
     except (AssertionError, TypeError, ValueError, KeyError, IndexError) as error:  # its words for what it refuses
         reason = " ".join(str(error).split())
-        raise ConfigError(f"data.source {data.source} with data.gym_settings {data.gym_settings}: {reason}") from error
+        raise ConfigError(f"source {data.source} with gym_settings {data.gym_settings}: {reason}") from error
 
 
 def _read(path: Path) -> LoadedProblems:

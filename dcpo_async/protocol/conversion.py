@@ -28,6 +28,7 @@ def welcome_of(config: RunConfig, weights_port: int, weights_version: int, ask: 
         max_prompt_tokens=config.data.max_prompt_tokens,
         sampling=config.sampling,
         grading=config.grading,
+        grading_by_source=config.grading_by_source,
         actor=config.actor,
         heartbeat_seconds=config.network.heartbeat_seconds,
         silence_seconds=config.network.silence_seconds,
@@ -50,12 +51,16 @@ def sampling_of(welcome: Welcome) -> Sampling:
 
 def made_by(welcome: Welcome) -> str:
     """What a group says that is made under these settings."""
-    return settings_digest(welcome.sampling, welcome.grading)
+    return settings_digest(welcome.sampling, welcome.grading, welcome.grading_by_source)
 
 
-def settings_digest(sampling: SamplingSettings, grading: GradingSettings) -> str:
+def settings_digest(
+    sampling: SamplingSettings, grading: GradingSettings, by_source: Mapping[str, GradingSettings] | None = None
+) -> str:
     """What tells groups apart that were sampled or graded by other settings; it does not matter by how many workers."""
     shape = sampling.model_dump_json() + grading.model_dump_json(exclude={"workers"})
+    for name, own in sorted((by_source or {}).items()):
+        shape += name + own.model_dump_json(exclude={"workers"})
     return hashlib.blake2b(shape.encode(), digest_size=8).hexdigest()
 
 
@@ -147,6 +152,7 @@ def lease_to_message(lease: Lease) -> tuple[LeaseMessage, dict[str, Array]]:
         answer=lease.answer,
         problem=lease.problem,
         metadata=lease.metadata,
+        source=lease.source,
     )
     return message, {"prompt_token_ids": np.asarray(lease.prompt_token_ids, dtype="<i4")}
 

@@ -152,6 +152,7 @@ class Welcome(Message):
     max_prompt_tokens: Annotated[int, Field(gt=0)]
     sampling: SamplingSettings
     grading: GradingSettings
+    grading_by_source: Annotated[dict[limits.SourceName, GradingSettings], Field(max_length=limits.MAX_SOURCES)] = {}
     actor: ActorSettings
     heartbeat_seconds: Annotated[float, Field(gt=0)]
     silence_seconds: Annotated[float, Field(gt=0)]
@@ -171,6 +172,7 @@ class LeaseMessage(Message):
     answer: limits.Text
     problem: limits.Text = ""
     metadata: limits.Text = ""
+    source: limits.SourceName = ""
     number: Count = 0
 
 

@@ -51,6 +51,7 @@ class ShardMessage(Message):
     advantages: tuple[float, ...]
     token_weights: tuple[float, ...]
     token_counts: tuple[float, ...]
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.0
 
 
 class OldLogprobs(Message):

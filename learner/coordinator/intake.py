@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dcpo_async.config import RunConfig
+from dcpo_async.config import GradingSettings, RunConfig
 from dcpo_async.errors import ConfigError, LedgerError
 from dcpo_async.protocol.conversion import check_group, group_from_message, settings_digest
 from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage
@@ -69,7 +69,8 @@ class Intake:
         ledger.write_prompts(prompts)
         self._gate = StalenessGate(config.lag.max_lag, config.training.groups_per_step, updates)
         self.versions = PublishedVersions(self._gate, config.lag.publish_interval, ledger.version_steps())
-        self._vocab_size, self._made_by = vocab_size, settings_digest(config.sampling, config.grading)
+        self._vocab_size, self._own_gradings = vocab_size, config.grading_by_source
+        self._made_by = settings_digest(config.sampling, config.grading, self._own_gradings)
         self._in_order = prompts
         self._index_of = {prompt.id: index for index, prompt in enumerate(prompts)}
         rows = ledger.visits("leased", "accepted", is_open=True)
@@ -158,7 +159,7 @@ class Intake:
         prompt = self._in_order[slot.prompt_index]
         self.ledger.write_lease(slot.position, prompt.id, slot.visit, slot.attempt, version.step)
         self.counts["leases"] += 1
-        has_own_reward = self.config.grading.reward is not None
+        has_own_reward = self._grading_of(prompt).reward is not None
         self.counts["leases_again"] += slot.attempt > 1
         return Lease(
             position=slot.position,
@@ -170,7 +171,11 @@ class Intake:
             answer=prompt.answer,
             problem=prompt.problem if has_own_reward else "",
             metadata=prompt.metadata if has_own_reward else "",
+            source=prompt.source,
         )
+
+    def _grading_of(self, prompt: Prompt) -> GradingSettings:
+        return self._own_gradings.get(prompt.source, self.config.grading)
 
     @property
     def groups_per_batch(self) -> int:
@@ -309,7 +314,7 @@ class Intake:
             group_size=self.config.sampling.group_size,
             vocab_size=self._vocab_size,
             max_response_tokens=self.config.sampling.max_response_tokens,
-            grading=self.config.grading,
+            grading=self._grading_of(self.prompt_at(message.position)),
         )
         versions = {version for spans in message.segments for version, _ in spans}
         unknown = sorted(versions - self.versions.steps.keys())

@@ -36,11 +36,12 @@ class Regrader:
 
     def sample(self, message: GroupMessage, arrays: Mapping[str, Array], prompt: Prompt) -> None:
         """Take a share of a sound group's responses; more than can wait are left out."""
-        share = self._config.actor.regrade_share if self._config.grading.reward_repeats else 0.0
+        share = self._config.actor.regrade_share if self._config.grading_of(prompt.source).reward_repeats else 0.0
         texts, reasons = texts_of(message, arrays), message.finish_reasons
         for text, reason, length, reward in zip(texts, reasons, message.lengths, message.rewards, strict=True):
             if self._random.random() < share and not self._waiting.full():
-                submission = Submission(prompt.problem, prompt.answer, text, reason, length, prompt.metadata)
+                asked = prompt.problem, prompt.answer, text, reason, length, prompt.metadata, prompt.source
+                submission = Submission(*asked)
                 self._waiting.put_nowait((message.position, submission, reward))
 
     async def run(self) -> None:
@@ -66,7 +67,7 @@ class Regrader:
     async def _grade_all(self) -> None:
         """Grade in a pool of its own, which is made when there is something to grade."""
         first = await self._waiting.get()
-        pool = grading_of(self._config.grading, num_workers=1)
+        pool = grading_of(self._config.grading, self._config.grading_by_source, num_workers=1)
         try:
             await self._grade(pool, *first)
             while True:

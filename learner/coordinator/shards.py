@@ -86,6 +86,7 @@ def step_samples(
             token_lags=token_lags(entry.group.responses[index].segments, first_step, version_steps),
             advantage=0.0 if algorithm.zero_advantages else entry.advantages[index],
             token_weight=weight,
+            kl_coefficient=algorithm.kl_coefficient,
         )
         for (entry, index), weight in zip(answered, weights, strict=True)
     ]
@@ -217,6 +218,7 @@ def shard_message(samples: Sequence[TrainingSample], step: int) -> tuple[ShardMe
         advantages=tuple(sample.advantage for sample in samples),
         token_weights=tuple(sample.token_weight for sample in samples),
         token_counts=tuple(sample.token_count for sample in samples),
+        kl_coefficient=max((sample.kl_coefficient for sample in samples), default=0.0),
     )
     arrays = {
         name: joined([getattr(sample, name) for sample in samples], dtype)

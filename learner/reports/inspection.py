@@ -42,7 +42,7 @@ class ShownResponse:
     Attributes:
         is_correct: as the grader said; where its reason is gone, or was an own reward's, by the reward.
         response, reason: None once the arrays of its group are deleted.
-        answer: what the run's extraction finds in the text.
+        answer: what the run's extraction finds in the text; None where its sources have different ones.
     """
 
     reward: float
@@ -194,9 +194,11 @@ def _outcome(reader: LedgerReader, visit: VisitRow, config: RunConfig) -> Outcom
 
 def _is_right(reward: float, reason: str | None, config: RunConfig) -> bool:
     """Of an own reward, whether it is the highest that there is."""
-    if config.grading.reward is not None:
-        return reward >= config.grading.reward_range[1]
-    return reward > 0 if reason is None else reason in ("equal", "equivalent")
+    gradings = tuple(config.grading_by_source.values()) or (config.grading,)
+    is_equal = reason in ("equal", "equivalent") and any(grading.reward is None for grading in gradings)
+    if config.has_own_reward:
+        return is_equal or reward >= config.grading.reward_range[1]
+    return reward > 0 if reason is None else is_equal
 
 
 def _shown(reader: LedgerReader, config: RunConfig, version_steps: dict[int, int], visit: VisitRow) -> ShownGroup:
@@ -233,7 +235,8 @@ def _response(reward: float, advantage: float, group: Group | None, index: int, 
     if group is None:
         return ShownResponse(reward, advantage, None, None, None, _is_right(reward, None, config))
     response, reason = group.responses[index], group.reasons[index]
-    answer = extract_answer(response.text, config.grading.extraction)
+    found = {grading.extraction for grading in config.grading_by_source.values() or (config.grading,)}
+    answer = extract_answer(response.text, found.pop()) if len(found) == 1 else None
     return ShownResponse(reward, advantage, response, reason, answer, _is_right(reward, reason, config))
 
 

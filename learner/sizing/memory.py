@@ -48,6 +48,7 @@ class Plan:
         rank_tokens: the most that a rank has to train in a step.
         offload: the optimizer's state lies in the host's memory.
         bucket: elements that are reduced at once.
+        has_reference: each rank holds the model that the run began with too, for a KL term.
     """
 
     num_ranks: int
@@ -60,6 +61,7 @@ class Plan:
     rank_tokens: int
     offload: bool = False
     bucket: int = DEFAULT_BUCKET
+    has_reference: bool = False
 
     @property
     def tokens(self) -> int:
@@ -83,6 +85,7 @@ class Plan:
             rank_tokens=-(-responses // num_ranks) * length,
             offload=zero.get("offload_optimizer", {}).get("device", "none") != "none",
             bucket=int(zero.get("reduce_bucket_size", DEFAULT_BUCKET)),
+            has_reference=config.algorithm.kl_coefficient > 0,
         )
 
     def with_ranks(self, num_ranks: int) -> "Plan":
@@ -99,6 +102,7 @@ class RankMemory:
         activations: of the model without its head, at their peak.
         head_or_buckets: the head comes first, the buckets fill up afterwards: the larger of the two.
         reserve: CUDA, NCCL and fragmentation; on a CPU what the allocator keeps.
+        reference: weights of the model that a KL term looks at.
     """
 
     weights: int
@@ -108,18 +112,20 @@ class RankMemory:
     head_or_buckets: int
     reserve: int
     offloaded: int = 0
+    reference: int = 0
 
     @property
     def total(self) -> int:
         """All that has to fit at once."""
         moving = self.activations + self.head_or_buckets + self.reserve
-        return self.weights + self.gradients + self.optimizer + moving
+        return self.weights + self.reference + self.gradients + self.optimizer + moving
 
     @property
     def parts(self) -> dict[str, int]:
         """By the names that people read, in the order of the table."""
         return {
             "weights": self.weights,
+            **({"reference": self.reference} if self.reference else {}),
             "gradients": self.gradients,
             "optimizer": self.optimizer,
             "activations": self.activations,
@@ -157,6 +163,7 @@ def rank_memory(size: ModelSize, plan: Plan, whole: Rehearsal, body: Rehearsal, 
         head_or_buckets=max(head, bucket_bytes(size, plan) - (0 if plan.zero_stage else body.peak)),
         reserve=reserve,
         offloaded=state + gradients if plan.offload else 0,
+        reference=weight_bytes(size, plan) if plan.has_reference else 0,
     )
 
 

@@ -11,6 +11,7 @@ from dcpo_async.errors import ConfigError
 from dcpo_async.model_folder import context_tokens
 from learner.sizing.memory import ModelSize, Plan, RankMemory, rank_memory
 from learner.sizing.rehearsal import SMALL_GRADIENT_BYTES, Rehearsal, policy_without_data, rehearse
+from learner.weights.loading import require_checkpoint
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
@@ -25,6 +26,7 @@ class SizedModel:
 
     def __init__(self, folder: Path, value_bytes: int) -> None:
         """Build the model on the meta device; raises ConfigError where transformers cannot."""
+        self._folder = folder
         try:
             self._policy = policy_without_data(AutoConfig.from_pretrained(folder), _DTYPES[value_bytes])
         except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
@@ -35,6 +37,13 @@ class SizedModel:
         self.size = ModelSize(sum(parameters), max(parameters), small, buffer_bytes)
         self.num_embeddings: int = self._policy.model.get_input_embeddings().num_embeddings
         self._rehearsed = cache(self._rehearse)
+
+    def require_weights(self) -> None:
+        """Refuse a folder whose safetensors files lack what the model has, or have what it does not; by their headers.
+
+        Raises ConfigError, also for a model that could not be published. A folder without such files is not judged.
+        """
+        require_checkpoint(self._folder, self._policy.model)
 
     def memory(self, plan: Plan, rows: int | None = None) -> RankMemory:
         """What a rank takes under a plan; rows are the response tokens of a micro-batch, all of it where unknown."""

@@ -61,6 +61,13 @@ def in_words(left_out: Mapping[str, Mapping[str, int]]) -> str:
     return "; ".join(f"{source}: {reasons}" for source, reasons in words.items())
 
 
+def grading_line(config: RunConfig) -> str:
+    """What grades the responses, source by source where they differ: `graded by: sums my:reward; own boxed`."""
+    words = {name: own.reward or own.extraction for name, own in config.grading_by_source.items()}
+    each = "; ".join(f"{name} {word}" for name, word in words.items())
+    return f"graded by: {each or config.grading.reward or config.grading.extraction}"
+
+
 def size_lines(
     config: RunConfig, size: ModelSize, plan: Plan, need: Needs, machine: Machine, *, is_elsewhere: bool
 ) -> Iterator[str]:

@@ -160,6 +160,7 @@ def samples_of(shard: Envelope) -> list[TrainingSample]:
         message.advantages,
         message.token_weights,
         message.token_counts,
+        (message.kl_coefficient,) * len(message.positions),
     )
     if len({len(column) for column in columns}) > 1:
         raise ProtocolError(

@@ -78,6 +78,7 @@ class TrainEngine:
         tokenizer: of the model.
         schema: of the weights that are published.
         micro_batch_tokens: of a forward pass.
+        reference: scores micro-batches under the model that the run began with; None where the loss has no KL term.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -116,6 +117,7 @@ class TrainEngine:
         self._sign("DeepSpeed takes it over", start_seconds)
         self._deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         fit_to_model(self._deepspeed.module, self._deepspeed.device)
+        self.reference = reference_policy(config, self._deepspeed) if config.algorithm.kl_coefficient else None
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.device: torch.device = self._deepspeed.device
         self.micro_batch_tokens = micro_batch_tokens(config.training.micro_batch_tokens, self.device.type)
@@ -360,3 +362,26 @@ def without_restored(state: Mapping[str, Any]) -> Mapping[str, Any]:
     if not restored:
         return state
     return {**state, "module": {name: value for name, value in state["module"].items() if name not in restored}}
+
+
+def reference_policy(config: RunConfig, engine: Any) -> Any:
+    """The model that a run begins with, frozen: whole on each rank, or under ZeRO-3 partitioned as the trained one.
+
+    Args:
+        engine: that trains.
+    """
+    policy = PolicyModel(loaded_model(config.model.path, forward_dtype(config)), config.sampling.temperature)
+    policy.eval().requires_grad_(False)
+    if engine.zero_optimization_stage() == 3:
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {"stage": 3},
+            "bf16": {"enabled": forward_dtype(config) == torch.bfloat16},
+        }
+        partitioned, *_ = deepspeed.initialize(model=policy, config=settings)
+        partitioned.eval()
+        fit_to_model(policy, engine.device)
+        return partitioned
+    policy.to(engine.device)
+    fit_to_model(policy, engine.device)
+    return policy

@@ -1,7 +1,7 @@
 """What a rank does with samples beside their gradient: a plan, tensors, the run's loss, scores without a gradient."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from dcpo_async.records import TrainingSample
 from learner.policy.model import correction
 from learner.policy.packing import MicroBatch, pack, plan_micro_batches
 from learner.trainer.engine import TrainEngine
+from learner.trainer.loss_terms import loss_terms
 from learner.trainer.step_sums import StepSums
 
 
@@ -24,6 +25,7 @@ class Passes:
     def __init__(self, algorithm: AlgorithmSettings, engine: TrainEngine) -> None:
         self._algorithm, self._engine = algorithm, engine
         self._correction, self._loss = correction(algorithm), LOSSES[algorithm.loss]
+        self._terms = loss_terms(algorithm.kl_coefficient, engine.reference)
         self._bounds = partial(
             BOUNDS[algorithm.clip],
             epsilon_low=algorithm.epsilon_low,
@@ -31,13 +33,18 @@ class Passes:
             max_ratio=algorithm.max_ratio,
         )
 
+    @property
+    def penalties(self) -> list[str]:
+        """Names of the terms that the run's loss has beside that of the advantages."""
+        return [term.name for term in self._terms]
+
     @torch.no_grad()
     def measure(self, samples: Sequence[TrainingSample], sums: StepSums) -> None:
         """Add the diagnostics of samples that have no gradient; they are few, and stand for all of their kind."""
         for chosen in self.plan(samples, at_least=0):
             batch = self.packed([samples[i] for i in chosen])
             scores = self._engine.policy(batch, None)
-            sums.add_measured(batch, scores, self.policy_loss(batch, scores.logprobs, slice(None)))
+            sums.add_measured(batch, scores, self.loss_of(batch)(scores.logprobs, slice(None)))
 
     @torch.no_grad()
     def logprobs(self, samples: Sequence[TrainingSample]) -> list[NDArray[np.float32]]:
@@ -50,8 +57,18 @@ class Passes:
                 found[i] = part
         return found
 
+    def loss_of(self, batch: MicroBatch) -> Callable[[Tensor, slice], PolicyLoss]:
+        """The loss of any of a micro-batch's tokens given their log-probs, with all terms; all ranks call it."""
+        terms = [term.of(batch) for term in self._terms]
+
+        def loss(logprobs: Tensor, tokens: slice) -> PolicyLoss:
+            return reduce(lambda found, term: term(found, logprobs, tokens), terms, first(logprobs, tokens))
+
+        first = partial(self.policy_loss, batch)
+        return loss
+
     def policy_loss(self, batch: MicroBatch, logprobs: Tensor, tokens: slice) -> PolicyLoss:
-        """The loss of some of a micro-batch's tokens; token weights are those of the whole step."""
+        """The advantages' loss of some of a micro-batch's tokens; token weights are those of the whole step."""
         old, behavior = batch.old_logprobs[tokens], batch.behavior_logprobs[tokens]
         return self._loss(
             logprobs,

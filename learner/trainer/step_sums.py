@@ -1,5 +1,7 @@
 """What a step's metrics are made of: sums that add up over micro-batches and ranks, and their summary."""
 
+from collections.abc import Sequence
+
 import torch
 
 from dcpo_async.algorithm import PolicyLoss, TokenDiagnostics
@@ -12,13 +14,18 @@ _SUMS = ("loss", "tokens")
 class StepSums:
     """Sums of one optimizer step on one rank.
 
+    Args:
+        device: of the model.
+        penalties: names of the terms that are added to the loss, in the order of `PolicyLoss.penalties`.
+
     Attributes:
         values: float64 [sums], one tensor, so that ranks merge it in a single all-reduce SUM.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, penalties: Sequence[str] = ()) -> None:
+        self._names = (*_SUMS, *penalties)
         self.values = torch.cat(
-            [torch.zeros(len(_SUMS), dtype=torch.float64, device=device), TokenDiagnostics.zeros(device).sums]
+            [torch.zeros(len(self._names), dtype=torch.float64, device=device), TokenDiagnostics.zeros(device).sums]
         )
 
     def add(self, batch: MicroBatch, scores: TokenScores, loss: PolicyLoss) -> None:
@@ -40,14 +47,18 @@ class StepSums:
             batch.token_lags,
             batch.token_counts,
         )
-        self.values[len(_SUMS) :] += diagnostics.sums
+        for place, values in enumerate(loss.penalties, start=len(_SUMS)):
+            self.values[place] += (values * batch.token_counts).sum()
+        self.values[len(self._names) :] += diagnostics.sums
 
     def summary(self) -> dict[str, float]:
         """Return the metrics of all that was added: those of TokenDiagnostics and
 
         loss: of the whole step.  tokens: prompt and response tokens trained.
+        And the mean over all response tokens of each term that is added to the loss.
         """
-        values = self.values.cpu()
-        diagnostics = TokenDiagnostics(values[len(_SUMS) :]).summary()
-        sums = dict(zip(_SUMS, values[: len(_SUMS)].tolist(), strict=True))
+        values, size = self.values.cpu(), len(self._names)
+        diagnostics = TokenDiagnostics(values[size:]).summary()
+        sums = dict(zip(self._names, values[:size].tolist(), strict=True))
+        sums |= {name: sums[name] / max(1.0, diagnostics["num_tokens"]) for name in self._names[len(_SUMS) :]}
         return {**sums, "lag_mean": diagnostics.pop("lag"), **diagnostics}

@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -70,7 +69,7 @@ class Trainer:
         rate = self.engine.set_learning_rate(self.step)
         # A function of the step alone: a resumed run has the random numbers of one that never stopped.
         torch.manual_seed((self.config.seed << 32) + self.step)
-        sums = StepSums(self.engine.device)
+        sums = StepSums(self.engine.device, self.passes.penalties)
         with_gradient = [sample for sample in samples if sample.has_gradient]
         plan = self.passes.plan(with_gradient, at_least=1)
         for number, chosen in enumerate(plan, start=1):
@@ -103,7 +102,7 @@ class Trainer:
     def loss(self, samples: Sequence[TrainingSample], sums: StepSums) -> Tensor:
         """Return the micro-batch's share of the step's loss, and add its diagnostics to the sums."""
         batch = self.passes.packed(samples)
-        loss = partial(self.passes.policy_loss, batch)
+        loss = self.passes.loss_of(batch)
         is_whole = self.config.algorithm.ratio == "sequence"
         scores = self.engine.policy(batch, lambda logprobs, tokens: loss(logprobs, tokens).loss, is_whole=is_whole)
         sums.add(batch, scores, loss(scores.logprobs, slice(None)))

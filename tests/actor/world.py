@@ -38,6 +38,7 @@ class World:
     def __init__(self, folder: Path, **sections: dict[str, object]) -> None:
         settings = make_config(folder, network=QUICK, **sections)
         model = settings.model.model_copy(update={"dtype": "float32"})
+        self.prompts = make_prompts(16)
         self.config: RunConfig = settings.model_copy(update={"model": model})
         self.run_id = f"run-{uuid.uuid4().hex[:8]}"
         self.networks = {ADDRESS: MemoryNetwork(), WEIGHTS_ADDRESS: MemoryNetwork()}
@@ -56,7 +57,7 @@ class World:
     def start(self) -> None:
         """Start the learner, on the ledger that an earlier start has left."""
         self.ledger = Ledger(self.config.folder / "ledger")
-        self.intake = Intake(self.config, make_prompts(16), VOCAB_SIZE, self.ledger)
+        self.intake = Intake(self.config, self.prompts, VOCAB_SIZE, self.ledger)
         routers = self.networks[ADDRESS].router(), self.ranks.router()
         self.coordinator = Coordinator(
             self.config, self.run_id, self.intake, self.ledger, *routers, weights_port=WEIGHTS_PORT

@@ -2,23 +2,25 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from dcpo_async.config import DataSettings
+from dcpo_async.config import GYM_REWARD as REWARD
+from dcpo_async.config import SourceSettings
 from dcpo_async.config.loading import load_config
 from dcpo_async.errors import ConfigError, DatasetError
 from dcpo_async.grading import Submission
-from dcpo_async.grading.rewards import RewardFunction
-from dcpo_async.gym import REFUSED, REWARD, gym_problems
+from dcpo_async.grading.rewards import RewardFunction, resolved_rewards
+from dcpo_async.gym import REFUSED, gym_problems
 from dcpo_async.prompts.digest import digest_of
-from learner.launcher import resolved_grading
+from learner.problems import training_problems, with_names
 
 IS_INSTALLED = importlib.util.find_spec("reasoning_gym") is not None
 installed = pytest.mark.skipif(not IS_INSTALLED, reason="reasoning-gym is an optional extra")
 
-SUMS = DataSettings(source="reasoning-gym:chain_sum", gym_size=20, gym_seed=3, gym_settings={"max_terms": 3})
+SUMS = SourceSettings(source="reasoning-gym:chain_sum", gym_size=20, gym_seed=3, gym_settings={"max_terms": 3})
 
 
 def stored(folder: Path, lines: list[str]) -> Path:
@@ -54,11 +56,11 @@ def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", REFUSED)
 def test_a_task_that_one_should_not_train_on_is_refused_with_the_reason(task: str) -> None:
     with pytest.raises(ConfigError, match=f"reasoning-gym:{task} is refused: "):
-        gym_problems(DataSettings(source=f"reasoning-gym:{task}"), None)
+        gym_problems(SourceSettings(source=f"reasoning-gym:{task}"), None)
 
 
-@pytest.mark.skipif(IS_INSTALLED, reason="the package is here")
-def test_without_the_package_one_line_says_what_to_install() -> None:
+def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ConfigError, match=r"needs the package reasoning-gym .* install it with `pip install"):
         gym_problems(SUMS, None)
 
@@ -89,9 +91,33 @@ def test_a_task_generates_once_and_brings_its_own_reward(tmp_path: Path) -> None
     assert gym_problems(SUMS, tmp_path).digest == loaded.digest
     assert len(list(tmp_path.iterdir())) == 1
     words = ["--data.source", SUMS.source, "--actor.regrade_share", "0.5"]
-    grading = resolved_grading(load_config(overrides=words))
+    grading = resolved_rewards(load_config(overrides=words)).grading
     assert grading.reward == REWARD
     assert len(grading.reward_digest) == 16
+
+
+@installed
+def test_a_task_beside_another_source_brings_its_own_reward(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"problem": "1+1=", "answer": "2"}')
+    text = """
+        [[data.sources]]
+        source = "reasoning-gym:chain_sum"
+        gym_size = 20
+        gym_settings = {max_terms = 3}
+        [[data.sources]]
+        source = "OWN"
+    """
+    path = tmp_path / "run.toml"
+    path.write_text(text.replace("OWN", str(tmp_path / "own.jsonl")))
+    config = load_config(path)
+    config = resolved_rewards(config.model_copy(update={"data": with_names(config.data)}))
+    assert [config.grading_of(name).reward for name in ("chain_sum", "own")] == [REWARD, None]
+    assert len(config.grading_of("chain_sum").reward_digest) == 16
+    found = training_problems(config.data, tmp_path / "run")
+    assert [(source.name, bool(source.loaded.problems[0].metadata)) for source in found.sources] == [
+        ("chain_sum", True),
+        ("own", False),
+    ]
 
 
 @installed
@@ -122,7 +148,7 @@ def test_the_answer_is_taken_from_the_last_tags_or_else_the_last_box(
     [
         ({"source": "reasoning-gym:chain_sums"}, "has no such task; there are .*chain_sum"),
         ({"gym_settings": {"max_term": 3}}, "max_term"),
-        ({"gym_settings": {"min_terms": 5, "max_terms": 3}}, "with data.gym_settings .*max_terms"),
+        ({"gym_settings": {"min_terms": 5, "max_terms": 3}}, "with gym_settings .*max_terms"),
     ],
 )
 def test_what_the_package_refuses_is_one_line(data: dict[str, object], complaint: str) -> None:

@@ -157,3 +157,15 @@ def test_a_refusal_is_one_line_with_exit_code_2(model: Path, tmp_path: Path, beg
         with pytest.raises(DcpoError) as refused:
             begin(folder)
         assert (refused.value.exit_code, "\n" in str(refused.value)) == (2, False)
+
+
+def test_a_checkpoint_without_its_head_is_refused_before_anything_is_written_or_loaded(
+    model: Path, tmp_path: Path, begin: Begin
+) -> None:
+    headless = copied(model, tmp_path / "headless")
+    tensors = load_file(headless / "model.safetensors")
+    tensors.pop("lm_head.weight")
+    save_file(tensors, headless / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"has not what would be published: 1 of them: lm_head\.weight"):
+        begin(headless)
+    assert not (tmp_path / "run").exists()

@@ -31,6 +31,13 @@ def test_a_start_says_what_differs_from_the_one_before(tmp_path: Path) -> None:
     )
 
 
+def test_of_several_tables_of_one_name_each_setting_is_told_by_itself(tmp_path: Path) -> None:
+    sources = [{"source": "a", "reward_digest": "1"}, {"source": "b", "reward_digest": "2"}]
+    start(tmp_path, {"data": {"sources": sources}})
+    line = start(tmp_path, {"data": {"sources": [sources[0], {**sources[1], "reward_digest": "3"}]}})
+    assert line == 'start 2 of the run; since start 1: data.sources.1.reward_digest "2" → "3"'
+
+
 def test_a_start_that_was_never_written_down_is_passed_over(tmp_path: Path) -> None:
     start(tmp_path, SETTINGS)
     Ledger(tmp_path).close()

@@ -27,6 +27,7 @@ from dcpo_async.grading.math.forms.answers import (
 from dcpo_async.grading.math.forms.cases import read_cases
 from dcpo_async.grading.math.forms.conditions import read_conditioned
 from dcpo_async.grading.math.forms.congruences import read_congruence
+from dcpo_async.grading.math.forms.distances import region_by_distance
 from dcpo_async.grading.math.forms.quantities import read_quantity
 from dcpo_async.grading.math.forms.words import is_wordy, named_answer, plain_text
 from dcpo_async.grading.math.syntax.expressions import (
@@ -181,7 +182,10 @@ class _Reader:
         name, bound = _name_of(left), read_quantity(right).expression
         if name is not None and not free_symbols(bound):
             return _bounded(name, operator, bound)
-        sides_differ_by = difference(read_quantity(left).expression, bound)
+        beside = read_quantity(left).expression
+        if region := region_by_distance(beside, operator, bound):
+            return region
+        sides_differ_by = difference(beside, bound)
         if operator in (">", "≥"):
             return Relation(_FLIPPED[operator], Apply("-", (sides_differ_by,)))
         return Relation(operator, sides_differ_by)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dcpo_async.config import GradingSettings
+from dcpo_async.config import GYM, GYM_REWARD, GradingSettings, RunConfig
+from dcpo_async.config.rewards import own_reward
 from dcpo_async.errors import ConfigError
 from dcpo_async.grading.interface import Submission
 
@@ -75,6 +76,23 @@ def source_digest(name: str) -> str:
     return state.hexdigest()
 
 
+def resolved_rewards(config: RunConfig) -> RunConfig:
+    """The settings with every own reward's digest, and with the scorer of each task of Reasoning Gym.
+
+    Raises ConfigError where a function cannot be called, or is not the one whose digest the settings give.
+    """
+    grading, data = config.grading, config.data
+    if grading.reward is None and not data.sources and data.source.startswith(GYM):
+        grading = grading.model_copy(update={"reward": GYM_REWARD})
+    sources = []
+    for source in data.sources:
+        reward = own_reward(source)
+        digest = "" if reward is None else _digest(reward, source.reward_digest)
+        sources.append(source.model_copy(update={"reward": reward, "reward_digest": digest}))
+    data = data.model_copy(update={"sources": tuple(sources)})
+    return config.model_copy(update={"grading": resolved_reward(grading), "data": data})
+
+
 def resolved_reward(grading: GradingSettings) -> GradingSettings:
     """The settings with the digest of the reward's source as it stands; as they are where there is no own reward.
 
@@ -82,11 +100,7 @@ def resolved_reward(grading: GradingSettings) -> GradingSettings:
     """
     if grading.reward is None:
         return grading
-    RewardFunction(grading.reward)
-    if grading.reward_digest:
-        require_digest(grading.reward, grading.reward_digest)
-        return grading
-    return grading.model_copy(update={"reward_digest": source_digest(grading.reward)})
+    return grading.model_copy(update={"reward_digest": _digest(grading.reward, grading.reward_digest)})
 
 
 def require_digest(name: str, digest: str) -> None:
@@ -97,6 +111,13 @@ def require_digest(name: str, digest: str) -> None:
             f"grading.reward {name}: its source here has digest {found}, the run's has {digest}; install the same "
             "version of it for the learner and for every actor"
         )
+
+
+def _digest(name: str, expected: str) -> str:
+    RewardFunction(name)
+    if expected:
+        require_digest(name, expected)
+    return expected or source_digest(name)
 
 
 def _wanted(name: str, function: Callable[..., Any]) -> tuple[str, ...]:

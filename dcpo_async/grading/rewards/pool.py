@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dcpo_async.config import GradingSettings
-from dcpo_async.errors import ConfigError
+from dcpo_async.errors import ConfigError, DcpoError, GradingError
 from dcpo_async.grading.interface import Grading, Submission
 from dcpo_async.grading.pool import GradingPool
 from dcpo_async.grading.rewards.function import require_digest
@@ -54,12 +54,53 @@ class RewardPool:
         self._workers.close()
 
 
-def grading_of(grading: GradingSettings, num_workers: int | None = None) -> Grading:
-    """What grades by these settings: our own grader, or the function that they name.
+class GradingBySource:
+    """Grades each submission as its source says; sources that are graded alike share their workers.
 
     Args:
+        gradings: by the names of sources.
+        num_workers: instead of `grading.workers`, for each kind of grading.
+
+    Raises ConfigError as `RewardPool` does.
+    """
+
+    def __init__(self, gradings: Mapping[str, GradingSettings], num_workers: int | None = None) -> None:
+        self._pools: list[tuple[GradingSettings, Grading]] = []
+        try:
+            for settings in gradings.values():
+                if all(settings != made for made, _ in self._pools):
+                    self._pools.append((settings, grading_of(settings, num_workers=num_workers)))
+        except DcpoError:
+            self.close()
+            raise
+        self._of = {
+            name: next(pool for made, pool in self._pools if made == settings) for name, settings in gradings.items()
+        }
+
+    async def grade_all(self, submissions: Sequence[Submission]) -> list[Verdict]:
+        """The verdicts of submissions, in their order; raises GradingError for a source that has no grading."""
+        if unknown := {item.source for item in submissions} - self._of.keys():
+            raise GradingError(f"nothing is said about how source {min(unknown)} is graded; this is a bug")
+        found = await asyncio.gather(*(self._of[item.source].grade_all([item]) for item in submissions))
+        return [verdict for verdicts in found for verdict in verdicts]
+
+    def close(self) -> None:
+        """Kills all workers."""
+        for _, pool in self._pools:
+            pool.close()
+
+
+def grading_of(
+    grading: GradingSettings, by_source: Mapping[str, GradingSettings] | None = None, num_workers: int | None = None
+) -> Grading:
+    """What grades by these settings: our own grader, or the functions that they name.
+
+    Args:
+        by_source: of each source by its name; None or empty where `grading` is that of all.
         num_workers: instead of `grading.workers`.
     """
+    if by_source:
+        return GradingBySource(by_source, num_workers)
     workers = num_workers or grading.workers
     if grading.reward is None:
         return GradingPool(workers, grading.timeout_seconds, grading.extraction)

@@ -195,6 +195,18 @@ def test_a_masked_response_has_no_gradient_whatever_its_advantage(tmp_path: Path
     assert samples[1].advantage != 0
 
 
+def test_with_a_kl_term_every_response_with_a_weight_is_trained_and_ranks_hear_of_it(tmp_path: Path) -> None:
+    config = make_config(tmp_path, algorithm={"mask_truncated": True, "kl_coefficient": 0.01})
+    groups = [step_group(4, response(2), response(5), rewards=(0.5, 0.5)), step_group(5, response(3), response(0))]
+    groups.append(step_group(6, response(2), response(5, "length")))
+    samples = step_samples(groups, 7, config, VERSION_STEPS)
+    assert [sample.has_gradient for sample in samples] == [True, True, True, False, True, False]
+    assert samples[0].advantage == samples[1].advantage == 0
+    assert all(sample.token_count == 1.0 for sample in looked_at(samples, share=0.5) if sample.has_gradient)
+    heard = samples_of(Envelope(*shard_message(samples, 7)))
+    assert [sample.has_gradient for sample in heard] == [sample.has_gradient for sample in samples]
+
+
 def test_of_few_without_a_gradient_one_is_looked_at(tmp_path: Path) -> None:
     samples = step_samples(
         [step_group(4, response(2), response(5), rewards=(0.5, 0.5))], 7, make_config(tmp_path), VERSION_STEPS

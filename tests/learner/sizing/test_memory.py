@@ -83,3 +83,21 @@ def test_a_micro_batch_has_no_more_tokens_than_a_rank_is_given_and_never_less_th
 def test_the_plan_reads_what_is_merged_over_our_own_deepspeed_options() -> None:
     plan = headline(deepspeed={"zero_optimization": {"stage": 3, "reduce_bucket_size": 1000}})
     assert (plan.zero_stage, plan.bucket) == (3, 1000)
+
+
+def test_the_reference_of_a_kl_term_is_the_weights_once_more_and_listed() -> None:
+    none = Rehearsal(0, 0)
+    for stage in (2, 3):
+        plain = headline(zero_stage=stage)
+        with_kl = Plan.of(
+            RunConfig(
+                model=ModelSettings(dtype="bfloat16"),
+                training={"zero_stage": stage},  # type: ignore[arg-type]
+                algorithm={"kl_coefficient": 0.001},  # type: ignore[arg-type]
+            ),
+            4,
+            on_gpus=True,
+        )
+        without, found = (rank_memory(QWEN_7B, plan, none, none, none) for plan in (plain, with_kl))
+        assert found.total - without.total == found.parts["reference"] == weight_bytes(QWEN_7B, plain)
+        assert "reference" not in without.parts
