@@ -60,6 +60,16 @@ class RunFolder:
         return self.path / "skeleton"
 
     @property
+    def base(self) -> Path:
+        """The model that an adapter is trained for, whole, in the type of the forward pass."""
+        return self.path / "base"
+
+    @property
+    def adapter(self) -> Path:
+        """The configuration of an adapter in peft's format, without weights."""
+        return self.path / "adapter"
+
+    @property
     def export(self) -> Path:
         """The trained model as a Hugging Face folder, once the run is finished."""
         return self.path / "export"

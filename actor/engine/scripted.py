@@ -101,7 +101,10 @@ class ScriptedEngine:
 
     async def start(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> float | None:
         """Read vocabulary size and stop token from the folder's config.json; raises CanaryError, EngineError."""
-        path = weights_folder / "config.json"
+        # Imported here since its package brings torch, which the launcher need not wait for.
+        from dcpo_async.weights.manifest import base_of
+
+        path = base_of(weights_folder) / "config.json"
         try:
             config = json.loads(path.read_text())
             stop = config["eos_token_id"]

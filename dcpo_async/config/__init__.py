@@ -1,5 +1,6 @@
 """Every setting of a run, once."""
 
+from dcpo_async.config.adapter import AdapterSettings
 from dcpo_async.config.run import RunConfig
 from dcpo_async.config.sections import (
     GYM,
@@ -22,6 +23,7 @@ from dcpo_async.config.sections import (
 __all__ = [
     "GYM",
     "ActorSettings",
+    "AdapterSettings",
     "AlgorithmSettings",
     "CheckpointSettings",
     "DataSettings",

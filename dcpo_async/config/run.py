@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from dcpo_async.config.adapter import AdapterSettings
 from dcpo_async.config.sections import (
     GYM,
     ActorSettings,
@@ -47,6 +48,7 @@ class RunConfig(BaseSettings):
     grading: GradingSettings = GradingSettings()
     algorithm: AlgorithmSettings = AlgorithmSettings()
     training: TrainingSettings = TrainingSettings()
+    adapter: AdapterSettings = AdapterSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     lag: LagSettings = LagSettings()
     weights: WeightsSettings = WeightsSettings()
@@ -86,6 +88,7 @@ class RunConfig(BaseSettings):
         yield from self._algorithm_problems()
         yield from self._schedule_problems()
         yield from self._reward_problems()
+        yield from self._adapter_problems()
         updates, lag, network = self.algorithm.updates_per_batch, self.lag, self.network
         first, _, last = (self.training.profile or "0").partition(":")
         if last and int(last) < int(first):
@@ -198,6 +201,12 @@ class RunConfig(BaseSettings):
                 f"grading.reward_range {[low, high]}: it goes from the lowest to the highest reward, and 0 is among "
                 "them, which a response has whose reward cannot be worked out"
             )
+
+    def _adapter_problems(self) -> Iterator[str]:
+        if self.adapter.rank is None:
+            for name in ("alpha", "target_modules"):
+                if getattr(self.adapter, name) != AdapterSettings.model_fields[name].default:
+                    yield f"adapter.{name} would not be read, it needs adapter.rank"
 
     def _schedule_problems(self) -> Iterator[str]:
         training, defaults = self.training, TrainingSettings.model_fields

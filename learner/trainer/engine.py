@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from dcpo_async.config import RunConfig, merged
 from dcpo_async.errors import CheckpointError, ConfigError, TrainerError
+from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import sign_of_progress
 from learner.checkpoints.folder import CheckpointLayout, step_folder, verified_checkpoint
 from learner.checkpoints.snapshot import Snapshot
@@ -31,8 +32,9 @@ from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch, micro_batch_tokens, pack_sequences
 from learner.ranks import MEETING_PLACE
 from learner.trainer.schedule import learning_rate
+from learner.weights.adapter_folders import write_base
 from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
-from learner.weights.layout import Layout, Schema
+from learner.weights.layout import Layout, Schema, TensorView
 from learner.weights.loading import loaded_model
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class TrainEngine:
         rank, num_ranks: who this is among the processes that train.
         device: of the model.
         dtype: of the forward pass and of published weights.
+        has_adapter: an adapter is trained and published, and the model's own weights stay as they are.
         tokenizer: of the model.
         schema: of the weights that are published.
         micro_batch_tokens: of a forward pass.
@@ -82,14 +85,16 @@ class TrainEngine:
         self._stage, start_seconds = "the start", max(START_SECONDS, self._step_seconds)
         self._sign("the model is read", start_seconds)
         self._settings, self.dtype = config.training, forward_dtype(config)
+        self.has_adapter = config.adapter.rank is not None
         model = loaded_model(config.model.path, self.dtype)
+        self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         # Before anything wraps or partitions the model.
-        views, tied = checkpoint_views(model), tied_checkpoint_names(model)
+        views, tied = self._published_views(model, config)
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         policy = PolicyModel(model, config.sampling.temperature).train()
         optimizer = torch.optim.AdamW(
-            policy.parameters(),
+            [parameter for parameter in policy.parameters() if parameter.requires_grad],
             lr=self._settings.learning_rate,
             betas=self._settings.betas,
             weight_decay=self._settings.weight_decay,
@@ -99,7 +104,6 @@ class TrainEngine:
         self._sign("DeepSpeed takes it over", start_seconds)
         self._deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         fit_to_model(self._deepspeed.module, self._deepspeed.device)
-        self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.device: torch.device = self._deepspeed.device
         self.micro_batch_tokens = micro_batch_tokens(config.training.micro_batch_tokens, self.device.type)
         # Small integers are agreed on between CPUs, so that no agreement waits for a GPU.
@@ -240,7 +244,10 @@ class TrainEngine:
         """
         self._sign("its state is copied")
         self._snapshot.clear()
-        self._deepspeed.save_checkpoint(str(writing.parent), writing.name, save_latest=False)
+        # Frozen weights are the model's own, which the run keeps anyway.
+        self._deepspeed.save_checkpoint(
+            str(writing.parent), writing.name, save_latest=False, exclude_frozen_parameters=True
+        )
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return self._snapshot
@@ -263,6 +270,19 @@ class TrainEngine:
         words = f"rank {self.rank} of {self.num_ranks} in {self._stage} ({what})"
         sign_of_progress(words, next_within or self._step_seconds)
 
+    def _published_views(self, model: Any, config: RunConfig) -> tuple[dict[str, TensorView], dict[str, str]]:
+        """Where the tensors that are published lie in the model, and their further names; an adapter is added here."""
+        if not self.has_adapter:
+            return checkpoint_views(model), tied_checkpoint_names(model)
+        # peft takes seconds to import, which runs without an adapter need not wait for.
+        from learner.weights.adapter import add_adapter, write_adapter_skeleton
+
+        if self.rank == 0:
+            folder = RunFolder(config.folder)
+            write_base(folder.base, model, self.tokenizer, Path(config.model.path))
+            write_adapter_skeleton(folder.adapter, config.adapter, config.model.path)
+        return add_adapter(model, config.adapter, config.seed), {}
+
     def _take_over_checkpoints(self) -> None:
         """Have DeepSpeed hand over what it would write; raises ConfigError where settings want it otherwise."""
         engine = self._deepspeed
@@ -281,10 +301,11 @@ class TrainEngine:
         engine._copy_recovery_script = lambda save_path: None
 
     def _load_module(self, src: Mapping[str, Any], dst: Any) -> None:
-        """Load weights and buffers, without the weights that the optimizer restores."""
+        """Load weights and buffers, without those that are frozen and those that the optimizer restores."""
         missing, unexpected = dst.load_state_dict(src, strict=False)
-        names = dst.named_parameters(remove_duplicate=False) if self.layout.zero_stage else ()
-        lacking = set(missing) - {name for name, _ in names}
+        parameters = dst.named_parameters(remove_duplicate=False)
+        elsewhere = {name for name, weight in parameters if self.layout.zero_stage or not weight.requires_grad}
+        lacking = set(missing) - elsewhere
         if lacking or unexpected:
             raise CheckpointError(
                 f"the checkpoint is of another model: it lacks {sorted(lacking)}, this one has no {sorted(unexpected)}"

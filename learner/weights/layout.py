@@ -148,8 +148,11 @@ def own_parts(model: nn.Module, rank: int, num_ranks: int) -> Iterator[Part]:
 
 
 def published_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and persistent buffers by their first names."""
+    """A model's parameters and persistent buffers by their first names; where some are frozen, the others alone."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    if len(trained) < len(parameters):
+        return trained
     persistent = model.state_dict().keys()
     return parameters | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 

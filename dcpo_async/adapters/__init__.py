@@ -1,0 +1,5 @@
+"""LoRA adapters: their files, as peft and vLLM read them, and the weights with what they add to them."""
+
+from dcpo_async.adapters.merging import PREFIX, merged, rank_of, scale_of
+
+__all__ = ["PREFIX", "merged", "rank_of", "scale_of"]
