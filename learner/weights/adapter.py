@@ -54,14 +54,15 @@ def add_adapter(model: Any, settings: AdapterSettings, seed: int) -> dict[str, T
 
 def write_adapter_skeleton(folder: Path, settings: AdapterSettings, base: str) -> None:
     """Write an adapter's configuration as peft and vLLM read it; `base` is the model that it is for."""
-    found = _peft_config(settings, base).to_dict()
+    config: Any = _peft_config(settings, base)
     # peft keeps a set, whose order differs from process to process.
-    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in found.items()}
+    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / ADAPTER_CONFIG, plain | {"inference_mode": True})
 
 
 def _peft_config(settings: AdapterSettings, base: str) -> LoraConfig:
+    assert settings.rank is not None
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
