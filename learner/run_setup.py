@@ -64,7 +64,8 @@ def prepare(config: RunConfig, problems: TrainingProblems) -> Prepared:
     Raises ConfigError where they are not.
     """
     tokenizer = load_tokenizer(Path(config.model.path), "model.path")
-    model = SizedModel(Path(config.model.path), 2 if config.model.dtype == "bfloat16" else 4)
+    adapter = None if config.adapter.rank is None else config.adapter
+    model = SizedModel(Path(config.model.path), 2 if config.model.dtype == "bfloat16" else 4, adapter)
     check_model(config, model.num_embeddings, max(tokenizer.get_vocab().values()))
     now = datetime.now()
     prompts = run_prompts(config.data, problems, tokenizer, now)

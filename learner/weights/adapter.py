@@ -1,5 +1,6 @@
 """A LoRA adapter in the model that trains: its layers, and its names in peft's format. The only importer of peft."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def add_adapter(model: Any, settings: AdapterSettings, seed: int) -> dict[str, T
         ConfigError: a target is not in the model, is no linear layer or its head, or its weight stands in the
             checkpoint in another form, so that the adapter could not be added to it there.
     """
+    views = checkpoint_views(model)
     for target in settings.target_modules:
-        _require_target(model, target)
+        _require_target(model, views, target)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(_peft_config(settings, ""), model, adapter_name=_NAME)
@@ -74,7 +76,7 @@ def _peft_config(settings: AdapterSettings, base: str) -> LoraConfig:
     )
 
 
-def _require_target(model: Any, target: str) -> None:
+def _require_target(model: Any, views: Mapping[str, TensorView], target: str) -> None:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     found = {name: module for name, module in modules.items() if f".{name}".endswith(f".{target}")}
     kind, head = model.config.model_type, model.get_output_embeddings()
@@ -88,7 +90,6 @@ def _require_target(model: Any, target: str) -> None:
             f"adapter.target_modules: a {kind} model has no {target}; its linear layers are "
             f"{', '.join(sorted(linear)) or 'none'}"
         )
-    views = checkpoint_views(model)
     for name, module in found.items():
         if module is head or not isinstance(module, nn.Linear):
             what = "the model's head" if module is head else f"a {type(module).__name__}"
