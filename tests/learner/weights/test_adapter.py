@@ -17,7 +17,7 @@ from learner.weights.adapter_folders import export_adapter, write_base
 from learner.weights.layout import Layout, Schema, in_checkpoint_format
 from learner.weights.loading import loaded_model
 from learner.weights.model_folder import write_skeleton
-from tests.tiny_families import make_tiny_family
+from tests.tiny_families import make_family
 from tests.tiny_model import make_tiny_model
 
 SETTINGS = AdapterSettings(rank=2, alpha=6, target_modules=("q_proj", "mlp.down_proj"))
@@ -117,7 +117,7 @@ def test_layers_that_are_not_linear_as_those_of_gpt2_are_refused(tmp_path: Path)
 
 
 def test_experts_which_are_no_layers_of_their_own_are_refused(tmp_path: Path) -> None:
-    make_tiny_family(tmp_path, "mixtral")
+    make_family(tmp_path, "mixtral")
     with pytest.raises(ConfigError, match="a mixtral model has no w1; its linear layers are k_proj, o_proj, q_proj"):
         add_adapter(loaded(tmp_path), AdapterSettings(rank=2, target_modules=("q_proj", "w1")), seed=1)
 
