@@ -1,5 +1,7 @@
 """Bytes of a rank against those that were worked out by hand for the headline run."""
 
+from dataclasses import replace
+
 import pytest
 
 from dcpo_async.config import ModelSettings, RunConfig
@@ -83,3 +85,12 @@ def test_a_micro_batch_has_no_more_tokens_than_a_rank_is_given_and_never_less_th
 def test_the_plan_reads_what_is_merged_over_our_own_deepspeed_options() -> None:
     plan = headline(deepspeed={"zero_optimization": {"stage": 3, "reduce_bucket_size": 1000}})
     assert (plan.zero_stage, plan.bucket) == (3, 1000)
+
+
+def test_below_an_adapter_there_are_weights_alone() -> None:
+    size, plan = replace(QWEN_7B, adapter=20_000_000), headline()
+    assert weight_bytes(size, plan) == weight_bytes(QWEN_7B, plan)
+    assert gradient_bytes(size, plan) == 20_000_000 * 4 // 4
+    assert optimizer_bytes(size, plan) == 20_000_000 * 12 // 4
+    assert checkpoint_bytes(size, plan) == 20_000_000 * 12
+    assert checkpoint_bytes(size, headline(zero_stage=0)) == 20_000_000 * 14
