@@ -22,6 +22,7 @@ from learner.policy.attention import keeps_sequences_apart
 from learner.policy.head import META_DEVICE
 from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch
+from learner.weights.adapter import add_adapter
 
 SMALL_BYTES, SMALL_GRADIENT_BYTES = 64 << 20, 32 << 20
 """glibc keeps smaller blocks for later when they are freed, larger ones go back to the machine. Its own bound is the
@@ -47,9 +48,6 @@ def policy_without_data(config: Any, dtype: torch.dtype, adapter: AdapterSetting
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
         if adapter is not None:
-            # peft takes seconds to import, which runs without an adapter need not wait for.
-            from learner.weights.adapter import add_adapter
-
             add_adapter(model, adapter, seed=0)
     policy = PolicyModel(model, temperature=1.0).train()
     policy.is_packed = keeps_sequences_apart(model)

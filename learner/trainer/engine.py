@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 from dcpo_async.config import RunConfig, merged
 from dcpo_async.errors import CheckpointError, ConfigError, TrainerError
-from dcpo_async.run_folder import RunFolder
+from dcpo_async.run_folder import AdapterFolders
 from dcpo_async.supervision import sign_of_progress
 from learner.checkpoints.folder import CheckpointLayout, step_folder, verified_checkpoint
 from learner.checkpoints.snapshot import Snapshot
@@ -32,6 +32,7 @@ from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch, micro_batch_tokens, pack_sequences
 from learner.ranks import MEETING_PLACE
 from learner.trainer.schedule import learning_rate
+from learner.weights.adapter import add_adapter, write_adapter_skeleton
 from learner.weights.adapter_folders import write_base
 from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
 from learner.weights.layout import Layout, Schema, TensorView
@@ -274,13 +275,10 @@ class TrainEngine:
         """Where the tensors that are published lie in the model, and their further names; an adapter is added here."""
         if not self.has_adapter:
             return checkpoint_views(model), tied_checkpoint_names(model)
-        # peft takes seconds to import, which runs without an adapter need not wait for.
-        from learner.weights.adapter import add_adapter, write_adapter_skeleton
-
         if self.rank == 0:
-            folder = RunFolder(config.folder)
+            folder = AdapterFolders(config.folder)
             write_base(folder.base, model, self.tokenizer, Path(config.model.path))
-            write_adapter_skeleton(folder.adapter, config.adapter, config.model.path)
+            write_adapter_skeleton(folder.skeleton, config.adapter, config.model.path)
         return add_adapter(model, config.adapter, config.seed), {}
 
     def _take_over_checkpoints(self) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from dcpo_async.adapters import PREFIX
@@ -37,6 +36,9 @@ def add_adapter(model: Any, settings: AdapterSettings, seed: int) -> dict[str, T
             checkpoint in another form, so that the adapter could not be added to it there.
     """
     views = checkpoint_views(model)
+    # Seconds of import, which runs without an adapter need not wait for.
+    from peft import inject_adapter_in_model
+
     for target in settings.target_modules:
         _require_target(model, views, target)
     with torch.random.fork_rng(devices=[]):
@@ -56,14 +58,16 @@ def add_adapter(model: Any, settings: AdapterSettings, seed: int) -> dict[str, T
 
 def write_adapter_skeleton(folder: Path, settings: AdapterSettings, base: str) -> None:
     """Write an adapter's configuration as peft and vLLM read it; `base` is the model that it is for."""
-    config: Any = _peft_config(settings, base)
+    config = _peft_config(settings, base)
     # peft keeps a set, whose order differs from process to process.
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / ADAPTER_CONFIG, plain | {"inference_mode": True})
 
 
-def _peft_config(settings: AdapterSettings, base: str) -> LoraConfig:
+def _peft_config(settings: AdapterSettings, base: str) -> Any:
+    from peft import LoraConfig
+
     assert settings.rank is not None
     return LoraConfig(
         r=settings.rank,

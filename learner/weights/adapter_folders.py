@@ -10,7 +10,7 @@ from torch import Tensor
 from dcpo_async.adapters import merged, scale_of
 from dcpo_async.durable import replace_folder
 from dcpo_async.errors import WeightsError
-from dcpo_async.run_folder import RunFolder
+from dcpo_async.run_folder import AdapterFolders, RunFolder
 from dcpo_async.weights.raw import dtype_name
 from dcpo_async.weights.tensor_file import ADAPTER_NAME, WEIGHTS_NAME, map_tensors, write_tensors
 from learner.weights.checkpoint_format import checkpoint_views
@@ -48,9 +48,10 @@ def export_adapter(run: RunFolder, adapter: Mapping[str, Tensor]) -> None:
     writing = run.export.with_name(f".writing-{run.export.name}")
     shutil.rmtree(writing, ignore_errors=True)
     shutil.copytree(run.skeleton, writing)
-    base = map_tensors(run.base / WEIGHTS_NAME)
-    write_tensors(writing / WEIGHTS_NAME, dict(merged(base, adapter, scale_of(run.adapter))))
-    shutil.copytree(run.adapter, writing / "adapter")
+    of_adapter = AdapterFolders(run.path)
+    base = map_tensors(of_adapter.base / WEIGHTS_NAME)
+    write_tensors(writing / WEIGHTS_NAME, dict(merged(base, adapter, scale_of(of_adapter.skeleton))))
+    shutil.copytree(of_adapter.skeleton, writing / "adapter")
     write_tensors(writing / "adapter" / ADAPTER_NAME, adapter)
     replace_folder(writing, run.export)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dcpo_async.adapters import merged, scale_of
-from dcpo_async.run_folder import RunFolder
+from dcpo_async.run_folder import AdapterFolders, RunFolder
 from dcpo_async.weights.manifest import read_manifest
 from dcpo_async.weights.places import version_folder, versions
 from dcpo_async.weights.tensor_file import ADAPTER_NAME, WEIGHTS_NAME, map_tensors
@@ -71,7 +71,10 @@ def test_versions_are_adapters_to_one_frozen_model(run: Services) -> None:
 
 def test_the_export_is_the_merged_model_and_the_last_version_in_pefts_format(run: Services) -> None:
     folder = RunFolder(run.run)
-    base, adapter = map_tensors(folder.base / WEIGHTS_NAME), map_tensors(folder.export / "adapter" / ADAPTER_NAME)
+    base, adapter = (
+        map_tensors(AdapterFolders(run.run).base / WEIGHTS_NAME),
+        map_tensors(folder.export / "adapter" / ADAPTER_NAME),
+    )
     last = version_folder(folder.weights, max(versions(folder.weights)))
     published = map_tensors(last / ADAPTER_NAME)
     assert published.keys() == adapter.keys()

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from actor.engine.vllm import VllmEngine
-from dcpo_async.errors import WeightsError
+from dcpo_async.errors import CanaryError, WeightsError
 from dcpo_async.records import Lease, Response, Sampling
 from dcpo_async.weights.places import version_folder
 from tests.adapters.made import AdapterRun
@@ -113,15 +113,16 @@ async def test_a_version_of_another_model_or_without_an_adapter_is_refused_befor
     assert len(await generating(engine, "still", 5)) == 16
 
 
-async def test_an_adapter_that_its_canary_refuses_generates_nothing_until_a_new_start_has_it(
-    engine: VllmEngine, run: AdapterRun
-) -> None:
-    """vLLM is given another adapter under the name of the newest one; a start from the folder sets it right."""
-    await engine._answer(engine._running_engine().collective_rpc("load_adapter", args=(str(run.store / "v00000003"),)))
-    found = await engine._answer(
-        engine._running_engine().collective_rpc("score_tokens", args=(list(run.canary(6).token_ids),))
-    )
-    assert max(abs(a - b) for a, b in zip(found[0], run.canary(3).logprobs, strict=True)) < 1e-4
-    wrong = run.canary(3)
-    with pytest.raises(Exception, match="is not in the engine"):
-        await engine.adopt(version_folder(run.store, 6), 8, wrong)
+async def test_another_adapter_in_the_engine_is_found_by_the_canary(engine: VllmEngine, run: AdapterRun) -> None:
+    async def called(method: str, *arguments: object) -> list[list[float]]:
+        found: list[list[float]] = await engine._running_engine().collective_rpc(method, args=arguments)
+        return found
+
+    canary = run.canary(NUM_VERSIONS)
+    (found,) = await called("score_tokens", list(canary.token_ids))
+    assert canary.largest_difference(found, NUM_VERSIONS) < 1e-4
+    await called("load_adapter", str(version_folder(run.store, 3)))
+    (found,) = await called("score_tokens", list(canary.token_ids))
+    assert run.canary(3).largest_difference(found, 3) < 1e-4
+    with pytest.raises(CanaryError, match="is not in the engine"):
+        canary.largest_difference(found, NUM_VERSIONS)

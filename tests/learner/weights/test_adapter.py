@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from dcpo_async.config import AdapterSettings
 from dcpo_async.errors import ConfigError
-from dcpo_async.run_folder import RunFolder
+from dcpo_async.run_folder import AdapterFolders, RunFolder
 from dcpo_async.weights.tensor_file import ADAPTER_NAME, WEIGHTS_NAME, map_tensors, write_tensors
 from learner.weights.adapter import add_adapter, write_adapter_skeleton
 from learner.weights.adapter_folders import export_adapter, write_base
@@ -123,12 +123,12 @@ def test_experts_which_are_no_layers_of_their_own_are_refused(tmp_path: Path) ->
 
 
 def test_an_export_is_the_model_that_was_trained_and_its_adapter_alone(folder: Path, tmp_path: Path) -> None:
-    run, model = RunFolder(tmp_path / "run"), loaded(folder)
+    run, beside, model = RunFolder(tmp_path / "run"), AdapterFolders(tmp_path / "run"), loaded(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    write_base(run.base, model, tokenizer, folder)
+    write_base(beside.base, model, tokenizer, folder)
     views = add_adapter(model, SETTINGS, seed=1)
     write_skeleton(run.skeleton, model, tokenizer, folder)
-    write_adapter_skeleton(run.adapter, SETTINGS, str(folder))
+    write_adapter_skeleton(beside.skeleton, SETTINGS, str(folder))
     drawn(model)
     schema = Schema(layout=Layout.of(model, torch.float32), views=views, tied={})
     state = torch.zeros(schema.layout.num_bytes, dtype=torch.uint8)
