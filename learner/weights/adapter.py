@@ -36,7 +36,7 @@ def add_adapter(model: Any, settings: AdapterSettings, seed: int) -> dict[str, T
             checkpoint in another form, so that the adapter could not be added to it there.
     """
     views = checkpoint_views(model)
-    # Seconds of import, which runs without an adapter need not wait for.
+    # Only runs with an adapter need it: the machine of `make gpu-check` has none.
     from peft import inject_adapter_in_model
 
     for target in settings.target_modules:
