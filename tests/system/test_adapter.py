@@ -14,7 +14,7 @@ from dcpo_async.weights.tensor_file import ADAPTER_NAME, WEIGHTS_NAME, map_tenso
 from tests.system.services import Services, assert_counted_once
 from tests.tiny_model import make_tiny_model
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
 REWARD = """
 def of_letters(problem, answer, response, finish_reason, num_tokens, metadata):
@@ -37,12 +37,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         with Services(folder, folder / "model") as services:
             learner = services.start_learner(*WORDS)
             actor = services.start_actor("--engine", "vllm", "--kv-cache-gib", "0.25")
-            services.until("the fourth step", lambda: len(services.metrics()) >= 4, seconds=250)
+            services.until("the fourth step", lambda: len(services.metrics()) >= 4, seconds=700)
             learner.signal(signal.SIGKILL)
             learner.process.wait()
             learner = services.start_learner(*WORDS)
-            services.ends_well(learner, seconds=200)
-            services.ends_well(actor)
+            services.ends_well(learner, seconds=400)
+            services.ends_well(actor, seconds=200)
             yield services
 
 
