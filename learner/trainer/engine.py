@@ -247,7 +247,7 @@ class TrainEngine:
         self._snapshot.clear()
         # Frozen weights are the model's own, which the run keeps anyway.
         self._deepspeed.save_checkpoint(
-            str(writing.parent), writing.name, save_latest=False, exclude_frozen_parameters=True
+            str(writing.parent), writing.name, save_latest=False, exclude_frozen_parameters=self.has_adapter
         )
         if self.device.type == "cuda":
             torch.cuda.synchronize()
