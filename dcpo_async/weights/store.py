@@ -153,12 +153,12 @@ def prune(store_folder: Path, keep: int, protect: Set[int] = frozenset()) -> lis
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least the newest version has to stay")
-    of_base = {version: _bases(version_folder(store_folder, version)) for version in versions(store_folder)}
-    bases = [version for version, (is_base, _) in of_base.items() if is_base]
-    policies = [version for version in of_base if version not in bases]
+    standing = {version: _bases(version_folder(store_folder, version)) for version in versions(store_folder)}
+    bases = [version for version, (is_base, _) in standing.items() if is_base]
+    policies = [version for version in standing if version not in bases]
     needed = {*policies[-keep:], *bases[-1:], *protect}
-    needed |= {base for version in needed & of_base.keys() if (base := of_base[version][1]) is not None}
-    superfluous = [version for version in of_base if version not in needed]
+    needed |= {base for version in needed & standing.keys() if (base := standing[version][1]) is not None}
+    superfluous = [version for version in standing if version not in needed]
     removed = [
         version for version in superfluous if discard_unused(version_folder(store_folder, version), if_unlockable=True)
     ]
