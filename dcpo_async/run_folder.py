@@ -87,3 +87,24 @@ class RunFolder:
     def log(self, part: str) -> Path:
         """What a part of the learner prints: `trainer`, `publisher` or `weight_server`."""
         return self.path / "logs" / f"{part}.log"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFolders:
+    """What stands beside the rest in the folder of a run that trains an adapter.
+
+    Attributes:
+        path: of the run's folder.
+    """
+
+    path: Path
+
+    @property
+    def base(self) -> Path:
+        """The model that the adapter is for, whole, in the type of the forward pass."""
+        return self.path / "base"
+
+    @property
+    def skeleton(self) -> Path:
+        """The adapter's configuration in peft's format, without weights."""
+        return self.path / "adapter"

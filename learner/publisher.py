@@ -9,18 +9,21 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import DcpoError
 from dcpo_async.processes import until_told
 from dcpo_async.protocol.trainer_messages import Published
-from dcpo_async.run_folder import RunFolder
+from dcpo_async.run_folder import AdapterFolders, RunFolder
 from dcpo_async.supervision import sign_of_progress
 from dcpo_async.transport.zmq_channel import DealerChannel
-from dcpo_async.weights.store import prune, remove_unfinished, write_snapshot
+from dcpo_async.weights.store import newest_base, prune, remove_unfinished, write_snapshot
+from dcpo_async.weights.tensor_file import WEIGHTS_NAME, map_tensors
 from learner.trainer.coordinator_link import CoordinatorLink
 from learner.weights.buffers import Offer, SharedBuffer, SharedBuffers
 
@@ -40,6 +43,8 @@ class Publisher:
 
     def __init__(self, config: RunConfig, link: CoordinatorLink, buffers: Sequence[Path]) -> None:
         self._folder, self._keep_versions = RunFolder(config.folder), config.lag.keep_versions
+        self._adapter = None if config.adapter.rank is None else AdapterFolders(config.folder)
+        self._base: int | None = None
         self._deadline_seconds = config.training.step_timeout_seconds
         self._link, self._shared = link, SharedBuffers(buffers)
 
@@ -68,6 +73,7 @@ class Publisher:
 
     async def _publish(self, offer: Offer, buffer: SharedBuffer) -> None:
         schema = buffer.schema
+        base_version = await self._base_version(self._adapter, offer.step) if self._adapter is not None else None
         version = await self._link.ask_for_version(offer.step, self._deadline_seconds)
         write = partial(
             write_snapshot,
@@ -78,9 +84,10 @@ class Publisher:
             step=offer.step,
             tensors=schema.tensors(buffer.state),
             tied=schema.tied,
-            skeleton_folder=self._folder.skeleton,
+            skeleton_folder=(self._adapter or self._folder).skeleton,
             canary=offer.canary,
             threads=THREADS,
+            base_version=base_version,
         )
         num_bytes = schema.layout.num_bytes
         words = f"the publisher writes the {num_bytes} bytes of step {offer.step} as version {version}"
@@ -100,6 +107,38 @@ class Publisher:
         await asyncio.to_thread(self._prune)
         self._shared.mark_published(offer)
         log.info("version %d of step %d stands after %.3f s", version, offer.step, message.seconds)
+
+    async def _base_version(self, adapter: AdapterFolders, step: int) -> int:
+        """The version of the model that the adapter is for; it is written where the store has none of its type.
+
+        It has a number and is never announced: nothing is sampled from it alone.
+        """
+        if self._base is None:
+            tensors = map_tensors(adapter.base / WEIGHTS_NAME)
+            self._base = await asyncio.to_thread(newest_base, self._folder.weights, tensors)
+            if self._base is None:
+                self._base = await self._write_base(adapter, tensors, step)
+        return self._base
+
+    async def _write_base(self, adapter: AdapterFolders, tensors: Mapping[str, Tensor], step: int) -> int:
+        version = await self._link.ask_for_version(step, self._deadline_seconds)
+        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        words = f"the publisher writes the {num_bytes} bytes of the model below the adapter as version {version}"
+        sign_of_progress(words, IDLE_SECONDS + num_bytes / LEAST_BYTES_PER_SECOND)
+        write = partial(
+            write_snapshot,
+            self._folder.weights,
+            weights_version=version,
+            run_id=self._link.run_id,
+            incarnation=self._link.incarnation,
+            step=step,
+            tensors=tensors,
+            skeleton_folder=adapter.base,
+            with_patch=False,
+            is_base=True,
+        )
+        await asyncio.to_thread(write)
+        return version
 
     def _prune(self) -> None:
         prune(self._folder.weights, self._keep_versions)

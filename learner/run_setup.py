@@ -17,7 +17,7 @@ from dcpo_async.durable import write_json, write_text
 from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.model_folder import load_tokenizer
 from dcpo_async.run_folder import RunFolder
-from dcpo_async.weights.places import newest_version
+from dcpo_async.weights.store import newest_policy
 from learner.coordinator.intake import Intake
 from learner.initial_model import model_identity, require_numbers
 from learner.ledger.ledger import Ledger, expect_meta
@@ -64,7 +64,8 @@ def prepare(config: RunConfig, problems: TrainingProblems) -> Prepared:
     Raises ConfigError where they are not.
     """
     tokenizer = load_tokenizer(Path(config.model.path), "model.path")
-    model = SizedModel(Path(config.model.path), 2 if config.model.dtype == "bfloat16" else 4)
+    adapter = None if config.adapter.rank is None else config.adapter
+    model = SizedModel(Path(config.model.path), 2 if config.model.dtype == "bfloat16" else 4, adapter)
     model.require_weights()
     check_model(config, model.num_embeddings, max(tokenizer.get_vocab().values()))
     now = datetime.now()
@@ -121,7 +122,7 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
     log.info("the first prompt, %d tokens: %s", len(first.token_ids), shown(first, prepared.tokenizer))
     log.info("%s", grading_line(config))
     intake = Intake(config, encoded.prompts, prepared.model.num_embeddings, ledger)
-    intake.offer(newest_version(folder.weights))
+    intake.offer(newest_policy(folder.weights))
     log.info("%s", write_start(ledger, config.model_dump(mode="json"), __version__, datetime.now(UTC)))
     ledger.commit()
     write_text(folder.config, config.model_dump_json(indent=2))
@@ -184,6 +185,8 @@ def _identify(ledger: Ledger, config: RunConfig, data_digest: str, model: str) -
         "train on the same problems, by the same tokenizer, template and arguments, or choose another --folder",
     )
     expect_meta(ledger, "model", model, "a run goes on with the model that it began with; choose another --folder")
+    adapter = "none" if config.adapter.rank is None else config.adapter.model_dump_json()
+    expect_meta(ledger, "adapter", adapter, "a run goes on with what it trains; choose another --folder")
     expect_meta(ledger, "seed", str(config.seed), "the prompt order depends on it; choose another --folder")
     expect_meta(ledger, "group_size", str(config.sampling.group_size), "choose another --folder")
     run_id = ledger.meta("run_id") or f"{config.folder.name}-{secrets.token_hex(4)}"

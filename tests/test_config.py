@@ -92,6 +92,11 @@ def test_an_ablation_is_grpo_with_one_part_of_dcpo(name: str, differing: dict[st
         (["--training.schedule", "cosine"], "set training.schedule_steps, or training.max_steps"),
         (["--training.schedule", "linear", "--training.max_steps", "10"], "come to its end by step 10"),
         (["--training.schedule_steps", "100"], "would not be read"),
+        (["--adapter.alpha", "16"], "adapter.alpha would not be read, it needs adapter.rank"),
+        (["--adapter.target_modules", '["q_proj"]'], "adapter.target_modules would not be read, it needs adapter.rank"),
+        (["--adapter.rank", "513"], "adapter.rank: Input should be less than or equal to 512"),
+        (["--adapter.rank", "8", "--adapter.target_modules", '["q proj"]'], "adapter.target_modules.0: "),
+        (["--adapter.rank", "8", "--adapter.dropout", "0.1"], "adapter.dropout"),
         (["--training.final_rate_share", "0.5"], "would not be read"),
     ],
 )

@@ -21,6 +21,7 @@ IMPORT_LATE = {
     "dcpo_async/weights/__init__.py": "torch takes seconds, which relays and weight servers do without",
     "dcpo_async/prompts/rows.py": "datasets and pyarrow take a second, and files in JSON lines need neither",
     "dcpo_async/gym/problems.py": "the package takes a second, is optional, and only its own problems need it",
+    "learner/weights/adapter.py": "only runs with an adapter need peft, which `make gpu-check` does not bring",
     "learner/launcher.py": "torch takes seconds, which a refused setting must not cost",
     "bench/grading_throughput.py": "math-verify is measured, and its import is not",
 }

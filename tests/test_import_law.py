@@ -20,6 +20,7 @@ OWNERS = {
     # The second is its logger; the others run inside it, and take a step in the types of its scheduler.
     "vllm": ("actor/engine/vllm.py", "actor/engine/load_reader.py", "actor/engine/workers/"),
     "deepspeed": ("learner/trainer/engine.py",),
+    "peft": ("learner/weights/adapter.py",),
     "sqlite3": ("learner/ledger/",),
     "sympy": ("dcpo_async/grading/math/equivalence.py",),
     "math_verify": ("dcpo_async/grading/math/equivalence.py",),
@@ -34,7 +35,7 @@ FLOORS = (
     "errors records columns durable run_folder",
     "limits",
     "config algorithm weights grading/extraction grading/math/syntax devices model_folder processes metrics",
-    "grading/math/arithmetic",
+    "adapters grading/math/arithmetic",
     "grading/math/forms",
     "grading/math",
     "grading protocol supervision",

@@ -1,15 +1,20 @@
-"""What vLLM tells of its work: its scheduler after each step, and its requests when they are looked at."""
+"""What vLLM tells of its work: its scheduler after each step, its requests when they are looked at, and responses."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from vllm.config import VllmConfig
+from vllm.outputs import CompletionOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
 from actor.engine.interface import EngineLoad
-from dcpo_async.records import LeaseName
+from dcpo_async.errors import EngineError
+from dcpo_async.records import FinishReason, LeaseName, Response, VersionSegment
+
+FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 class LoadReader(PrometheusStatLogger):  # type: ignore[misc]
@@ -68,3 +73,19 @@ class LoadReader(PrometheusStatLogger):  # type: ignore[misc]
 
     def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
         """Nothing to tell."""
+
+
+def response_of(output: CompletionOutput, text: str) -> Response:
+    """A response as vLLM hands it over, with its text; raises EngineError where it did not end as one does."""
+    reason = FINISH_REASONS.get(output.finish_reason)
+    if reason is None or output.weight_versions is None:
+        raise EngineError(
+            f"vLLM ended a response by {output.finish_reason!r} with the version stamps {output.weight_versions}"
+        )
+    return Response(
+        token_ids=np.asarray(output.token_ids, dtype=np.int32),
+        behavior_logprobs=np.asarray(output.logprobs.logprobs, dtype=np.float32),
+        segments=tuple(VersionSegment(int(span.version), span.end - span.start) for span in output.weight_versions),
+        finish_reason=reason,
+        text=text,
+    )

@@ -31,21 +31,26 @@ INDICES, VALUES = "indices ", "values "
 
 
 class Loading:
-    """Exchanges the weights of one running engine.
+    """Exchanges the weights of one running engine, or its adapter.
 
     Args:
         call: has every worker call a method of `WorkerExtension`; returns what each returned, raises EngineError.
+        has_adapter: folders hold an adapter; the model's own weights stay as they are.
     """
 
-    def __init__(self, call: Callable[..., Awaitable[list[Any]]]) -> None:
-        self._call = call
+    def __init__(self, call: Callable[..., Awaitable[list[Any]]], *, has_adapter: bool = False) -> None:
+        self._call, self._has_adapter = call, has_adapter
         self._held: Manifest | None = None
         self._next: Manifest | None = None
         self._is_in_place = self._are_taken = False
 
     async def started_with(self, folder: Path) -> None:
-        """The workers hold the weights of a folder."""
+        """The workers hold the weights of a folder, but for its adapter, which they are given here."""
         self._held = _manifest_of(folder)
+        if self._has_adapter:
+            await self._call("load_adapter", str(folder))
+            log.info("updates load the whole adapter")
+            return
         whys = [why for why in await self._call("why_not_in_place") if why]
         self._is_in_place = not whys
         log.info("updates %s", f"load all weights: {whys[0]}" if whys else "exchange the elements that have changed")
@@ -69,7 +74,7 @@ class Loading:
         """
         self._held = None
         if not self._are_taken or not await self._has_applied(folder):
-            await self._call("load_folder", str(folder))
+            await self._call("load_adapter" if self._has_adapter else "load_folder", str(folder))
         self._held = self._next
 
     async def _has_applied(self, folder: Path) -> bool:

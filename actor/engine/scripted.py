@@ -15,6 +15,7 @@ from actor.engine.interface import EngineLoad, UpdateTiming
 from actor.engine.seeds import group_seed
 from dcpo_async.errors import CanaryError, EngineError, PromptError
 from dcpo_async.records import Lease, LeaseName, Response, Sampling, VersionSegment
+from dcpo_async.weights.manifest import base_of
 
 if TYPE_CHECKING:
     # Its package imports torch, which the launcher need not wait for.
@@ -101,7 +102,7 @@ class ScriptedEngine:
 
     async def start(self, weights_folder: Path, weights_version: int, canary: "Canary | None") -> float | None:
         """Read vocabulary size and stop token from the folder's config.json; raises CanaryError, EngineError."""
-        path = weights_folder / "config.json"
+        path = base_of(weights_folder) / "config.json"
         try:
             config = json.loads(path.read_text())
             stop = config["eos_token_id"]

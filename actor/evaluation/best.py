@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dcpo_async.adapters import write_merged
 from dcpo_async.durable import replace_folder
 from dcpo_async.errors import ConfigError, WeightsError
 from dcpo_async.evaluation.table import AVERAGE
@@ -18,7 +19,7 @@ BEST_NAME, WRITING_NAME, REPLACED_NAME = "best", ".writing-best", ".replaced-bes
 
 
 class BestVersion:
-    """A copy of the version of highest accuracy, as a whole model folder `best` among the results.
+    """A copy of the version of highest accuracy, as a whole model folder `best` among the results, an adapter merged.
 
     The first of several equal ones stays. A kill at any moment leaves the former best or the new one under the name, at
     the latest once this is made again.
@@ -63,7 +64,10 @@ class BestVersion:
                 log.info("%s is still the best version, with %s", kept, _told(best))
                 return False
         try:
-            shutil.copytree(folder, self._writing)
+            if manifest.base_version is None:
+                shutil.copytree(folder, self._writing)
+            else:
+                write_merged(folder, manifest, self._writing)
         except OSError as error:
             shutil.rmtree(self._writing, ignore_errors=True)
             raise WeightsError(f"cannot keep a copy of {folder} in {self._folder}: {error}") from error

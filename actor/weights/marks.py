@@ -53,12 +53,15 @@ class CheckedMarks:
         self._mark(folder, manifest).write_bytes(_IS_WHOLE)
 
     def prune(self, keep: Collection[int]) -> None:
-        """Remove the marks of versions before the oldest to keep; without any, all. At worst one is checked again."""
+        """Remove the marks of versions before the newest to keep, but for the others to keep; without any, all.
+
+        At worst a version is checked again.
+        """
         if not self._folder.is_dir():
             return
         for mark in self._folder.iterdir():
             version = mark.name.partition("-")[0]
-            if version.isdecimal() and int(version) < min(keep, default=1 << 62):
+            if version.isdecimal() and int(version) not in keep and int(version) < max(keep, default=1 << 62):
                 mark.unlink(missing_ok=True)
 
     def _mark(self, folder: Path, manifest: Manifest) -> Path:

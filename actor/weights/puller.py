@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from actor.weights.cache import Place, WeightsCache
@@ -59,6 +60,7 @@ class WeightPuller:
         self._downloading = Download(self._link, chunk_bytes * credit, self._cache.report_progress, parent)
         self._in_place = in_place
         self.is_in_place = False
+        self._bases: dict[int, int] = {}
         self._one_at_a_time = asyncio.Lock()
 
     @property
@@ -74,6 +76,8 @@ class WeightPuller:
     async def fetch(self, version: int = 0) -> tuple[Path, Manifest]:
         """The folder of a version, every byte checked, and its manifest; it stays until `prune` or `close`.
 
+        An adapter's folder has the frozen weights that it belongs to beside it (`places.base_folder`).
+
         Args:
             version: 0 for the newest.
 
@@ -84,13 +88,20 @@ class WeightPuller:
             ProtocolError: the server sent something that the protocol does not allow.
         """
         async with self._one_at_a_time:
-            manifest, message = await self._link.ask_for_manifest(version)
-            here = self._place(message)
-            if here is not None and (folder := await self._cache.hold_in_place(here, manifest)) is not None:
-                self.is_in_place = True
-                return folder, manifest
-            self.is_in_place = False
-            return await self._cache.hold(manifest, lambda writing: self._download(manifest, writing)), manifest
+            found = [await self._link.ask_for_manifest(version)]
+            manifest = found[0][0]
+            if manifest.base_version is not None:
+                found.insert(0, await self._link.ask_for_manifest(manifest.base_version))
+                self._bases[manifest.weights_version] = manifest.base_version
+            places = [self._place(message) for _, message in found]
+            manifests = [each for each, _ in found]
+            folder = await self._hold_in_place(manifests, places)
+            self.is_in_place = folder is not None
+            if folder is None:
+                for each in manifests:
+                    folder = await self._cache.hold(each, partial(self._download, each))
+            assert folder is not None
+            return folder, manifest
 
     async def newest(self) -> Manifest:
         """The manifest of the newest version; raises as `fetch` does."""
@@ -100,15 +111,27 @@ class WeightPuller:
     def prune(self, keep: Collection[int]) -> list[int]:
         """Let go of all versions but these, and remove those that no process of this machine uses.
 
-        Returns the versions removed. Freeing gigabytes takes a moment: call it in a thread.
+        Frozen weights that kept ones belong to are kept too. Returns the versions removed. Freeing gigabytes takes a
+        moment: call it in a thread.
         """
-        return self._cache.prune(keep)
+        self._bases = {version: base for version, base in self._bases.items() if version in keep}
+        return self._cache.prune({*keep, *self._bases.values()})
 
     def close(self) -> None:
         """Let go of every version and of the parent; the channel stays open."""
         self._cache.close()
         if self._parent is not None:
             self._parent.close()
+
+    async def _hold_in_place(self, manifests: Sequence[Manifest], places: Sequence[Place | None]) -> Path | None:
+        """Hold all where they stand, and return the last one's folder; None unless that is safe, side by side."""
+        folder = None
+        for manifest, place in zip(manifests, places, strict=True):
+            held = await self._cache.hold_in_place(place, manifest) if place is not None else None
+            if held is None or (folder is not None and held.parent != folder.parent):
+                return None
+            folder = held
+        return folder
 
     def _place(self, message: ManifestMessage) -> Place | None:
         """Where a version stands, if that is on this machine."""

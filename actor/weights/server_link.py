@@ -1,7 +1,7 @@
 """Requests to a weight server and its answers, with a bound on its silence."""
 
 from actor.weights.silence import Silence
-from dcpo_async.errors import PeerLostError, ProtocolError, RefusedError, UnusableError, WeightsError
+from dcpo_async.errors import PeerLostError, ProtocolError, RefusedError, WeightsError
 from dcpo_async.protocol.messages import Envelope, Message, Reject
 from dcpo_async.protocol.weight_messages import ChunkMessage, ManifestMessage, ManifestWant
 from dcpo_async.transport.interfaces import Dealer
@@ -84,6 +84,4 @@ class ServerLink:
                 f"asked for version {message.weights_version} of run {self.run_id}, {self.peer} has version "
                 f"{manifest.weights_version} of run {manifest.run_id}"
             )
-        if manifest.base_version is not None:
-            raise UnusableError(f"version {manifest.weights_version} is a patch; this actor needs full snapshots")
         return manifest

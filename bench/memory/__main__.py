@@ -1,7 +1,8 @@
 """What `dcpo-learner --check` says a rank takes, and what it takes on a CPU: `python -m bench.memory [MODEL ...]`.
 
 Each case trains two real steps in a process of its own, whose peak of resident memory, above what it has once all is
-imported, is compared with the estimate. Without models: two random ones, and SmolLM2-135M where `make smollm2` was run.
+imported, is compared with the estimate; beside it stands the processor time of the second step. Without models: two
+random ones, and SmolLM2-135M where `make smollm2` was run. `--adapter-rank 8` trains an adapter instead of all weights.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +20,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from dcpo_async.config import ModelSettings, RunConfig, TrainingSettings
+from dcpo_async.config import AdapterSettings, ModelSettings, RunConfig, TrainingSettings
 from dcpo_async.records import TrainingSample
+from learner.ranks import rank_environments
 from learner.sizing.memory import Plan
 from learner.sizing.model import SizedModel
 from learner.trainer.engine import TrainEngine
@@ -37,30 +40,29 @@ def main() -> None:
     """Start a process for each case, and print what they find."""
     parser = argparse.ArgumentParser(prog="bench.memory", description=__doc__)
     parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("--adapter-rank", type=int, help="train an adapter of this rank to all linear layers")
     parser.add_argument("--case", nargs=3, type=int, help="of a run of this program: the case to measure")
     options = parser.parse_args()
     if options.case:
         tokens, checkpointing, zero_stage = options.case
-        measure(options.models[0], tokens, bool(checkpointing), zero_stage)
+        with tempfile.TemporaryDirectory(prefix="dcpo-bench-") as folder:
+            measure(options.models[0], Path(folder), tokens, bool(checkpointing), zero_stage, options.adapter_rank)
         return
     with tempfile.TemporaryDirectory(prefix="dcpo-bench-") as scratch:
         models = options.models or [*make_models(Path(scratch)), *([SMOLLM2] if SMOLLM2.is_dir() else [])]
         print(
-            "model, parameters, tokens, checkpointing, ZeRO: measured MB, estimated MB, estimated / measured",
+            "model, parameters, tokens, checkpointing, ZeRO: measured MB, estimated MB, estimated / measured, seconds",
             flush=True,
         )
         for model in models:
             for case in CASES:
                 words = ["-m", "bench.memory", str(model), "--case", *(str(int(item)) for item in case)]
-                rank = {
-                    "RANK": "0",
-                    "WORLD_SIZE": "1",
-                    "LOCAL_RANK": "0",
-                    "LOCAL_WORLD_SIZE": "1",
-                    "MASTER_ADDR": "127.0.0.1",
-                }
-                environment = {**os.environ, **rank, "MASTER_PORT": "29561", "DS_ACCELERATOR": "cpu"}
-                subprocess.run([sys.executable, *words], env={**environment, "OMP_NUM_THREADS": "1"}, check=True)
+                if options.adapter_rank is not None:
+                    words += ["--adapter-rank", str(options.adapter_rank)]
+                with tempfile.TemporaryDirectory(prefix="dcpo-bench-") as meeting:
+                    (rank,) = rank_environments(1, Path(meeting))
+                    environment = {**os.environ, **rank, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+                    subprocess.run([sys.executable, *words], env=environment, check=True)
 
 
 def make_models(folder: Path) -> list[Path]:
@@ -87,12 +89,17 @@ def make_models(folder: Path) -> list[Path]:
     return [folder / name for name in models]
 
 
-def measure(model: Path, tokens: int, checkpointing: bool, zero_stage: int) -> None:
-    """Train, and print the peak beside the estimate."""
+def measure(
+    model: Path, folder: Path, tokens: int, checkpointing: bool, zero_stage: int, adapter_rank: int | None
+) -> None:
+    """Train, and print the peak beside the estimate; the folder is for what a run with an adapter writes down."""
     # Resets the peak: from here on it is that of the training alone.
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
+    adapter = AdapterSettings(rank=adapter_rank)
     config = RunConfig(
+        folder=folder,
+        adapter=adapter,
         model=ModelSettings(path=str(model), dtype="float32", gradient_checkpointing=checkpointing),
         training=TrainingSettings(zero_stage=zero_stage, micro_batch_tokens=tokens),
     )
@@ -102,19 +109,21 @@ def measure(model: Path, tokens: int, checkpointing: bool, zero_stage: int) -> N
     generator = np.random.default_rng(0)
     length = tokens // SEQUENCES
     for _ in range(STEPS):
+        began = time.process_time()
         trainer.train_step(samples(generator, engine.model.config.vocab_size, length))
+        seconds = time.process_time() - began
     measured = _status("VmHWM") - before
     engine.close()
     plan = Plan(
         num_ranks=1, on_gpus=False, value_bytes=4, zero_stage=zero_stage, checkpointing=checkpointing,
         micro_batch_tokens=tokens, length=length, rank_tokens=tokens * MICRO_BATCHES,
     )  # fmt: skip
-    sized = SizedModel(model, 4)
+    sized = SizedModel(model, 4, adapter if adapter_rank is not None else None)
     memory = sized.memory(plan, rows=tokens - tokens // PROMPT_SHARE)
     parts = ", ".join(f"{name} {value / MB:.0f}" for name, value in memory.parts.items())
     print(
         f"{model.name}, {sized.size.parameters / 1e6:.1f} M, {tokens}, {checkpointing}, {zero_stage}: "
-        f"{measured / MB:.0f}, {memory.total / MB:.0f}, {memory.total / measured:.3f} ({parts})",
+        f"{measured / MB:.0f}, {memory.total / MB:.0f}, {memory.total / measured:.3f}, {seconds:.2f} ({parts})",
         flush=True,
     )
 

@@ -1,5 +1,6 @@
 """Every setting of a run, once."""
 
+from dcpo_async.config.adapter import AdapterSettings
 from dcpo_async.config.data import GYM, GYM_REWARD, DataSettings, SourceSettings
 from dcpo_async.config.run import RunConfig
 from dcpo_async.config.sections import (
@@ -21,6 +22,7 @@ __all__ = [
     "GYM",
     "GYM_REWARD",
     "ActorSettings",
+    "AdapterSettings",
     "AlgorithmSettings",
     "CheckpointSettings",
     "DataSettings",

@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from dcpo_async.config.adapter import AdapterSettings
 from dcpo_async.config.data import DataSettings
 from dcpo_async.config.rewards import grading_for, reward_problems
 from dcpo_async.config.sections import (
@@ -41,6 +42,7 @@ class RunConfig(BaseSettings):
     grading: GradingSettings = GradingSettings()
     algorithm: AlgorithmSettings = AlgorithmSettings()
     training: TrainingSettings = TrainingSettings()
+    adapter: AdapterSettings = AdapterSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     lag: LagSettings = LagSettings()
     weights: WeightsSettings = WeightsSettings()
@@ -95,6 +97,7 @@ class RunConfig(BaseSettings):
         yield from self._algorithm_problems()
         yield from self._schedule_problems()
         yield from reward_problems(self.data, self.grading)
+        yield from self._adapter_problems()
         updates, lag, network = self.algorithm.updates_per_batch, self.lag, self.network
         first, _, last = (self.training.profile or "0").partition(":")
         if last and int(last) < int(first):
@@ -183,6 +186,12 @@ class RunConfig(BaseSettings):
             )
         if algorithm.loss == "weighted" and algorithm.ratio == "sequence":
             yield "algorithm.loss = weighted needs algorithm.ratio = token: its weights are those of single tokens"
+
+    def _adapter_problems(self) -> Iterator[str]:
+        if self.adapter.rank is None:
+            for name in ("alpha", "target_modules"):
+                if getattr(self.adapter, name) != AdapterSettings.model_fields[name].default:
+                    yield f"adapter.{name} would not be read, it needs adapter.rank"
 
     def _schedule_problems(self) -> Iterator[str]:
         training, defaults = self.training, TrainingSettings.model_fields

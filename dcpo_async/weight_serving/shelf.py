@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dcpo_async.errors import WeightsError
 from dcpo_async.protocol.weight_messages import ChunkWant
 from dcpo_async.weights.manifest import Manifest, read_manifest
-from dcpo_async.weights.places import newest_version, patches_folder, version_folder
+from dcpo_async.weights.places import newest_version, patches_folder, version_folder, versions
 
 MAX_MAPS = 16
 """Files whose maps are kept."""
@@ -27,10 +27,11 @@ class Shelf:
         self._files = MappedFiles()
 
     def newest(self) -> int:
-        version = newest_version(self._store_folder)
-        if version is None:
-            raise WeightsError("no weights version is published yet; ask again")
-        return version
+        """The newest version that can be sampled from: frozen weights alone are none. Raises WeightsError."""
+        for version in reversed(versions(self._store_folder)):
+            if not self.manifest(version).is_base:
+                return version
+        raise WeightsError("no weights version is published yet; ask again")
 
     def folder(self, weights_version: int) -> Path:
         """Where a version stands on this machine."""

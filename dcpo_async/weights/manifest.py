@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dcpo_async.errors import WeightsError
 from dcpo_async.records import STRETCH_BYTES
 from dcpo_async.weights.canary import Canary
+from dcpo_async.weights.places import base_folder
 
 MANIFEST_NAME = "manifest.json"
 MAX_PATCHES = 64
@@ -86,7 +87,8 @@ class Manifest(BaseModel):
     Attributes:
         weights_version: publication number, from 1 up, never used twice in a run.
         step: optimizer steps behind these weights.
-        base_version: the version that a patch applies to; None for a full snapshot.
+        base_version: the version whose frozen weights an adapter adds to; None for a whole model.
+        is_base: these are such weights, and no policy by themselves: nothing is sampled from them.
         dtype: type of the learner's forward pass, as torch spells it.
         tied: further names of tensors that stand in `tensors` under another name, each with that name.
         patches: a chain of patches that leads here, oldest first, each from the version that the one before leads to.
@@ -99,6 +101,7 @@ class Manifest(BaseModel):
     incarnation: Count
     step: Count
     base_version: int | None
+    is_base: bool = False
     dtype: Name
     files: tuple[FileEntry, ...]
     tensors: tuple[TensorEntry, ...]
@@ -116,6 +119,8 @@ class Manifest(BaseModel):
             raise ValueError("a tied name must stand for a listed tensor and not be listed itself")
         if self.base_version is not None and not 1 <= self.base_version < self.weights_version:
             raise ValueError(f"base_version {self.base_version} is not before {self.weights_version}")
+        if self.base_version is not None and self.is_base:
+            raise ValueError("frozen weights have none below them")
         leads_to = [entry.weights_version for entry in self.patches]
         starts_at = [entry.base_version for entry in self.patches[1:]]
         if leads_to and leads_to != [*starts_at, self.weights_version]:
@@ -145,3 +150,13 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.from_json((folder / MANIFEST_NAME).read_bytes())
     except OSError as error:
         raise WeightsError(f"no weights manifest in {folder}: {error.strerror}") from error
+
+
+def base_of(folder: Path) -> Path:
+    """Where the model of a version, or of any other model folder, lies: beside an adapter, else in the folder itself.
+
+    Raises WeightsError where the manifest is malformed.
+    """
+    if not (folder / MANIFEST_NAME).exists():
+        return folder
+    return base_folder(folder, read_manifest(folder).base_version)

@@ -23,6 +23,11 @@ def newest_version(store_folder: Path) -> int | None:
     return max(versions(store_folder), default=None)
 
 
+def base_folder(folder: Path, base_version: int | None) -> Path:
+    """Where the frozen weights of a version lie: beside an adapter, and in the folder of any other version itself."""
+    return folder if base_version is None else version_folder(folder.parent, base_version)
+
+
 def patches_folder(store_folder: Path) -> Path:
     """Where the patches of a store or a cache lie, under the names that their entries have."""
     return store_folder / "patches"

@@ -30,7 +30,7 @@ from dcpo_async.weights.patch_chain import Link
 from dcpo_async.weights.places import UNFINISHED, newest_version, patches_folder, version_folder, versions
 from dcpo_async.weights.raw import dtype_name
 from dcpo_async.weights.stretches import file_digests
-from dcpo_async.weights.tensor_file import WEIGHTS_NAME, write_tensors
+from dcpo_async.weights.tensor_file import ADAPTER_CONFIG, ADAPTER_NAME, WEIGHTS_NAME, write_tensors
 
 
 def write_snapshot(
@@ -46,6 +46,8 @@ def write_snapshot(
     canary: Canary | None = None,
     threads: int = 1,
     with_patch: bool = True,
+    base_version: int | None = None,
+    is_base: bool = False,
 ) -> Manifest:
     """Publish full weights as a new version: readers see it whole or not at all.
 
@@ -62,36 +64,43 @@ def write_snapshot(
         canary: what the trainer's model says under these weights.
         threads: tensors compared at once with those of the version before.
         with_patch: beside the version, leave a patch from the newest one that stands, where it is small.
+        base_version: of the frozen weights that the tensors, an adapter's, belong to; None for a whole model. The
+            skeleton is the adapter's then.
+        is_base: these are frozen weights that adapters will belong to.
 
     Raises:
-        WeightsError: the number was used, the skeleton has no config.json, or the disk is full.
+        WeightsError: the number was used, the skeleton has no configuration, or the disk is full.
     """
     newest = newest_version(store_folder) or 0
     if weights_version <= newest:
         raise WeightsError(
             f"{store_folder} has version {newest}, so {weights_version} cannot be written: numbers only go up"
         )
-    if not (skeleton_folder / "config.json").is_file():
-        raise WeightsError(f"no config.json in {skeleton_folder}; it must be a Hugging Face model folder")
+    weights_name, config_name = WEIGHTS_NAME, "config.json"
+    if base_version is not None:
+        weights_name, config_name = ADAPTER_NAME, ADAPTER_CONFIG
+    if not (skeleton_folder / config_name).is_file():
+        raise WeightsError(f"no {config_name} in {skeleton_folder}; it must be a Hugging Face model or peft folder")
     tied = dict(tied or {})
     whole = _storable(tensors, tied)
     # Not writable for others, whatever the umask: actors of this machine read it only then.
     store_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     with unfinished_folder(store_folder) as folder, unfinished_folder(store_folder) as beside:
         _copy_skeleton(skeleton_folder, folder)
-        digests = write_tensors(folder / WEIGHTS_NAME, whole)
-        weights = FileEntry(name=WEIGHTS_NAME, num_bytes=(folder / WEIGHTS_NAME).stat().st_size, digests=digests.file)
+        digests = write_tensors(folder / weights_name, whole)
+        weights = FileEntry(name=weights_name, num_bytes=(folder / weights_name).stat().st_size, digests=digests.file)
         patches: tuple[PatchEntry, ...] = ()
-        if with_patch and newest:
+        if with_patch and newest and base_version is None:
             link = Link(version_folder(store_folder, newest), weights_version, run_id, weights.num_bytes)
             patches = link.write_patch(beside, whole, digests.tensors, threads)
-        others = [path for path in sorted(folder.iterdir()) if path.name != WEIGHTS_NAME]
+        others = [path for path in sorted(folder.iterdir()) if path.name != weights_name]
         manifest = Manifest(
             weights_version=weights_version,
             run_id=run_id,
             incarnation=incarnation,
             step=step,
-            base_version=None,
+            base_version=base_version,
+            is_base=is_base,
             dtype=_main_dtype(whole),
             files=(*map(_file_entry, others), weights),
             tensors=tuple(_tensor_entry(name, tensor, digests.tensors[name]) for name, tensor in whole.items()),
@@ -139,16 +148,51 @@ def require_files(folder: Path, manifest: Manifest, on_progress: Callable[[], No
 def prune(store_folder: Path, keep: int, protect: Set[int] = frozenset()) -> list[int]:
     """Remove all versions but the newest `keep`, those to protect and those in use; returns what was removed.
 
-    The newest version always stays, and one that is in use until a later call. Raises ValueError for a `keep` under 1.
+    The newest version always stays, and one that is in use until a later call. Frozen weights stay for as long as they
+    are the newest ones, or a version that stays belongs to them. Raises ValueError for a `keep` under 1.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least the newest version has to stay")
-    superfluous = [version for version in versions(store_folder)[:-keep] if version not in protect]
+    standing = {version: _bases(version_folder(store_folder, version)) for version in versions(store_folder)}
+    bases = [version for version, (is_base, _) in standing.items() if is_base]
+    policies = [version for version in standing if version not in bases]
+    needed = {*policies[-keep:], *bases[-1:], *protect}
+    needed |= {base for version in needed & standing.keys() if (base := standing[version][1]) is not None}
+    superfluous = [version for version in standing if version not in needed]
     removed = [
         version for version in superfluous if discard_unused(version_folder(store_folder, version), if_unlockable=True)
     ]
     prune_patches(store_folder)
     return removed
+
+
+def newest_policy(store_folder: Path) -> int | None:
+    """The newest version that can be sampled from: frozen weights alone are none; None where there is none."""
+    policies = (v for v in reversed(versions(store_folder)) if not _bases(version_folder(store_folder, v))[0])
+    return next(policies, None)
+
+
+def newest_base(store_folder: Path, tensors: Mapping[str, Tensor]) -> int | None:
+    """The newest frozen weights in a store, where they have the names, types and shapes of these; None else.
+
+    Which values they have is not compared: a store is of one run, and a run keeps its model.
+    """
+    bases = (v for v in reversed(versions(store_folder)) if _bases(version_folder(store_folder, v))[0])
+    for version in bases:
+        entries = read_manifest(version_folder(store_folder, version)).tensors
+        found = {entry.name: (entry.dtype, entry.shape) for entry in entries}
+        same = found == {name: (dtype_name(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
+        return version if same else None
+    return None
+
+
+def _bases(folder: Path) -> tuple[bool, int | None]:
+    """Whether a version is frozen weights, and the version of those that it belongs to; as others where unreadable."""
+    try:
+        manifest = read_manifest(folder)
+    except WeightsError:
+        return False, None
+    return manifest.is_base, manifest.base_version
 
 
 def prune_patches(store_folder: Path) -> None:

@@ -17,6 +17,8 @@ from dcpo_async.weights.raw import dtype_name, raw_bytes, tensor_from_raw
 from dcpo_async.weights.stretches import StretchDigests
 
 WEIGHTS_NAME = "model.safetensors"
+ADAPTER_NAME, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""Of a LoRA adapter, as peft and vLLM read it."""
 _ALIGNMENT = 8
 _PIECE_BYTES = 1 << 20
 """What is hashed for its tensor is still in the cache when it is hashed for the file, and written."""

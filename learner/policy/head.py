@@ -108,7 +108,7 @@ class _HeadScores(torch.autograd.Function):
         head = _Head(weight, bias)
         logprobs = torch.empty(len(token_ids), dtype=head.dtype, device=hidden.device)
         entropies, total = torch.empty_like(logprobs), logprobs.new_zeros(())
-        gradients = None if loss is None else _Gradients(head, hidden)
+        gradients = None if loss is None else _Gradients(head, hidden, is_frozen=not ctx.needs_input_grad[1])
         for chunk in head.slices(len(token_ids), _CHUNK_BYTES):
             logits = head.logits(hidden[chunk])
             transform_slope = transform.apply_(logits)
@@ -197,21 +197,25 @@ class _Head:
 
 
 class _Gradients:
-    """Of the states and of the head, summed over chunks in the type of the products."""
+    """Of the states and of the head, unless that is frozen, summed over chunks in the type of the products."""
 
-    def __init__(self, head: _Head, hidden: Tensor) -> None:
+    def __init__(self, head: _Head, hidden: Tensor, *, is_frozen: bool) -> None:
         self._head, self._states = head, hidden
         self._hidden = torch.empty_like(hidden)
-        self._weight = torch.zeros_like(head.weight, dtype=head.dtype)
-        self._bias = None if head.bias is None else torch.zeros_like(head.bias, dtype=head.dtype)
+        self._weight, self._bias = (
+            None if is_frozen or of is None else torch.zeros_like(of, dtype=head.dtype)
+            for of in (head.weight, head.bias)
+        )
 
     def add(self, chunk: slice, logit_gradients: Tensor) -> None:
         self._hidden[chunk] = self._head.hidden_gradient(logit_gradients)
-        self._head.add_weight_gradient(self._weight, logit_gradients, self._states[chunk])
+        if self._weight is not None:
+            self._head.add_weight_gradient(self._weight, logit_gradients, self._states[chunk])
         if self._bias is not None:
             self._bias += logit_gradients.sum(0)
 
-    def finished(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def finished(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """In the types of what they belong to."""
         dtype = self._head.weight.dtype
-        return self._hidden, self._weight.to(dtype), None if self._bias is None else self._bias.to(dtype)
+        weight, bias = (None if of is None else of.to(dtype) for of in (self._weight, self._bias))
+        return self._hidden, weight, bias

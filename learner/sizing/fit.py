@@ -41,6 +41,7 @@ class Needs:
         host: of the machine's memory, of all processes and shared buffers; page cache not counted.
         disk: of the run folder once everything that is kept is there.
         version, checkpoint: of one.
+        frozen: of the model below an adapter, which machines with actors have beside the versions; 0 without one.
     """
 
     rank: RankMemory
@@ -48,6 +49,7 @@ class Needs:
     disk: int
     version: int
     checkpoint: int
+    frozen: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +63,16 @@ class Shortfall:
 
 def needs(config: RunConfig, size: ModelSize, plan: Plan, memory: RankMemory) -> Needs:
     """What a run takes, all of its parts together."""
-    version = size.parameters * plan.value_bytes + size.buffer_bytes
+    whole = size.parameters * plan.value_bytes + size.buffer_bytes
+    version, frozen = (whole, 0) if size.adapter is None else (size.adapter * plan.value_bytes, whole)
     checkpoint = checkpoint_bytes(size, plan)
     ranks = plan.num_ranks * (GPU_PROCESS_BYTES if plan.on_gpus else PROCESS_BYTES + memory.total)
     # Two shared buffers, in which ranks hand weights over to the publisher, and the snapshot of a checkpoint.
     host = ranks + OTHER_PROCESSES * PROCESS_BYTES + 2 * version + plan.num_ranks * memory.offloaded + checkpoint
-    # One more of each while it is written, and the export.
-    disk = (config.checkpoint.keep_last + 1) * checkpoint + (config.lag.keep_versions + 2) * version
-    return Needs(memory, host, disk, version, checkpoint)
+    # One more of each while it is written, and the export; with an adapter its model, in the run folder and the store.
+    disk = (config.checkpoint.keep_last + 1) * checkpoint + (config.lag.keep_versions + 1) * version
+    disk += whole + 2 * frozen
+    return Needs(memory, host, disk, version, checkpoint, frozen)
 
 
 def shortfall(need: Needs, plan: Plan, machine: Machine) -> Shortfall | None:

@@ -29,12 +29,19 @@ class ModelSize:
         largest: of the largest.
         small: of those whose gradients are small blocks (SMALL_GRADIENT_BYTES).
         buffer_bytes: bytes of its buffers.
+        adapter: those that are trained, where an adapter is; None where all are.
     """
 
     parameters: int
     largest: int
     small: int = 0
     buffer_bytes: int = 0
+    adapter: int | None = None
+
+    @property
+    def trained(self) -> int:
+        """Elements with gradients and optimizer state; they alone are in checkpoints and versions."""
+        return self.parameters if self.adapter is None else self.adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,24 +186,24 @@ def weight_bytes(size: ModelSize, plan: Plan) -> int:
 def gradient_bytes(size: ModelSize, plan: Plan) -> int:
     """Gradients that add up over micro-batches, in float32 from ZeRO-1 on; from ZeRO-2 on a rank's share of them."""
     if plan.zero_stage >= 2:
-        return size.parameters * FLOAT32_BYTES // plan.num_ranks
+        return size.trained * FLOAT32_BYTES // plan.num_ranks
     accumulated = FLOAT32_BYTES if plan.zero_stage == 1 and plan.value_bytes < FLOAT32_BYTES else 0
-    return size.parameters * (plan.value_bytes + accumulated)
+    return size.trained * (plan.value_bytes + accumulated)
 
 
 def optimizer_bytes(size: ModelSize, plan: Plan) -> int:
     """Master weights, where the forward pass has no float32 of its own or ZeRO has copied it, and Adam's moments."""
     has_master = plan.zero_stage > 0 or plan.value_bytes < FLOAT32_BYTES
     per_parameter = ADAM_BYTES + (MASTER_BYTES if has_master else 0)
-    return size.parameters * per_parameter // (plan.num_ranks if plan.zero_stage else 1)
+    return size.trained * per_parameter // (plan.num_ranks if plan.zero_stage else 1)
 
 
 def bucket_bytes(size: ModelSize, plan: Plan) -> int:
     """Gradients on their way: a bucket, its flattened copy where ranks add up, float32 slices of it in bfloat16."""
     if plan.zero_stage == 0:
-        return min(plan.bucket, size.parameters) * FLOAT32_BYTES
+        return min(plan.bucket, size.trained) * FLOAT32_BYTES
     # The bucket is allocated whole; a CPU has no pages for what is never written.
-    elements = plan.bucket if plan.on_gpus else min(plan.bucket, size.parameters)
+    elements = plan.bucket if plan.on_gpus else min(plan.bucket, size.trained)
     copies = 1 if plan.num_ranks == 1 else 2
     in_float32 = FLOAT32_BYTES if plan.value_bytes < FLOAT32_BYTES and plan.zero_stage < 3 else 0
     return elements * (copies * plan.value_bytes + in_float32)
@@ -207,5 +214,5 @@ def checkpoint_bytes(size: ModelSize, plan: Plan) -> int:
 
     The optimizer's state with its master weights, beside which ZeRO stores no others.
     """
-    weights = size.parameters * plan.value_bytes if plan.zero_stage == 0 else 0
+    weights = size.trained * plan.value_bytes if plan.zero_stage == 0 else 0
     return weights + optimizer_bytes(size, replace(plan, num_ranks=1))

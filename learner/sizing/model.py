@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from dcpo_async.config import RunConfig
+from dcpo_async.config import AdapterSettings, RunConfig
 from dcpo_async.errors import ConfigError
 from dcpo_async.model_folder import context_tokens
 from learner.sizing.memory import ModelSize, Plan, RankMemory, rank_memory
@@ -24,17 +24,24 @@ class SizedModel:
         num_embeddings: token ids that it knows.
     """
 
-    def __init__(self, folder: Path, value_bytes: int) -> None:
-        """Build the model on the meta device; raises ConfigError where transformers cannot."""
+    def __init__(self, folder: Path, value_bytes: int, adapter: AdapterSettings | None = None) -> None:
+        """Build the model on the meta device; raises ConfigError where that, or its adapter, cannot be built.
+
+        Args:
+            adapter: None for training without one.
+        """
         self._folder = folder
         try:
-            self._policy = policy_without_data(AutoConfig.from_pretrained(folder), _DTYPES[value_bytes])
+            settings = AutoConfig.from_pretrained(folder)
+            self._policy = policy_without_data(settings, _DTYPES[value_bytes], adapter)
+            self._stored = self._policy if adapter is None else policy_without_data(settings, _DTYPES[value_bytes])
         except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
             raise ConfigError(f"model {folder} cannot be built from its config.json: {error}".splitlines()[0]) from None
         parameters = [parameter.numel() for parameter in self._policy.parameters()]
+        trained = [parameter.numel() for parameter in self._policy.parameters() if parameter.requires_grad]
         buffer_bytes = sum(buffer.nbytes for buffer in self._policy.buffers())
-        small = sum(number for number in parameters if number * value_bytes < SMALL_GRADIENT_BYTES)
-        self.size = ModelSize(sum(parameters), max(parameters), small, buffer_bytes)
+        small = sum(number for number in trained if number * value_bytes < SMALL_GRADIENT_BYTES)
+        self.size = ModelSize(sum(parameters), max(parameters), small, buffer_bytes, sum(trained) if adapter else None)
         self.num_embeddings: int = self._policy.model.get_input_embeddings().num_embeddings
         self._rehearsed = cache(self._rehearse)
 
@@ -43,7 +50,7 @@ class SizedModel:
 
         Raises ConfigError, also for a model that could not be published. A folder without such files is not judged.
         """
-        require_checkpoint(self._folder, self._policy.model)
+        require_checkpoint(self._folder, self._stored.model)
 
     def memory(self, plan: Plan, rows: int | None = None) -> RankMemory:
         """What a rank takes under a plan; rows are the response tokens of a micro-batch, all of it where unknown."""

@@ -17,10 +17,12 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from dcpo_async.config import AdapterSettings
 from learner.policy.attention import keeps_sequences_apart
 from learner.policy.head import META_DEVICE
 from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch
+from learner.weights.adapter import add_adapter
 
 SMALL_BYTES, SMALL_GRADIENT_BYTES = 64 << 20, 32 << 20
 """glibc keeps smaller blocks for later when they are freed, larger ones go back to the machine. Its own bound is the
@@ -41,10 +43,12 @@ class Rehearsal:
     small_peak: int
 
 
-def policy_without_data(config: Any, dtype: torch.dtype) -> PolicyModel:
-    """The policy that trains, on the meta device; config is transformers' own."""
+def policy_without_data(config: Any, dtype: torch.dtype, adapter: AdapterSettings | None = None) -> PolicyModel:
+    """The policy that trains, on the meta device; config is transformers' own. Raises as `add_adapter` does."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
+        if adapter is not None:
+            add_adapter(model, adapter, seed=0)
     policy = PolicyModel(model, temperature=1.0).train()
     policy.is_packed = keeps_sequences_apart(model)
     return policy
@@ -64,7 +68,7 @@ def rehearse(policy: PolicyModel, *, device: str, tokens: int, rows: int, checkp
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     else:
         policy.model.gradient_checkpointing_disable()
-    for parameter in policy.parameters():
+    for parameter in (parameter for parameter in policy.parameters() if parameter.requires_grad):
         # From the second micro-batch on: a new gradient is made, and added to the one that is there.
         parameter.grad = torch.empty_like(parameter)
     held = [*policy.parameters(), *policy.buffers(), *(parameter.grad for parameter in policy.parameters())]

@@ -74,9 +74,10 @@ def size_lines(
     """Lines about memory, disk and the admission window; bytes in GB of 1e9."""
     rank, device = need.rank, "GPU" if plan.on_gpus else "process"
     dtype = "bfloat16" if plan.value_bytes == 2 else "float32"
+    adapter = "" if size.adapter is None else f", {size.adapter / 1e6:.3g} M of them an adapter's"
     yield (
-        f"model: {config.model.path}, {size.parameters / 1e9:.3g} B parameters, {dtype}; ZeRO {plan.zero_stage} over "
-        f"{plan.num_ranks}, micro-batches of {plan.tokens} tokens, "
+        f"model: {config.model.path}, {size.parameters / 1e9:.3g} B parameters{adapter}, {dtype}; "
+        f"ZeRO {plan.zero_stage} over {plan.num_ranks}, micro-batches of {plan.tokens} tokens, "
         f"gradient checkpointing {'on' if plan.checkpointing else 'off'}"
     )
     yield f"each {device}: {gb(rank.total)} GB" + (f" of {gb(machine.gpu)} GB" if machine.gpu else "")
@@ -86,14 +87,15 @@ def size_lines(
     there = "" if is_elsewhere else f" of {gb(machine.host)} GB available"
     yield f"host memory: {gb(need.host)} GB{there}, two versions in shared buffers among them"
     there = "" if is_elsewhere else f" of {gb(machine.disk)} GB"
+    below = f", twice the {gb(need.frozen)} GB below the adapter" if need.frozen else ""
     yield (
         f"disk: {gb(need.disk)} GB{there}: {config.checkpoint.keep_last} + 1 checkpoints of {gb(need.checkpoint)} GB, "
-        f"{config.lag.keep_versions} + 1 versions of {gb(need.version)} GB, the export; beside them the ledger, "
-        "8 bytes a response token"
+        f"{config.lag.keep_versions} + 1 versions of {gb(need.version)} GB, the export{below}; beside them "
+        "the ledger, 8 bytes a response token"
     )
     yield (
         f"/dev/shm: nothing here{'' if is_elsewhere else f' ({gb(machine.shared)} GB free)'}; "
-        f"{gb(2 * need.version)} GB on every other machine with actors"
+        f"{gb(2 * need.version + need.frozen)} GB on every other machine with actors"
     )
     window = config.admission_window
     yield (

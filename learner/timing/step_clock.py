@@ -91,7 +91,7 @@ class StepClock:
 
 
 def flops_per_token(model: Any) -> float:
-    """Operations of a forward and a backward pass for a token: 6 for each weight that it meets.
+    """Operations of a forward and a backward pass for a token: 6 for each weight that it meets, 4 where it is frozen.
 
     The embedding is looked up, not multiplied, unless it is the head too. Of experts those count that a token is sent
     to. Attention between tokens is left out: 3 % at 4,096 tokens of a 7B.
@@ -101,10 +101,10 @@ def flops_per_token(model: Any) -> float:
     experts = next(filter(None, (getattr(config, name, None) for name in _EXPERTS)), None)
     chosen = getattr(config, "num_experts_per_tok", None) or experts
     share = chosen / experts if experts and chosen else 1.0
-    met = sum(
-        _elements(parameter) * (share if ".experts." in name else 1.0) for name, parameter in model.named_parameters()
+    products = sum(
+        _products(parameter) * (share if ".experts." in name else 1.0) for name, parameter in model.named_parameters()
     )
-    return 6 * (met - (0 if embedding is head else _elements(embedding)))
+    return products - (0 if embedding is head else _products(embedding))
 
 
 def pair_cost(model: Any) -> float:
@@ -132,6 +132,7 @@ def peak_resident(status: str) -> int:
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
-def _elements(parameter: Any) -> int:
+def _products(parameter: Any) -> int:
     # Under ZeRO-3 a parameter is empty, and knows how large it is when it is whole.
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    elements = int(getattr(parameter, "ds_numel", parameter.numel()))
+    return (6 if parameter.requires_grad else 4) * elements

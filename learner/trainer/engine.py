@@ -33,8 +33,8 @@ from learner.policy.head import TokenLoss, TokenScores
 from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch, micro_batch_tokens, pack_sequences
 from learner.ranks import MEETING_PLACE
-from learner.trainer.schedule import learning_rate
-from learner.trainer.settings import deepspeed_settings, forward_dtype
+from learner.trainer.settings import deepspeed_settings, forward_dtype, learning_rate
+from learner.weights.adapter_folders import adapter_views
 from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
 from learner.weights.layout import Layout, Schema
 from learner.weights.loading import loaded_model
@@ -75,6 +75,7 @@ class TrainEngine:
         is_folder_shared: whether that is one and the same for all machines.
         device: of the model.
         dtype: of the forward pass and of published weights.
+        has_adapter: an adapter is trained and published, and the model's own weights stay as they are.
         tokenizer: of the model.
         schema: of the weights that are published.
         micro_batch_tokens: of a forward pass.
@@ -93,14 +94,18 @@ class TrainEngine:
         self._stage, start_seconds = "the start", max(START_SECONDS, self._step_seconds)
         self._sign("the model is read", start_seconds)
         self._settings, self.dtype = config.training, forward_dtype(config)
+        self.has_adapter = config.adapter.rank is not None
         model = loaded_model(config.model.path, self.dtype)
+        self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         # Before anything wraps or partitions the model.
         views, tied = checkpoint_views(model), tied_checkpoint_names(model)
+        if self.has_adapter:
+            views, tied = adapter_views(model, self.tokenizer, config, writes=self.rank == 0), {}
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         policy = PolicyModel(model, config.sampling.temperature).train()
         optimizer = torch.optim.AdamW(
-            policy.parameters(),
+            [parameter for parameter in policy.parameters() if parameter.requires_grad],
             lr=self._settings.learning_rate,
             betas=self._settings.betas,
             weight_decay=self._settings.weight_decay,
@@ -118,7 +123,6 @@ class TrainEngine:
         self._deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         fit_to_model(self._deepspeed.module, self._deepspeed.device)
         self.reference = reference_policy(config, self._deepspeed) if config.algorithm.kl_coefficient else None
-        self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self.device: torch.device = self._deepspeed.device
         self.micro_batch_tokens = micro_batch_tokens(config.training.micro_batch_tokens, self.device.type)
         self.schema = Schema(layout=Layout.of(self.model, self.dtype), views=views, tied=tied)
@@ -269,7 +273,10 @@ class TrainEngine:
         """
         self._sign("its state is copied")
         self._snapshot.clear()
-        self._deepspeed.save_checkpoint(str(writing.parent), writing.name, save_latest=False)
+        # Frozen weights are the model's own, which the run keeps anyway.
+        self._deepspeed.save_checkpoint(
+            str(writing.parent), writing.name, save_latest=False, exclude_frozen_parameters=self.has_adapter
+        )
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return self._snapshot
@@ -322,10 +329,11 @@ class TrainEngine:
         engine._copy_recovery_script = lambda save_path: None
 
     def _load_module(self, src: Mapping[str, Any], dst: Any) -> None:
-        """Load weights and buffers, without the weights that the optimizer restores."""
+        """Load weights and buffers, without those that are frozen and those that the optimizer restores."""
         missing, unexpected = dst.load_state_dict(src, strict=False)
-        names = dst.named_parameters(remove_duplicate=False) if self.layout.zero_stage else ()
-        lacking = set(missing) - {name for name, _ in names}
+        parameters = dst.named_parameters(remove_duplicate=False)
+        elsewhere = {name for name, weight in parameters if self.layout.zero_stage or not weight.requires_grad}
+        lacking = set(missing) - elsewhere
         if lacking or unexpected:
             raise CheckpointError(
                 f"the checkpoint is of another model: it lacks {sorted(lacking)}, this one has no {sorted(unexpected)}"

@@ -13,6 +13,7 @@ from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import sign_of_progress
 from dcpo_async.weights.canary import Canary
 from learner.trainer.engine import TrainEngine
+from learner.weights.adapter_folders import export_adapter
 from learner.weights.buffers import SharedBuffers
 from learner.weights.host_memory import pin
 from learner.weights.layout import own_parts, own_slices, slice_places
@@ -71,7 +72,10 @@ class Publication:
         self.wait(deadline_seconds)
         with self.whole() as weights:
             if self._engine.rank == 0:
-                export_weights(folder.export, folder.skeleton, weights)
+                if self._engine.has_adapter:
+                    export_adapter(folder, weights)
+                else:
+                    export_weights(folder.export, folder.skeleton, weights)
 
     def wait(self, deadline_seconds: float) -> None:
         """Wait until the newest state that was offered is published, or was before; raises TrainerError."""

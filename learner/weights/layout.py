@@ -11,6 +11,8 @@ from dcpo_async.errors import ConfigError
 
 ALIGNMENT = 64
 """Each tensor begins at a multiple, for whatever copies it."""
+LORA = ".lora_"
+"""In the names that peft gives to the parameters of an adapter, and in no others."""
 
 Count = Annotated[int, Field(ge=0)]
 _FROZEN = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -154,8 +156,10 @@ def own_parts(model: nn.Module, rank: int, num_ranks: int) -> Iterator[Part]:
 
 
 def published_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and persistent buffers by their first names."""
+    """A model's parameters and persistent buffers by their first names; where it has a LoRA adapter, that alone."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
+    if adapter := {name: parameter for name, parameter in parameters.items() if LORA in name}:
+        return adapter
     persistent = model.state_dict().keys()
     return parameters | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 

@@ -13,9 +13,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dcpo_async.errors import WeightsError
-from dcpo_async.weights.manifest import Manifest
+from dcpo_async.weights.manifest import Manifest, base_of
 from dcpo_async.weights.places import newest_version, versions
-from dcpo_async.weights.store import model_digest, prune, read_manifest, remove_unfinished, verify, write_snapshot
+from dcpo_async.weights.store import (
+    model_digest,
+    newest_base,
+    newest_policy,
+    prune,
+    read_manifest,
+    remove_unfinished,
+    verify,
+    write_snapshot,
+)
 
 WEIGHTS = {
     "embed.weight": torch.arange(6.0).reshape(2, 3),
@@ -207,3 +216,53 @@ def test_a_copy_of_a_model_has_its_digest_and_other_weights_have_another(tmp_pat
     weights[-1] ^= 1
     (second / "model.safetensors").write_bytes(weights)
     assert model_digest(first) != model_digest(second)
+
+
+def adapters(tmp_path: Path, skeleton: Path) -> Path:
+    """A store of frozen weights, version 1, and two adapters to them."""
+    store = tmp_path / "store"
+    (skeleton / "adapter").mkdir()
+    (skeleton / "adapter" / "adapter_config.json").write_text("{}")
+    write(store, skeleton, 1, is_base=True)
+    for version in (2, 3):
+        write(store, skeleton / "adapter", version, {"a": torch.full((2,), version)}, base_version=1)
+    return store
+
+
+def test_an_adapter_is_a_version_of_its_own_files_alone(tmp_path: Path, skeleton: Path) -> None:
+    store = adapters(tmp_path, skeleton)
+    folder = store / "v00000003"
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    }
+    manifest = verify(folder)
+    assert (manifest.base_version, manifest.is_base, manifest.patches) == (1, False, ())
+    assert load_file(folder / "adapter_model.safetensors")["a"].tolist() == [3.0, 3.0]
+    assert base_of(folder) == store / "v00000001" == base_of(store / "v00000001")
+    assert base_of(skeleton) == skeleton
+    with pytest.raises(WeightsError, match=r"no adapter_config.json in"):
+        write(store, skeleton, 4, base_version=1)
+
+
+def test_frozen_weights_are_never_the_newest_version_and_stay_while_any_belongs_to_them(
+    tmp_path: Path, skeleton: Path
+) -> None:
+    store = adapters(tmp_path, skeleton)
+    assert newest_policy(store) == 3
+    assert prune(store, keep=1) == [2]
+    assert versions(store) == [1, 3]
+    write(store, skeleton, 4, is_base=True)
+    assert (newest_policy(store), newest_version(store)) == (3, 4)
+    assert prune(store, keep=1) == []
+    write(store, skeleton / "adapter", 5, {"a": torch.zeros(2)}, base_version=4)
+    assert prune(store, keep=1) == [1, 3]
+    assert newest_policy(tmp_path / "nowhere") is None
+
+
+def test_frozen_weights_are_found_again_by_names_types_and_shapes(tmp_path: Path, skeleton: Path) -> None:
+    store = adapters(tmp_path, skeleton)
+    assert newest_base(store, WEIGHTS) == 1
+    assert newest_base(store, {name: tensor.bfloat16() for name, tensor in WEIGHTS.items()}) is None
+    assert newest_base(tmp_path / "nowhere", WEIGHTS) is None

@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+
+from actor.engine.model_files import LORA_ID, LORA_NAME
 
 REQUEST_ID = "_canary_"
 
@@ -47,12 +50,16 @@ class CanaryScoring:
             raise ValueError(f"a canary needs {first} blocks of KV cache, there are {cache.num_blocks}")
         with kept_blocks(runner.kv_caches, cache.num_blocks, range(1, first)):
             try:
-                output = self.execute_model(_step(token_ids, tuple(block_ids)))
+                output = self.execute_model(_step(token_ids, tuple(block_ids), self._lora_request()))
                 output = self.sample_tokens(None) if output is None else output
                 output = output.get_output() if hasattr(output, "get_output") else output
             finally:
                 self.execute_model(_farewell())
         return list(map(float, output.prompt_logprobs_dict[REQUEST_ID].logprobs[:, 0].tolist()))
+
+    def _lora_request(self) -> LoRARequest | None:
+        """The adapter that responses are sampled with, if the engine has one: it is loaded, and no path is read."""
+        return LoRARequest(LORA_NAME, LORA_ID, LORA_NAME) if self.vllm_config.lora_config is not None else None
 
     def _check_room(self, num_tokens: int) -> None:
         runner = self.model_runner
@@ -91,7 +98,7 @@ def kept_blocks(caches: list[Tensor], num_blocks: int, blocks: range) -> Iterato
             part.copy_(contents)
 
 
-def _step(token_ids: list[int], block_ids: tuple[list[int], ...]) -> SchedulerOutput:
+def _step(token_ids: list[int], block_ids: tuple[list[int], ...], lora_request: LoRARequest | None) -> SchedulerOutput:
     """One request for the log-probs of its prompt, alone; the likeliest next token needs no random number."""
     step = SchedulerOutput.make_empty()
     step.scheduled_new_reqs = [
@@ -103,7 +110,7 @@ def _step(token_ids: list[int], block_ids: tuple[list[int], ...]) -> SchedulerOu
             pooling_params=None,
             block_ids=block_ids,
             num_computed_tokens=0,
-            lora_request=None,
+            lora_request=lora_request,
             prefill_token_ids=token_ids,
         )
     ]

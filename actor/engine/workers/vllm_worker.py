@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from safetensors import safe_open
 from torch import Tensor, nn
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
@@ -19,7 +20,7 @@ from vllm.model_executor.model_loader.checkpoint_weight_patch import (
 )
 
 from actor.engine.loading import INDICES, VALUES
-from actor.engine.model_files import tensor_shapes
+from actor.engine.model_files import LORA_ID, LORA_NAME, tensor_shapes
 from actor.engine.workers.canary_worker import CanaryScoring
 
 
@@ -27,6 +28,7 @@ class WorkerExtension(CanaryScoring):
     """Methods that vLLM adds to its worker class."""
 
     reload_weights: Any
+    add_lora: Any
     device: Any
     taken_changes: list[tuple[str, Tensor, Tensor]]
 
@@ -38,6 +40,13 @@ class WorkerExtension(CanaryScoring):
         forget_packed_experts(model)
         self.reload_weights(weights_iterator=mapped_tensors(Path(folder)))
         pack_tied_heads(model)
+
+    def load_adapter(self, folder: str) -> None:
+        """Exchange the adapter for that of a folder, or bring in the first one; it is whole in the engine, or not.
+
+        Responses in flight go on under the new one: for vLLM it is the adapter that they began with.
+        """
+        self.add_lora(LoRARequest(LORA_NAME, LORA_ID, folder, load_inplace=True))
 
     def why_not_in_place(self) -> str:
         """Why changed elements cannot be written over those in the engine; empty where they can."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from dcpo_async.errors import ConfigError, WeightsError
 from dcpo_async.weights.manifest import Manifest, read_manifest
 from dcpo_async.weights.places import version_folder
 from dcpo_async.weights.store import verify, write_snapshot
+from tests.adapters.made import AdapterRun
 from tests.tiny_model import make_tiny_model
 
 NUM_VERSIONS = 4
@@ -125,3 +127,21 @@ def test_something_else_called_best_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="move it away"):
         BestVersion(tmp_path)
     assert (tmp_path / "best" / "sums.jsonl").read_text() == "x"
+
+
+def test_an_adapter_is_kept_as_the_whole_model_that_it_makes(tmp_path: Path) -> None:
+    run = AdapterRun(tmp_path / "run")
+    run.publish_base(1)
+    for version in (2, 3):
+        run.publish_adapter(version, 1, run.canary(version))
+    best, found = BestVersion(tmp_path / "out"), summary(run.store, {2: 0.25, 3: 0.5})
+    (tmp_path / "out").mkdir()
+    for version in (2, 3):
+        assert best.consider(*of(run.store, version), found)
+        assert kept(tmp_path / "out") == version
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"best"}
+    kept_model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "best").state_dict()
+    expected = run.model(3).state_dict()
+    assert kept_model.keys() == expected.keys()
+    assert all(torch.equal(kept_model[name], tensor) for name, tensor in expected.items())
+    assert read_manifest(tmp_path / "out" / "best").canary == run.canary(3)

@@ -90,3 +90,11 @@ async def test_marks_of_earlier_versions_are_removed(store: Path, tmp_path: Path
     assert sorted(mark.name[:2] for mark in (tmp_path / "marks").iterdir()) == ["2-", "3-"]
     marks.prune(set())
     assert list((tmp_path / "marks").iterdir()) == []
+
+
+async def test_marks_of_what_is_kept_beside_a_newer_version_stay(store: Path, tmp_path: Path) -> None:
+    marks = CheckedMarks(tmp_path / "marks", 5.0)
+    for version in (1, 2, 3):
+        await marks.is_whole(version_folder(store, version), publish(store, version))
+    marks.prune({1, 3})
+    assert sorted(path.name.partition("-")[0] for path in (tmp_path / "marks").iterdir()) == ["1", "3"]

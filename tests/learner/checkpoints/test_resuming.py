@@ -37,6 +37,35 @@ async def test_two_ranks_go_on_to_the_bit(tmp_path: Path, zero_stage: int, dtype
     assert before - now == pytest.approx(saved, abs=50_000)
 
 
+@pytest.mark.parametrize(
+    ("zero_stage", "dtype"),
+    [
+        (0, "float32"),
+        (3, "bfloat16"),
+        *(pytest.param(stage, "bfloat16", marks=pytest.mark.thorough) for stage in range(3)),
+        *(pytest.param(stage, "float32", marks=pytest.mark.thorough) for stage in range(1, 4)),
+    ],
+)
+async def test_two_ranks_that_train_an_adapter_go_on_to_the_bit_from_a_checkpoint_of_the_adapter_alone(
+    tmp_path: Path, zero_stage: int, dtype: str
+) -> None:
+    config = make_config(tmp_path / "run", training={"zero_stage": zero_stage}, adapter={"rank": 2})
+    config = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"dtype": dtype}),
+            "checkpoint": config.checkpoint.model_copy(update={"interval_steps": 2}),
+        }
+    )
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    words = (tmp_path / "config.json", tmp_path)
+    await run_ranks("tests.learner.checkpoints.resuming_rank", *words, folder=tmp_path)
+    now, _, parameters = map(int, (tmp_path / "sizes").read_text().split())
+    # Adam's moments and float32 weights of some 7 % of the parameters, and the words of two ranks' files.
+    trained = 2 * 2 * (4 * (64 + 64) + 3 * (64 + 128))
+    assert parameters > 10 * trained
+    assert now < 16 * trained + 100_000
+
+
 async def test_killed_at_every_line_of_a_save_nothing_half_written_is_ever_found(tmp_path: Path) -> None:
     argv = module_argv("tests.learner.checkpoints.killed_writing", str(tmp_path))
     process = await spawn(argv, tmp_path / "log", {"OMP_NUM_THREADS": "1"})

@@ -116,3 +116,17 @@ def test_no_tensor_grows_with_tokens_times_vocabulary(monkeypatch: pytest.Monkey
         head_scores(head, hidden, token_ids, 1.0, LogitTransform(), lambda lp, _: lp.sum()).loss.backward()
     # A chunk of ten tokens, or the head's own gradient.
     assert largest == 10_000
+
+
+def test_a_frozen_head_has_no_gradient_and_the_states_have_theirs() -> None:
+    head, hidden = random_head(11, bias=True, dtype=torch.float64)
+    token_ids = torch.randint(0, 11, (50,))
+    gradients = []
+    for is_frozen in (False, True):
+        hidden.grad = head.weight.grad = None
+        head.requires_grad_(not is_frozen)
+        head_scores(head, hidden, token_ids, 1.0, LogitTransform(), lambda lp, _: lp.sum()).loss.backward()
+        assert (head.weight.grad is None) == is_frozen
+        assert hidden.grad is not None
+        gradients.append(hidden.grad)
+    assert torch.equal(*gradients)

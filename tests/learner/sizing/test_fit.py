@@ -97,3 +97,13 @@ def test_a_change_starts_from_what_is_set(stage: int, expected: str) -> None:
     plan = replace(Plan.of(CONFIG, 4, on_gpus=True), zero_stage=stage)
     words = smallest_change(CONFIG, QWEN_14B, plan, MACHINE, lambda changed: memory_of(QWEN_14B, changed))
     assert expected in words
+
+
+def test_versions_and_checkpoints_of_an_adapter_are_small_and_its_model_is_kept() -> None:
+    size, plan = replace(QWEN_7B, adapter=20_000_000), Plan.of(CONFIG, 4, on_gpus=True)
+    need = needs(CONFIG, size, plan, memory_of(size, plan))
+    whole = QWEN_7B.parameters * 2
+    assert (need.version, need.checkpoint, need.frozen) == (40_000_000, 240_000_000, whole)
+    # Its own copy, that of the store, and the export.
+    assert need.disk == 3 * 240_000_000 + 4 * 40_000_000 + 3 * whole
+    assert needs(CONFIG, QWEN_7B, plan, memory_of(QWEN_7B, plan)).frozen == 0

@@ -1,5 +1,7 @@
 """Bytes of a rank against those that were worked out by hand for the headline run."""
 
+from dataclasses import replace
+
 import pytest
 
 from dcpo_async.config import ModelSettings, RunConfig
@@ -101,3 +103,12 @@ def test_the_reference_of_a_kl_term_is_the_weights_once_more_and_listed() -> Non
         without, found = (rank_memory(QWEN_7B, plan, none, none, none) for plan in (plain, with_kl))
         assert found.total - without.total == found.parts["reference"] == weight_bytes(QWEN_7B, plain)
         assert "reference" not in without.parts
+
+
+def test_below_an_adapter_there_are_weights_alone() -> None:
+    size, plan = replace(QWEN_7B, adapter=20_000_000), headline()
+    assert weight_bytes(size, plan) == weight_bytes(QWEN_7B, plan)
+    assert gradient_bytes(size, plan) == 20_000_000 * 4 // 4
+    assert optimizer_bytes(size, plan) == 20_000_000 * 12 // 4
+    assert checkpoint_bytes(size, plan) == 20_000_000 * 12
+    assert checkpoint_bytes(size, headline(zero_stage=0)) == 20_000_000 * 14

@@ -61,3 +61,10 @@ def test_parts_add_up_and_begin_anew_with_each_step() -> None:
     assert 0 < found["forward_seconds"] + found["optimizer_seconds"] <= found["step_seconds"]
     assert found["model_tflops"] == pytest.approx(flops_per_token(model) * 1000 / found["step_seconds"] / 1e12)
     assert clock.peaks()["peak_host_bytes"] > 0
+
+
+def test_a_frozen_weight_is_four_operations() -> None:
+    model = model_of("llama")
+    trained = flops_per_token(model)
+    model.requires_grad_(False)
+    assert flops_per_token(model) == trained * 4 / 6

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from learner.weights.layout import ALIGNMENT, Layout, Schema, TensorView, own_parts
+from learner.weights.layout import ALIGNMENT, Layout, Schema, TensorView, own_parts, published_tensors
 
 
 class WithBuffers(nn.Module):
@@ -90,3 +90,10 @@ def test_what_is_published_of_a_state_has_the_form_of_the_checkpoint() -> None:
     found = schema.tensors(state)
     assert found["half"].tolist() == [1, 3, 5]
     assert torch.equal(found["turned"], model.second.T)
+
+
+def test_a_parameter_that_a_model_does_not_train_is_published_like_any_other() -> None:
+    model = WithBuffers()
+    before = published_tensors(model).keys()
+    next(model.parameters()).requires_grad_(False)
+    assert published_tensors(model).keys() == before

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from dcpo_async.config import TrainingSettings
-from learner.trainer.schedule import learning_rate
+from learner.trainer.settings import learning_rate
 
 
 def rates(steps: range, **settings: object) -> list[float]:
