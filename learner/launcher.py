@@ -10,7 +10,7 @@ import errno
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,16 @@ from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.grading.rewards import resolved_reward
 from dcpo_async.gym import REWARD as GYM_REWARD
-from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, largest_group_bytes, limited_log
+from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, limited_log
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import be_private, private_folder
+from dcpo_async.prompts import LoadedProblems
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import keep_running
 from dcpo_async.transport.key_files import load_server_keys
 from dcpo_async.transport.zmq_channel import RouterChannel
+from learner.evaluations.problems import apart_from, held_out_problems
 from learner.parts import Parts
 from learner.problems import TrainingProblems, training_problems
 
@@ -100,9 +102,10 @@ def gpus_elsewhere(text: str) -> tuple[int, int]:
 async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace) -> None:
     config = config.model_copy(update={"model": resolved_model(config.model, devices, with_weights=not options.check)})
     config = config.model_copy(update={"grading": resolved_grading(config)})
-    problems = training_problems(config.data, None if options.check else config.folder)
+    measured = held_out_problems(config)
+    problems = training_problems(apart_from(config), None if options.check else config.folder)
     if options.check:
-        check(config, devices, problems, options.on)
+        check(config, devices, problems, measured, options.on)
         return
     keys = load_server_keys(options.keys) if options.keys else None
     limit = config.network.max_message_bytes
@@ -111,7 +114,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         limit,
         curve=keys,
         insecure=options.insecure,
-        max_received_bytes=largest_group_bytes(config.sampling.group_size, config.sampling.max_response_tokens),
+        max_received_bytes=config.largest_group_bytes,
         max_header_bytes=GROUP_HEADER_BYTES,
         messages_per_second=MESSAGES_PER_SECOND,
     )
@@ -128,7 +131,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         from learner.sizing.machine import this_machine
         from learner.sizing.memory import Plan
 
-        prepared = prepare(config, problems)
+        prepared = prepare(config, problems, measured)
         if not options.even_if_too_large:
             plan = Plan.of(config, devices.num_workers, bool(devices.gpus))
             require_room(config, prepared.model, plan, this_machine(devices, config.folder))
@@ -150,6 +153,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
                 weights_port=weights_port,
                 num_gpus=len(devices.gpus),
                 sinks=sinks,
+                held_out=run.held_out,
             )
             parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, security_words(options))
             await Launcher(config, coordinator, parts, dismiss=options.dismiss).run()
@@ -162,7 +166,13 @@ def security_words(options: argparse.Namespace) -> list[str]:
     return [*words, "--insecure"] if options.insecure else words
 
 
-def check(config: RunConfig, devices: Devices, problems: TrainingProblems, elsewhere: str | None) -> None:
+def check(
+    config: RunConfig,
+    devices: Devices,
+    problems: TrainingProblems,
+    measured: Mapping[str, LoadedProblems],
+    elsewhere: str | None,
+) -> None:
     """Print what a run will take, and raise ConfigError where that is not there; nothing is written or loaded.
 
     Args:
@@ -173,7 +183,7 @@ def check(config: RunConfig, devices: Devices, problems: TrainingProblems, elsew
     from learner.sizing.memory import Plan
 
     machine = this_machine(devices, config.folder) if elsewhere is None else other_machine(gpus_elsewhere(elsewhere)[1])
-    prepared, plan = prepare(config, problems), Plan.of(config, devices.num_workers, bool(devices.gpus))
+    prepared, plan = prepare(config, problems, measured), Plan.of(config, devices.num_workers, bool(devices.gpus))
     print(report(config, prepared, plan, machine, is_elsewhere=elsewhere is not None), flush=True)
     require_room(config, prepared.model, plan, machine)
     print("the run fits")
@@ -247,10 +257,22 @@ class Launcher:
             async with asyncio.timeout(self._stop_seconds):
                 await self._hurrying.wait()
 
+    async def _last_evaluation(self) -> None:
+        """Until what was begun is measured, which has a bound of its own, or a signal comes; it goes on otherwise."""
+        over = self._coordinator.actors.evaluations.over
+        if over.is_set():
+            return
+        log.info("the training has ended; the evaluation that has begun is finished, a signal ends it")
+        waits = [asyncio.create_task(event.wait()) for event in (over, self._stopping)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
     async def _end(self) -> None:
         ranks = self._coordinator.ranks
         if not self._stopping.is_set():
             ranks.finish()
+            await self._last_evaluation()
         elif ranks.unsaved:
             log.warning("stopped without a checkpoint of the last %d steps, which are trained again", ranks.unsaved)
         is_finished = ranks.is_finished

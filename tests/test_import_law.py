@@ -63,7 +63,8 @@ SERVICES = {
     "learner/problems": "",
     "learner/ranks": "",
     "learner/visits": "ledger scheduling",
-    "learner/coordinator": "ledger scheduling visits",
+    "learner/coordinator": "evaluations ledger scheduling visits",
+    "learner/evaluations": "ledger scheduling",
     "learner/reports": "ledger visits",
     "learner/checkpoints": "weights",
     "learner/policy": "",
@@ -74,9 +75,9 @@ SERVICES = {
     "learner/starts": "ledger",
     "learner/initial_model": "",
     "learner/run_prompts": "problems",
-    "learner/run_setup": "coordinator initial_model ledger problems run_prompts sizing starts visits",
+    "learner/run_setup": "coordinator evaluations initial_model ledger problems run_prompts sizing starts visits",
     "learner/parts": "coordinator ranks",
-    "learner/launcher": "coordinator parts problems run_setup sizing",
+    "learner/launcher": "coordinator evaluations parts problems run_setup sizing",
 }
 # Decisions: they know the nouns and nothing else.
 PURE = {"learner/scheduling": {"dcpo_async/records"}}

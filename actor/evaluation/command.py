@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from actor.engine.choice import add_engine_arguments
-from actor.evaluation.best import BestVersion, version_name
 from actor.evaluation.evaluator import Evaluator, Modes
 from actor.evaluation.run_follower import RunFollower
 from actor.learner_link import LearnerLink
 from dcpo_async.config import DataSettings, GradingSettings
 from dcpo_async.devices import checked_gpus, cuda_environment
 from dcpo_async.errors import ConfigError, DcpoError, WeightsError
+from dcpo_async.evaluation.best import BestVersion, version_name
 from dcpo_async.evaluation.results import ResultsFolder
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.metrics.sink import Sink

@@ -1,5 +1,6 @@
 """Every setting of a run, once."""
 
+from dcpo_async.config.evaluation import EvaluationSettings
 from dcpo_async.config.run import RunConfig
 from dcpo_async.config.sections import (
     GYM,
@@ -25,6 +26,7 @@ __all__ = [
     "AlgorithmSettings",
     "CheckpointSettings",
     "DataSettings",
+    "EvaluationSettings",
     "GradingSettings",
     "LagSettings",
     "ModelSettings",

@@ -104,21 +104,31 @@ class ResultsFolder:
         folder: made if need be; one that holds something else is refused.
         settings: what shapes every result, by name.
         overwrite: remove the results that are there.
+        named: what the user calls the folder by.
+        advice: what to do about results of other settings.
 
     Raises ConfigError for a folder of something else, one in use, and one with results of other settings.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        named: str = "--out",
+        advice: str = "choose another --out, or --overwrite them",
+    ) -> None:
+        self.folder, self._named, self._advice = folder, f"{named} {folder}", advice
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / SETTINGS_NAME).exists() and {path.name for path in folder.iterdir()} - {LOCK_NAME}:
-            raise ConfigError(f"--out {folder}: the folder holds something that no evaluation wrote; choose a new one")
+            raise ConfigError(f"{self._named}: the folder holds something that no evaluation wrote; choose a new one")
         self._lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise ConfigError(f"--out {folder}: another evaluation is writing there; choose another folder") from None
+            raise ConfigError(f"{self._named}: another evaluation is writing there; choose another folder") from None
         try:
             # One that failed before its first result binds nobody to its settings.
             if overwrite or not any(path.stat().st_size for path in folder.rglob("*.jsonl")):
@@ -144,10 +154,7 @@ class ResultsFolder:
             if name in known and known[name] != value
         ]
         if differing:
-            raise ConfigError(
-                f"--out {self.folder} holds results of other settings: {'; '.join(differing)}; choose another --out, "
-                "or --overwrite them"
-            )
+            raise ConfigError(f"{self._named} holds results of other settings: {'; '.join(differing)}; {self._advice}")
         write_json(path, known | dict(settings))
 
     def summary(self) -> dict[str, Any]:

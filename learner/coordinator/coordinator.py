@@ -20,6 +20,7 @@ from learner.coordinator.mail import Mail, as_admitted, refusal_of
 from learner.coordinator.regrading import Regrader
 from learner.coordinator.status import Status
 from learner.coordinator.trainer_desk import TrainerDesk
+from learner.evaluations.problems import HeldOut
 from learner.ledger.ledger import Ledger, num_changes
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Coordinator:
         weights_port: where the weight server listens, on the same host as the coordinator.
         num_gpus: of the trainer, 0 on a CPU.
         sinks: take the metrics of each step.
+        held_out: what actors are to measure versions by.
         clock: monotonic seconds.
 
     Attributes:
@@ -59,6 +61,7 @@ class Coordinator:
         weights_port: int,
         num_gpus: int = 0,
         sinks: Sequence[Sink] = (),
+        held_out: HeldOut | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run_id, self.ledger, self.has_ended = run_id, ledger, False
@@ -66,7 +69,8 @@ class Coordinator:
         self._regrader = Regrader(config, intake.counts)
         self._spans = SpanLog(RunFolder(config.folder).timing)
         self.actors = ActorDesk(
-            config, intake, actor_router, self._mail, self._regrader, weights_port, clock, self._spans
+            *(config, intake, actor_router, self._mail, self._regrader, weights_port, clock, self._spans),
+            held_out or HeldOut(),
         )
         self.ranks = TrainerDesk(config, intake, ledger, rank_router, self._mail, self.actors.announce, self._spans)
         self.status = Status(config, run_id, intake, ledger, self.actors, self.ranks, sinks, clock, num_gpus)
@@ -74,7 +78,7 @@ class Coordinator:
 
     async def run(self) -> None:
         """Serve until the run has ended; what is not committed then was not answered either, and comes again."""
-        regrading = asyncio.create_task(self._regrader.run())
+        beside = [asyncio.create_task(part) for part in (self._regrader.run(), self.actors.evaluations.run())]
         try:
             async with asyncio.TaskGroup() as tasks:
                 for part in (self._serve(self.actors), self._serve(self.ranks), self._watch()):
@@ -82,8 +86,9 @@ class Coordinator:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:
-            regrading.cancel()
-            await asyncio.gather(regrading, return_exceptions=True)
+            for part in beside:
+                part.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             self.status.close()
             self._spans.close()
 
