@@ -147,7 +147,7 @@ class WeightsFollower:
             )
 
     async def follow(self, engine: Engine, has_weights: Callable[[], None]) -> None:
-        """Adopt the newest version whenever a newer one is heard of, or the one to stay at; the first starts the engine.
+        """Adopt the newest version whenever a newer one is heard of, or one to stay at; the first starts the engine.
 
         Args:
             has_weights: called once the engine holds its first version.

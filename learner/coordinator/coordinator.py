@@ -25,8 +25,7 @@ from learner.ledger.ledger import Ledger, num_changes
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5
-STATUS_SECONDS = 1.0
+POLL_SECONDS, STATUS_SECONDS = 0.5, 1.0
 
 
 class Coordinator:
@@ -40,8 +39,7 @@ class Coordinator:
         actor_router, rank_router: the two sides that it listens to.
         weights_port: where the weight server listens, on the same host as the coordinator.
         num_gpus: of the trainer, 0 on a CPU.
-        sinks: take the metrics of each step.
-        held_out: what actors are to measure versions by.
+        sinks, held_out: take the metrics of each step; what actors are to measure versions by.
         clock: monotonic seconds.
 
     Attributes:
@@ -68,10 +66,8 @@ class Coordinator:
         self._mail = Mail(run_id, ledger.incarnation)
         self._regrader = Regrader(config, intake.counts)
         self._spans = SpanLog(RunFolder(config.folder).timing)
-        self.actors = ActorDesk(
-            *(config, intake, actor_router, self._mail, self._regrader, weights_port, clock, self._spans),
-            held_out or HeldOut(),
-        )
+        says = self._mail, self._regrader, weights_port, clock, self._spans, held_out or HeldOut()
+        self.actors = ActorDesk(config, intake, actor_router, *says)
         self.ranks = TrainerDesk(config, intake, ledger, rank_router, self._mail, self.actors.announce, self._spans)
         self.status = Status(config, run_id, intake, ledger, self.actors, self.ranks, sinks, clock, num_gpus)
         self.ranks.on_step, self._counts = self.status.step_done, intake.counts
@@ -86,8 +82,8 @@ class Coordinator:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:
-            for part in beside:
-                part.cancel()
+            for task in beside:
+                task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             self.status.close()
             self._spans.close()

@@ -1,1 +1,1 @@
-"""Evaluations that a run orders from its own actors: which problems, by whom, under which version, and what came of it."""
+"""Evaluations that a run orders from its own actors: who answers what, and what came of it."""

@@ -8,24 +8,21 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dcpo_async.config import RunConfig
-from dcpo_async.errors import WeightsError
 from dcpo_async.evaluation.results import Mode
 from dcpo_async.prompts import prompts_digest
 from dcpo_async.protocol.conversion import check_group, lease_to_message, settings_digest
 from dcpo_async.protocol.messages import Ack, Array, GroupMessage, Heartbeat, LeaseFailed, Message
 from dcpo_async.records import EVALUATION_POSITIONS, EvaluationTerms, Hold, Lease, LeaseName
 from dcpo_async.run_folder import RunFolder
-from dcpo_async.weights.locks import hold, let_go
-from dcpo_async.weights.manifest import Manifest, read_manifest
-from dcpo_async.weights.places import version_folder
+from dcpo_async.weights.locks import let_go
 from learner.evaluations.answers import answered, mean_rewards, results_of
+from learner.evaluations.measured import Measured, held
 from learner.evaluations.problems import HeldOut
 from learner.evaluations.reports import EvaluationReports
 from learner.evaluations.schedule import Ended, EvaluationSchedule, Task, Terms
@@ -41,23 +38,6 @@ AT_ONCE = 64
 """Problems for one actor before anything else is done."""
 VISIT = 1
 """Of every problem: each version answers under the same noise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """The version that is measured, and its row in the ledger.
-
-    Attributes:
-        descriptor: of the folder, which stays while it is held.
-        earlier_seconds: that starts of the learner before have spent on it.
-    """
-
-    row: EvaluationRow
-    folder: Path
-    manifest: Manifest
-    descriptor: int
-    began_at: float
-    earlier_seconds: float = 0.0
 
 
 class EvaluationDesk:
@@ -118,6 +98,7 @@ class EvaluationDesk:
         self._num_unreported = 0
         self._last: dict[str, Any] | None = None
         folder = RunFolder(config.folder)
+        self._store = folder.weights
         self._reports = (
             EvaluationReports(folder, held_out.settings, keep_best=settings.keep_best) if self._prompts else None
         )
@@ -149,7 +130,8 @@ class EvaluationDesk:
             return
         number, samples = self._num_evaluations + 1, self._config.evaluation.samples
         row = EvaluationRow(number, newest.weights_version, newest.step, len(self._prompts), self._settings, "running")
-        if not self._hold(row, now):
+        self._measured = held(self._store, row, now)
+        if self._measured is None:
             log.warning("version %d is not measured: its folder is gone", row.weights_version)
             return
         self._num_evaluations = number
@@ -165,27 +147,15 @@ class EvaluationDesk:
         found = evaluation_results(self._ledger, row.evaluation)
         if row.settings != self._settings or not self._prompts:
             reason = "what is measured, or how, has changed since"
-        elif not self._hold(row, now, max((one["seconds"] for one in found.values()), default=0.0)):
+        elif (measured := held(self._store, row, now, found.values())) is None:
             reason = f"version {row.weights_version} is gone"
         else:
+            self._measured = measured
             self._schedule.begin(row.evaluation, row.weights_version, row.step, now, found)
             text = "evaluation %d of version %d, step %d, goes on: %d of %d problems are answered"
             log.info(text, row.evaluation, row.weights_version, row.step, len(found), row.num_problems)
             return
         self._end_incomplete(row, len(found), reason)
-
-    def _hold(self, row: EvaluationRow, now: float, earlier_seconds: float = 0.0) -> bool:
-        """Keep a version's folder from being removed; False where it is gone."""
-        folder = version_folder(RunFolder(self._config.folder).weights, row.weights_version)
-        descriptor = hold(folder)
-        if descriptor is None:
-            return False
-        try:
-            self._measured = Measured(row, folder, read_manifest(folder), descriptor, now, earlier_seconds)
-        except WeightsError:
-            let_go(descriptor)
-            return False
-        return True
 
     def look(self, now: float) -> None:
         """Once a second: ask others where a holder is gone, and end what is over."""
@@ -317,9 +287,9 @@ class EvaluationDesk:
             outcome, detail = "superseded", mismatch
         elif outcome == "accepted":
             assert self._measured is not None
-            seconds = round(now - self._measured.began_at + self._measured.earlier_seconds, 3)
+            kept = answered(group, round(self._measured.seconds(now), 3))
             problem = self._schedule.count(group.position)
-            write_evaluation_result(self._ledger, self._measured.row.evaluation, problem, answered(group, seconds))
+            write_evaluation_result(self._ledger, self._measured.row.evaluation, problem, kept)
         if outcome == "invalid" or (outcome == "superseded" and detail):
             self._schedule.give_back(session, group.position, is_prompts_fault=False)
         self.counts[f"evaluation_{outcome}"] += 1

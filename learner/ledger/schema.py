@@ -118,8 +118,7 @@ def prepare_tables(rows: Rows) -> None:
         )
     if found >= ROWS_HAVE_DIGESTS:
         rows.read_totals()
-        if found < LEDGER_FORMAT:
-            _add_evaluations(rows)
+        _add_evaluations(rows, found)
         return
     if "totals" in names:
         raise damaged(rows.path, f"its number says format {found}, its tables are those of format {LEDGER_FORMAT}")
@@ -141,8 +140,10 @@ def prepare_tables(rows: Rows) -> None:
     _finish(rows)
 
 
-def _add_evaluations(rows: Rows) -> None:
-    """Make the tables that format 4 brought; whatever else is there has to be as format 3 wrote it."""
+def _add_evaluations(rows: Rows, found: int) -> None:
+    """Make the tables that format 4 brought, where they are not there; the others have to be as format 3 wrote them."""
+    if found == LEDGER_FORMAT:
+        return
     rows.check_totals([table for table in TABLES.values() if table not in (EVALUATIONS, EVALUATION_RESULTS)])
     for statement in SCHEMA.split(";"):
         rows.query(statement)
