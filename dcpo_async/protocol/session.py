@@ -218,7 +218,8 @@ class ActorSession:
                 self._run_id, self._incarnation = envelope.run_id, envelope.incarnation
                 return self._on_welcome(message, now)
             case LeaseMessage():
-                self._num_received = message.number
+                if message.terms is None:
+                    self._num_received = message.number
                 return self._on_lease(lease_from_message(message, envelope.arrays), now)
             case Ack():
                 return self._on_ack(message)
