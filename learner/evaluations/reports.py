@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dcpo_async.errors import ConfigError, WeightsError
 from dcpo_async.evaluation.best import BestVersion, version_name
 from dcpo_async.evaluation.results import ProblemResult, ResultsFolder
 from dcpo_async.evaluation.summary import Summary, means
@@ -61,7 +62,10 @@ class EvaluationReports:
         figures = means(entry) | {f"{set_name}/reward": reward for set_name, reward in rewards.items()}
         self._write(manifest.step, figures | {"answered_share": 1.0})
         if self._best is not None:
-            self._best.consider(folder, manifest, {**self._summary.entries, name: entry})
+            try:
+                self._best.consider(folder, manifest, {**self._summary.entries, name: entry})
+            except (ConfigError, WeightsError) as error:
+                log.warning("%s is measured, and not kept even if it is the best: %s", name, error)
         # Last: what is not in the summary is written down anew by the next start.
         self._summary.write(name, entry)
         return figures

@@ -2,11 +2,8 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 
 from dcpo_async.protocol.messages import Ack, Heartbeat, LeaseFailed, LeaseMessage, VersionMessage, Want, Welcome
@@ -16,7 +13,7 @@ from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.store import write_snapshot
 from learner.evaluations.desk import of_training
 from learner.evaluations.problems import HeldOut
-from learner.ledger.reader import evaluation_results, evaluations
+from learner.ledger.reader import evaluation_results
 from tests.learner.coordinator.running import Learner, Peer, heartbeat, learning
 from tests.learner.small_run import VOCAB_SIZE, OpenIntake, answer, make_config
 from tests.protocol.made_session import hello
@@ -68,10 +65,6 @@ async def at_work(learner: Learner) -> tuple[Peer, list[Lease]]:
     await actor.say(heartbeat().model_copy(update={"response_capacity": 8}))
     assert (await actor.hear(VersionMessage)).hold == told.hold
     return actor, [await actor.lease()]
-
-
-def states(learner: Learner) -> list[str]:
-    return [row.state for row in evaluations(learner.intake.ledger)]
 
 
 async def test_problems_go_to_who_stays_and_the_answers_into_a_table_of_their_own(
@@ -189,28 +182,3 @@ def test_of_a_heartbeat_training_sees_its_own_leases_alone() -> None:
     assert (seen.held, seen.tokens, seen.responses_in_flight) == ((own,), (7,), 2)
     alone = mixed.model_copy(update={"held": (own,), "tokens": (7,)})
     assert of_training(alone, samples=4) is alone
-
-
-async def test_what_is_found_cannot_be_mixed_with_results_of_other_settings(
-    tmp_path: Path, open_intake: OpenIntake
-) -> None:
-    async with measuring(tmp_path, open_intake) as learner:
-        actor, (lease,) = await at_work(learner)
-        for number in range(NUM_PROBLEMS):
-            await actor.send_group(lease)
-            if number == NUM_PROBLEMS - 1:
-                await actor.hear(VersionMessage)
-            await actor.hear(Ack)
-            if number < NUM_PROBLEMS - 1:
-                lease = await actor.lease()
-        for _ in range(500):
-            if states(learner) == ["complete"]:
-                break
-            await actor.hears_nothing()
-        assert states(learner) == ["complete"]
-        evaluation = learner.coordinator.actors.evaluations
-    changed: Any = replace(held_out(), settings={"samples": 4})
-    with pytest.raises(Exception, match=r"evaluation: .* holds results of other settings: samples 2 there, 4 here"):
-        async with learning(learner.intake.config, lambda config: learner.intake, held_out=changed):
-            pass
-    assert evaluation.over.is_set()
