@@ -73,5 +73,24 @@ def _foot(status: Mapping[str, Any]) -> str:
         for_whom += ": lease {position} of {holder}, {lease_seconds:.0f} s old, {tokens} tokens so far"
     late = for_whom.format(**waits) if waits["seconds"] >= LATE_SECONDS else ""
     lines = [f"actors connected: {len(actors)} {names}{waiting}", counts, late, status.get("advice", "")]
+    lines += _of_evaluation(status.get("evaluation") or {})
     lines += [f"quarantined: prompt {row['prompt_id']} {row['reason']}" for row in status.get("quarantined", [])[:5]]
     return "\n".join(filter(None, lines))
+
+
+def _of_evaluation(evaluation: Mapping[str, Any]) -> list[str]:
+    """What the run's own evaluations stand at."""
+    lines, running, last = [], evaluation.get("running"), evaluation.get("last")
+    if running:
+        lines.append(
+            "step {step} is measured: {answered} of {problems} problems answered, {actors} actors stay".format(
+                **running
+            )
+        )
+    if last and last["state"] == "complete":
+        figures = last["figures"].items()
+        shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in figures if "@" in name and "," not in name)
+        lines.append(f"step {last['step']} measured: {shown}")
+    elif last:
+        lines.append(f"step {last['step']} has no accuracy: {last['reason']}")
+    return lines
