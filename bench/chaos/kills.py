@@ -43,7 +43,7 @@ WEIGHTS = {"rank": 3, "publisher": 3, "weight server": 2, "engine process": 5, "
 """How often a part is chosen beside others; any other counts once."""
 POINT_SHARE = 0.5
 """Of the starts of a service that will die at a named point."""
-STUCK_SECONDS = 180.0
+STUCK_SECONDS = 600.0
 SLOW_TO_START, AT_ONCE_SHARE = {"rank", "learner"}, 0.03
 """Parts whose start takes seconds are mostly left alone until a step has been taken since they died last."""
 IN_A_ROW, MOST_IN_A_ROW = {"publisher": 1}, 4
@@ -78,7 +78,7 @@ def run(folder: Path, model: Path, cycles: int, *, max_lag: int, engine: str, se
         gap_seconds: mean time between two kills.
 
     Raises:
-        RuntimeError: for three minutes nothing was counted, or a service ended by itself in a way that it should not.
+        RuntimeError: for ten minutes nothing was counted, or a service ended by itself in a way that it should not.
     """
     began = time.monotonic()
     words = ("--lag.max_lag", str(max_lag), "--checkpoint.interval_steps", "5")
