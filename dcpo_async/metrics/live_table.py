@@ -82,11 +82,10 @@ def _of_evaluation(evaluation: Mapping[str, Any]) -> list[str]:
     """What the run's own evaluations stand at."""
     lines, running, last = [], evaluation.get("running"), evaluation.get("last")
     if running:
-        lines.append(
-            "step {step} is measured: {answered} of {problems} problems answered, {actors} actors stay".format(
-                **running
-            )
+        form = (
+            "step {step} is measured: {answered} of {problems} problems answered, {actors} actors stay at its version"
         )
+        lines.append(form.format(**running))
     if last and last["state"] == "complete":
         figures = last["figures"].items()
         shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in figures if "@" in name and "," not in name)

@@ -191,7 +191,7 @@ class EvaluationDesk:
             return
         write_evaluation(self._ledger, replace(row, state="complete"))
         self._last = {"step": row.step, "weights_version": row.weights_version, "state": "complete", "figures": figures}
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if "/avg@" in name)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if "@" in name and "," not in name)
         log.info("evaluation %d of version %d, step %d: %s", row.evaluation, row.weights_version, row.step, shown)
 
     def _end_incomplete(self, row: EvaluationRow, num_answered: int, reason: str) -> None:
