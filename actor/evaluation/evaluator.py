@@ -20,7 +20,8 @@ from dcpo_async.errors import ConfigError, EngineError
 from dcpo_async.evaluation.progress import EvaluationProgress
 from dcpo_async.evaluation.results import GradedResponse, Mode, ProblemResult, ResultLog, ResultsFolder
 from dcpo_async.evaluation.summary import Summary, means
-from dcpo_async.grading import GradingPool
+from dcpo_async.grading import Grading, highest_reward, reward_of, submissions
+from dcpo_async.grading.rewards import grading_of
 from dcpo_async.model_folder import context_tokens, load_tokenizer
 from dcpo_async.prompts import LoadedProblems, encode_prompts
 from dcpo_async.records import Lease, Prompt, Response, Sampling
@@ -60,11 +61,19 @@ class Evaluator:
         self._engine: Engine | None = None
         self._architecture: Architecture | None = None
         self._num_adopted = 0
-        self._pool = GradingPool(1, GradingSettings().timeout_seconds, options.extraction)
+        self._graded_by = GradingSettings()
+        self._grading: Grading | None = None
         self._summary = Summary(results)
         size = sum(sampling.group_size for sampling in modes.values())
         # One more than fills the engine, so that it need not wait for grading.
         self._problems_in_flight = -(-options.in_flight // size) + 1
+
+    def grade_by(self, settings: GradingSettings) -> None:
+        """How responses are graded from now on; raises ConfigError where an own reward is of another source."""
+        if self._grading is not None:
+            self._grading.close()
+        workers = 1 if settings.reward is None else None
+        self._graded_by, self._grading = settings, grading_of(settings, num_workers=workers)
 
     async def measure(self, model: str, folder: Path, manifest: Manifest | None = None) -> dict[str, float]:
         """Answer what the model's results do not hold yet, and write its figures down.
@@ -100,7 +109,8 @@ class Evaluator:
         """Release the engine and the grading workers."""
         if self._engine is not None:
             await self._engine.close()
-        self._pool.close()
+        if self._grading is not None:
+            self._grading.close()
 
     # ---- prompts and engine
 
@@ -199,10 +209,13 @@ class Evaluator:
     async def _answer(self, engine: Engine, prompt: Prompt, mode: Mode) -> list[GradedResponse]:
         sampling, version = self._modes[mode], engine.weights_version
         token_ids = np.asarray(prompt.token_ids, dtype=np.int32)
-        responses = await engine.generate(Lease(0, 1, prompt.id, VISIT, 0, token_ids, prompt.answer), sampling)
+        lease = Lease(0, 1, prompt.id, VISIT, 0, token_ids, prompt.answer, prompt.problem, prompt.metadata)
+        responses = await engine.generate(lease, sampling)
         _check_version(prompt, responses, version)
-        verdicts = await self._pool.grade_many([response.text for response in responses], prompt.answer)
-        seed = group_seed(sampling.seed, prompt.id, VISIT)
+        assert self._grading is not None
+        verdicts = await self._grading.grade_all(submissions(lease, responses))
+        rewards = [reward_of(verdict, self._graded_by.format_penalty) for verdict in verdicts]
+        best, seed = highest_reward(self._graded_by), group_seed(sampling.seed, prompt.id, VISIT)
         return [
             GradedResponse(
                 mode=mode,
@@ -210,12 +223,13 @@ class Evaluator:
                 seed=seed + index if mode == "sampled" else None,
                 text=response.text,
                 extracted=verdict.extracted,
-                correct=verdict.correct,
+                correct=reward == best,
                 reason=verdict.reason,
                 num_tokens=len(response.token_ids),
                 finish_reason=response.finish_reason,
+                reward=reward,
             )
-            for index, (response, verdict) in enumerate(zip(responses, verdicts, strict=True))
+            for index, (response, verdict, reward) in enumerate(zip(responses, verdicts, rewards, strict=True))
         ]
 
     # ---- figures

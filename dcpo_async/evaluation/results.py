@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dcpo_async.config import GradingSettings
 from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError
 from dcpo_async.records import FinishReason
@@ -29,6 +30,8 @@ class GradedResponse(BaseModel):
         index: its number among the problem's responses of this mode.
         seed: of its noise; None for a greedy one.
         num_tokens: its length, the stop token included.
+        correct: it has the highest reward that there is.
+        reward: None in results of earlier releases.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +44,7 @@ class GradedResponse(BaseModel):
     reason: str
     num_tokens: int
     finish_reason: FinishReason
+    reward: float | None = None
 
 
 class ProblemResult(BaseModel):
@@ -60,6 +64,13 @@ class ProblemResult(BaseModel):
     weights_version: int | None
     step: int | None
     elapsed_seconds: float
+
+
+def of_grading(grading: GradingSettings) -> dict[str, Any]:
+    """What of the grading shapes results, by name: extraction is not read where there is an own reward."""
+    if grading.reward is None:
+        return {"extraction": grading.extraction}
+    return {"extraction": None, "reward": grading.reward, "reward_digest": grading.reward_digest}
 
 
 class ResultLog:

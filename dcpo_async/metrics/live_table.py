@@ -82,9 +82,7 @@ def _of_evaluation(evaluation: Mapping[str, Any]) -> list[str]:
     """What the run's own evaluations stand at."""
     lines, running, last = [], evaluation.get("running"), evaluation.get("last")
     if running:
-        form = (
-            "step {step} is measured: {answered} of {problems} problems answered, {actors} actors stay at its version"
-        )
+        form = "step {step} is measured: {answered} of {problems} problems answered, {actors} actors stay with it"
         lines.append(form.format(**running))
     if last and last["state"] == "complete":
         figures = last["figures"].items()

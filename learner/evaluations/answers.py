@@ -6,6 +6,7 @@ from typing import Any
 
 from dcpo_async.config import GradingSettings
 from dcpo_async.evaluation.results import GradedResponse, Mode, ProblemResult
+from dcpo_async.grading import highest_reward
 from dcpo_async.protocol.messages import GroupMessage
 from dcpo_async.records import Prompt
 from learner.ledger.reader import EvaluationRow
@@ -36,7 +37,7 @@ def results_of(
         grading: a response is right where it has the highest reward.
         row: the evaluation.
     """
-    best = 1.0 if grading.reward is None else grading.reward_range[1]
+    best = highest_reward(grading)
     results: dict[str, list[ProblemResult]] = {}
     for number, (name, prompt) in enumerate(prompts):
         kept = found[number]
@@ -52,6 +53,7 @@ def results_of(
                 reason=reason,
                 num_tokens=length,
                 finish_reason=finish_reason,
+                reward=reward,
             )
             for index, (reward, reason, length, finish_reason) in enumerate(columns)
         )

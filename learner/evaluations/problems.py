@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcpo_async.config import DataSettings, RunConfig
 from dcpo_async.errors import ConfigError
+from dcpo_async.evaluation.results import of_grading
 from dcpo_async.prompts import LoadedProblems, encode_prompts, load, problem_source
 from dcpo_async.records import Prompt
 from learner.evaluations.schedule import MAX_PROBLEMS
@@ -87,16 +88,14 @@ def held_out(
         "seed": config.seed,
         "system_prompt": data.system_prompt,
         "prompt_template": data.prompt_template,
-        "extraction": config.grading.extraction,
         "top_p": 1.0,
         "dtype": config.model.dtype,
+        **of_grading(config.grading),
     }
     rare = {
         "template_arguments": data.template_arguments,
         "stop": list(sampling.stop),
         "stop_token_id": list(sampling.stop_token_ids),
-        "reward": config.grading.reward,
-        "reward_digest": config.grading.reward_digest,
     }
     settings |= {name: value for name, value in rare.items() if value}
     settings |= {f"set {name}": loaded.digest for name, loaded in problems.items()}
