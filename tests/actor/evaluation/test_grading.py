@@ -30,17 +30,8 @@ def words(tmp_path: Path) -> list[str]:
     make_tiny_model(tmp_path / "model", 0)
     rows = [{"problem": f"{i}+1=", "answer": str(i + 1), "level": i} for i in range(6)]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out = ["--out", str(tmp_path / "out")]
-    return [
-        str(tmp_path / "model"),
-        "--data",
-        str(tmp_path / "sums.jsonl"),
-        "--no-greedy",
-        "--samples",
-        "4",
-        *out,
-        *SHORT,
-    ]
+    places = [str(tmp_path / "model"), "--data", str(tmp_path / "sums.jsonl"), "--out", str(tmp_path / "out")]
+    return [*places, "--no-greedy", "--samples", "4", *SHORT]
 
 
 def test_an_own_reward_says_what_a_response_is_worth_and_the_highest_is_right(words: list[str], tmp_path: Path) -> None:
