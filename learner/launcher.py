@@ -229,7 +229,7 @@ class Launcher:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:
                 part.result()
-            await self._end()
+            await self._end(parts)
         finally:
             for part in parts:
                 part.cancel()
@@ -257,22 +257,28 @@ class Launcher:
             async with asyncio.timeout(self._stop_seconds):
                 await self._hurrying.wait()
 
-    async def _last_evaluation(self) -> None:
-        """Until what was begun is measured, which has a bound of its own, or a signal comes; it goes on otherwise."""
+    async def _last_evaluation(self, parts: Sequence["asyncio.Task[None]"]) -> None:
+        """Until what was begun is measured, which has a bound of its own, or a signal comes, or a part fails."""
         over = self._coordinator.actors.evaluations.over
         if over.is_set():
             return
         log.info("the training has ended; the evaluation that has begun is finished, a signal ends it")
         waits = [asyncio.create_task(event.wait()) for event in (over, self._stopping)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        running = [part for part in parts if not part.done()]
+        await asyncio.wait([*waits, *running], return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
+        for part in running:
+            if part.done():
+                part.result()
+        if not over.is_set():
+            log.warning("the last evaluation is not finished: dcpo eval can measure the run's export")
 
-    async def _end(self) -> None:
+    async def _end(self, parts: Sequence["asyncio.Task[None]"]) -> None:
         ranks = self._coordinator.ranks
         if not self._stopping.is_set():
             ranks.finish()
-            await self._last_evaluation()
+            await self._last_evaluation(parts)
         elif ranks.unsaved:
             log.warning("stopped without a checkpoint of the last %d steps, which are trained again", ranks.unsaved)
         is_finished = ranks.is_finished

@@ -111,7 +111,12 @@ class EvaluationDesk:
         try:
             while True:
                 ended, measured = await self._ended.get()
-                await self._report(ended, measured)
+                try:
+                    await self._report(ended, measured)
+                except Exception as error:
+                    # The answers are in the ledger, and the next start tries again.
+                    text = "what evaluation %d has found cannot be written down, training goes on: %s"
+                    log.error(text, measured.row.evaluation, error)
                 let_go(measured.descriptor)
                 self._num_unreported -= 1
                 self._note_whether_over()
@@ -132,7 +137,7 @@ class EvaluationDesk:
         row = EvaluationRow(number, newest.weights_version, newest.step, len(self._prompts), self._settings, "running")
         self._measured = held(self._store, row, now)
         if self._measured is None:
-            log.warning("version %d is not measured: its folder is gone", row.weights_version)
+            log.warning("version %d is not measured: its folder cannot be kept from being removed", row.weights_version)
             return
         self._num_evaluations = number
         write_evaluation(self._ledger, row)
@@ -182,13 +187,7 @@ class EvaluationDesk:
         results = results_of(self._prompts, found, mode, self._config.grading, row)
         rewards = mean_rewards(self._prompts, found)
         assert self._reports is not None
-        try:
-            figures = await asyncio.to_thread(
-                self._reports.complete, measured.folder, measured.manifest, results, rewards
-            )
-        except Exception as error:
-            log.error("what evaluation %d has found cannot be written down: %s", row.evaluation, error)
-            return
+        figures = await asyncio.to_thread(self._reports.complete, measured.folder, measured.manifest, results, rewards)
         write_evaluation(self._ledger, replace(row, state="complete"))
         self._last = {"step": row.step, "weights_version": row.weights_version, "state": "complete", "figures": figures}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if "@" in name and "," not in name)

@@ -34,14 +34,18 @@ class Measured:
 
 
 def held(store: Path, row: EvaluationRow, now: float, found: Iterable[Mapping[str, Any]] = ()) -> Measured | None:
-    """Keep a version's folder from being removed; None where it is gone.
+    """Keep a version's folder from being removed; None where it is gone, or cannot be kept.
 
     Args:
         store: the run's weight store.
         found: what earlier starts of the learner have kept of the evaluation's answers.
     """
     folder = version_folder(store, row.weights_version)
-    descriptor = hold(folder)
+    try:
+        descriptor = hold(folder)
+    except OSError:
+        # A file system without locks: nothing keeps the publisher from removing it.
+        return None
     if descriptor is None:
         return None
     try:

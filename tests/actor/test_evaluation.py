@@ -214,3 +214,24 @@ async def test_a_learner_that_is_away_for_longer_lets_the_actor_go_on_by_itself(
         await world.publish(1)
         await until(lambda: engine.weights_version == 2)
         assert service.session.weights_version == 2
+
+
+async def test_what_cannot_be_written_down_is_told_and_is_written_down_by_the_next_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocking = tmp_path / "evaluation" / SUMMARY_NAME
+    async with measuring(tmp_path) as world, serving(world.actor()):
+        await until(lambda: len(world.coordinator.actors.connected) == 1)
+        blocking.mkdir()
+        await world.publish(0)
+        await until(lambda: "cannot be written down, training goes on" in caplog.text)
+        await until(world.coordinator.actors.evaluations.over.is_set)
+        assert states(world) == [(1, "running")]
+        assert len(answered(world)) == NUM_PROBLEMS
+        assert not blocking.is_file()
+        await until(lambda: world.ledger.num_groups == 4)
+        await world.stop()
+        blocking.rmdir()
+        world.start()
+        await until(lambda: states(world) == [(1, "complete")])
+        assert len(summary(world)) == 1
