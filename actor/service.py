@@ -12,7 +12,7 @@ from actor.learner_link import LearnerLink
 from actor.progress import watch
 from actor.settings_change import needs_new_start
 from actor.tasks import Tasks
-from actor.weights_follower import WeightsFollower
+from actor.weights_follower import WeightsFollower, attested
 from dcpo_async import errors
 from dcpo_async.grading import Grading, graded, submissions
 from dcpo_async.protocol import events
@@ -115,9 +115,10 @@ class ActorService:
         assert grading is not None
         began = time.monotonic()
         try:
-            await self._weights.reach(places.engine, lease.min_version)
-            reached = time.monotonic()
-            responses = await places.engine.generate(lease, sampling_of(welcome), lambda n: places.ended(lease, n))
+            await self._weights.reach(places.engine, lease)
+            reached, sampling = time.monotonic(), sampling_of(welcome, lease)
+            responses = await places.engine.generate(lease, sampling, lambda n: places.ended(lease, n))
+            attested(lease, responses)
         except (errors.PromptError, errors.WeightsError) as error:
             self.session.fail(lease, str(error), is_prompts_fault=isinstance(error, errors.PromptError))
             return

@@ -9,6 +9,7 @@ from dcpo_async.protocol.messages import Welcome
 TAKEN_OVER = {
     "weights_version",
     "ask",
+    "hold",
     "seed",
     "sampling.temperature",
     "sampling.stop",

@@ -1,10 +1,10 @@
 """Brings an engine to every newer weights version: fetch, adopt, let waiting leases go on."""
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from actor.weights.parent import Parent
 from actor.weights.puller import WeightPuller
 from dcpo_async.errors import CanaryError, NoRoomError, UnusableError, WeightsError
 from dcpo_async.protocol.transitions import ActorState
+from dcpo_async.records import Hold, Lease, Response
 from dcpo_async.weights.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,37 @@ class Retry:
         return float(min(MOST_RETRY_SECONDS, RETRY_SECONDS * 2 ** max(0, self._num_failures - 1)))
 
 
+class Staying:
+    """Which version an engine fetches next, where it is asked to stay at one for a while. Pure.
+
+    Example: an engine at 3 is asked to stay at 4 for 60 s. It fetches 4; for 60 s it wants none; then the newest. One
+    that is at 5 already fetches the newest too: versions only go up.
+    """
+
+    def __init__(self) -> None:
+        self._version, self._until = 0, 0.0
+
+    def wanted(self, hold: Hold | None, has: int, now: float) -> int | None:
+        """The version to fetch, 0 for the newest; None while the engine stays.
+
+        Args:
+            hold: what the learner asks for, if anything.
+            has: version of the engine, 0 before the first.
+            now: monotonic seconds.
+        """
+        if hold is None or hold.weights_version < has:
+            return 0
+        if hold.weights_version > has:
+            return hold.weights_version
+        if hold.weights_version != self._version:
+            self._version, self._until = hold.weights_version, now + hold.seconds
+        return None if now < self._until else 0
+
+    def seconds_left(self, now: float) -> float:
+        """Until the engine that stays goes on of itself."""
+        return max(0.0, self._until - now)
+
+
 class WeightsFollower:
     """Keeps an engine at the newest version of the run that a link has joined.
 
@@ -86,20 +118,21 @@ class WeightsFollower:
         self.is_updating = False
         self._heard = asyncio.Event()
         self._adopted = asyncio.Condition()
-        self._retry = Retry()
+        self._retry, self._staying = Retry(), Staying()
         self._failure = ""
 
     def hear(self) -> None:
-        """There is a newer version than before."""
+        """There is a newer version than before, or another one to stay at."""
         self._heard.set()
 
-    async def reach(self, engine: Engine, weights_version: int) -> None:
-        """Wait until the engine's next token is sampled from at least this version.
+    async def reach(self, engine: Engine, lease: Lease) -> None:
+        """Wait until the engine's next token is sampled from a version that the lease may be answered by.
 
         Raises WeightsError where the version cannot be fetched for now, or takes long: others may answer the lease
-        meanwhile, and this engine asks for none before it has a newer version.
+        meanwhile, and this engine asks for none before it has a newer version. Also where an evaluation's version is
+        not the engine's any more.
         """
-        seconds = self._plan.patience_seconds
+        seconds, weights_version = self._plan.patience_seconds, lease.min_version
         try:
             async with asyncio.timeout(seconds), self._adopted:
                 await self._adopted.wait_for(lambda: engine.weights_version >= weights_version or bool(self._failure))
@@ -108,9 +141,13 @@ class WeightsFollower:
             raise WeightsError(f"no version {weights_version} here after {seconds:g} s") from None
         if engine.weights_version < weights_version:
             raise WeightsError(f"no version {weights_version} here yet: {self._failure}")
+        if lease.terms is not None and engine.weights_version != lease.terms.exact_version:
+            raise WeightsError(
+                f"version {lease.terms.exact_version} is to be measured, {engine.weights_version} is here"
+            )
 
     async def follow(self, engine: Engine, has_weights: Callable[[], None]) -> None:
-        """Adopt the newest version whenever a newer one is heard of; the first one starts the engine.
+        """Adopt the newest version whenever a newer one is heard of, or one to stay at; the first starts the engine.
 
         Args:
             has_weights: called once the engine holds its first version.
@@ -124,11 +161,10 @@ class WeightsFollower:
             log.info("removed %s, which nobody uses any more", left)
         with opened_puller(self._link, self._plan) as puller:
             while True:
-                await self._heard.wait()
-                self._heard.clear()
+                wanted = await self._wanted(engine)
                 began = time.monotonic()
                 try:
-                    folder, manifest = await puller.fetch()
+                    folder, manifest = await puller.fetch(wanted)
                 except WeightsError as error:
                     is_away = self._link.session.state is ActorState.REJOINING
                     seconds = self._retry.seconds_after(error, is_away=is_away)
@@ -147,7 +183,22 @@ class WeightsFollower:
                     self._link.session.update = fetched, pause, time.monotonic()
                 if is_first:
                     has_weights()
+                if self._link.session.hold is not None:
+                    # The stay ends by itself, should nobody end it.
+                    self._heard.set()
                 await asyncio.to_thread(puller.prune, {manifest.weights_version})
+
+    async def _wanted(self, engine: Engine) -> int:
+        """Wait until another version is to be fetched: its number, or 0 for the newest."""
+        await self._heard.wait()
+        self._heard.clear()
+        while (
+            wanted := self._staying.wanted(self._link.session.hold, engine.weights_version, time.monotonic())
+        ) is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._heard.wait(), self._staying.seconds_left(time.monotonic()))
+            self._heard.clear()
+        return wanted
 
     async def _adopt(self, engine: Engine, folder: Path, manifest: Manifest) -> float | None:
         """Bring the engine to a version that lies whole in a folder, and let waiting leases go on.
@@ -187,6 +238,13 @@ class WeightsFollower:
             self._adopted.notify_all()
 
 
+def attested(lease: Lease, responses: Sequence[Response]) -> None:
+    """Raise WeightsError where a lease of an evaluation was not answered by its version alone."""
+    found = {segment.weights_version for response in responses for segment in response.segments}
+    if lease.terms is not None and found - {lease.terms.exact_version}:
+        raise WeightsError(f"version {lease.terms.exact_version} is to be measured, {sorted(found)} have answered")
+
+
 def _told(timing: UpdateTiming) -> str:
     stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in timing.stage_seconds.items())
     canary = "no canary" if timing.canary_difference is None else f"{timing.canary_difference:.2g} nats off its canary"
@@ -196,7 +254,7 @@ def _told(timing: UpdateTiming) -> str:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened_puller(link: LearnerLink, plan: WeightsPlan | None = None) -> Iterator[WeightPuller]:
     """Fetches the weights of the run that a link has joined; what it holds is let go at the end."""
     run_id, peer, plan = link.session.run_id, f"the weight server at {link.weights_address}", plan or WeightsPlan()

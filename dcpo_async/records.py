@@ -75,6 +75,25 @@ class LeaseName(NamedTuple):
     attempt: Count
 
 
+class Hold(NamedTuple):
+    """What an engine is asked for while a version is measured: stay at it, once you have it, for so many seconds."""
+
+    weights_version: Count
+    seconds: Annotated[float, Field(gt=0)]
+
+
+class EvaluationTerms(NamedTuple):
+    """How a lease of an evaluation is answered: so many responses, every token of them of this version alone."""
+
+    exact_version: Count
+    samples: Annotated[int, Field(ge=1)]
+    temperature: Annotated[float, Field(ge=0)]
+
+
+EVALUATION_POSITIONS = 1 << 62
+"""Leases of evaluations are numbered from here on: no training lease ever gets so far."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The right to answer one visit of a prompt, held by one session at a time.
@@ -89,6 +108,7 @@ class Lease:
         answer: reference answer for the grader.
         problem, metadata: of the prompt, where an own reward may ask for them; else empty.
         source: of the prompt.
+        terms: of an evaluation; None in training, where the run's own sampling holds.
     """
 
     position: int
@@ -101,6 +121,7 @@ class Lease:
     problem: str = ""
     metadata: str = ""
     source: str = ""
+    terms: EvaluationTerms | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import errno
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from dcpo_async.config.loading import load_with_origins, preset_names, refuse_un
 from dcpo_async.config.showing import as_toml, given, help_lines
 from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError
-from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, largest_group_bytes, limited_log
+from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, limited_log
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import be_private, private_folder
@@ -29,6 +29,7 @@ from dcpo_async.supervision import keep_running
 from learner.nodes.place import NodePlace
 
 if TYPE_CHECKING:
+    from dcpo_async.prompts import LoadedProblems
     from dcpo_async.transport.interfaces import Router
     from learner.coordinator.coordinator import Coordinator
     from learner.parts import Parts
@@ -148,6 +149,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
     from dcpo_async.grading.rewards import resolved_rewards
     from dcpo_async.transport.key_files import load_server_keys
     from dcpo_async.transport.zmq_channel import RouterChannel
+    from learner.evaluations.problems import apart_from, held_out_problems
     from learner.nodes.desk import NodeDesk
     from learner.nodes.router import RankRouter
     from learner.parts import Parts, keep_monitor
@@ -155,10 +157,11 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
 
     monitor_words = http_words(options)
     config = resolved_rewards(config.model_copy(update={"data": with_names(config.data)}))
-    problems = training_problems(config.data, None if options.check else config.folder)
+    measured = held_out_problems(config)
+    problems = training_problems(apart_from(config), None if options.check else config.folder)
     if options.check:
         print("\n".join(given(config, options.origins) or ["every setting has its default"]))
-        check(config, devices, problems, options.on)
+        check(config, devices, problems, measured, options.on)
         return
     keys = load_server_keys(options.keys) if options.keys else None
     limit = config.network.max_message_bytes
@@ -167,7 +170,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         limit,
         curve=keys,
         insecure=options.insecure,
-        max_received_bytes=largest_group_bytes(config.sampling.group_size, config.sampling.max_response_tokens),
+        max_received_bytes=config.largest_group_bytes,
         max_header_bytes=GROUP_HEADER_BYTES,
         messages_per_second=MESSAGES_PER_SECOND,
     )
@@ -188,7 +191,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         from learner.sizing.machine import this_machine
         from learner.sizing.memory import Plan
 
-        prepared = prepare(config, problems)
+        prepared = prepare(config, problems, measured)
         if not options.even_if_too_large:
             num_ranks = place.num_ranks if place else devices.num_workers
             plan = Plan.of(config, num_ranks, bool(devices.gpus))
@@ -215,6 +218,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
                 weights_port=weights_port,
                 num_gpus=len(devices.gpus),
                 sinks=sinks,
+                held_out=run.held_out,
             )
             words = security_words(options)
             parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, words, place, nodes)
@@ -246,7 +250,13 @@ def http_words(options: argparse.Namespace) -> list[str]:
     return [*words, "--http-token", str(options.http_token)] if options.http_token else words
 
 
-def check(config: RunConfig, devices: Devices, problems: "TrainingProblems", elsewhere: str | None) -> None:
+def check(
+    config: RunConfig,
+    devices: Devices,
+    problems: "TrainingProblems",
+    measured: "Mapping[str, LoadedProblems]",
+    elsewhere: str | None,
+) -> None:
     """Print what a run will take, and raise ConfigError where that is not there; nothing is written or loaded.
 
     Args:
@@ -257,7 +267,7 @@ def check(config: RunConfig, devices: Devices, problems: "TrainingProblems", els
     from learner.sizing.memory import Plan
 
     machine = this_machine(devices, config.folder) if elsewhere is None else other_machine(gpus_elsewhere(elsewhere)[1])
-    prepared, plan = prepare(config, problems), Plan.of(config, devices.num_workers, bool(devices.gpus))
+    prepared, plan = prepare(config, problems, measured), Plan.of(config, devices.num_workers, bool(devices.gpus))
     print(report(config, prepared, plan, machine, is_elsewhere=elsewhere is not None), flush=True)
     require_room(config, prepared.model, plan, machine)
     print("the run fits")
@@ -295,7 +305,7 @@ class Launcher:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:
                 part.result()
-            await self._end()
+            await self._end(parts)
         finally:
             for part in parts:
                 part.cancel()
@@ -323,10 +333,28 @@ class Launcher:
             async with asyncio.timeout(self._stop_seconds):
                 await self._hurrying.wait()
 
-    async def _end(self) -> None:
+    async def _last_evaluation(self, parts: Sequence["asyncio.Task[None]"]) -> None:
+        """Until what was begun is measured, which has a bound of its own, or a signal comes, or a part fails."""
+        over = self._coordinator.actors.evaluations.over
+        if over.is_set():
+            return
+        log.info("the training has ended; the evaluation that has begun is finished, a signal ends it")
+        waits = [asyncio.create_task(event.wait()) for event in (over, self._stopping)]
+        running = [part for part in parts if not part.done()]
+        await asyncio.wait([*waits, *running], return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        for part in running:
+            if part.done():
+                part.result()
+        if not over.is_set():
+            log.warning("the last evaluation is not finished: dcpo eval can measure the run's export")
+
+    async def _end(self, parts: Sequence["asyncio.Task[None]"]) -> None:
         ranks = self._coordinator.ranks
         if not self._stopping.is_set():
             ranks.finish()
+            await self._last_evaluation(parts)
         elif ranks.unsaved:
             log.warning("stopped without a checkpoint of the last %d steps, which are trained again", ranks.unsaved)
         is_finished = ranks.is_finished

@@ -6,6 +6,7 @@ the command line and the settings are known to be sound.
 
 import logging
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,11 @@ from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json, write_text
 from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.model_folder import load_tokenizer
+from dcpo_async.prompts import LoadedProblems
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.store import newest_policy
 from learner.coordinator.intake import Intake
+from learner.evaluations.problems import HeldOut, held_out
 from learner.initial_model import model_identity, require_numbers
 from learner.ledger.ledger import Ledger, expect_meta
 from learner.problems import TrainingProblems
@@ -27,7 +30,7 @@ from learner.sizing.fit import needs, told
 from learner.sizing.machine import Machine
 from learner.sizing.memory import Plan
 from learner.sizing.model import SizedModel, check_model
-from learner.sizing.report import data_lines, grading_line, in_words, shown, size_lines
+from learner.sizing.report import data_lines, evaluation_lines, grading_line, in_words, shown, size_lines
 from learner.starts import write_start
 from learner.visits.coming import order_of
 
@@ -44,6 +47,7 @@ class RunSetup:
     run_id: str
     ledger: Ledger
     intake: Intake
+    held_out: HeldOut
     is_finished: bool
 
 
@@ -52,14 +56,21 @@ class Prepared:
     """What is known of a run before anything is written or loaded."""
 
     problems: TrainingProblems
+    measured: Mapping[str, LoadedProblems]
     tokenizer: "PreTrainedTokenizerBase"
     prompts: RunPrompts
+    held_out: HeldOut
     model: SizedModel
     rendered_at: datetime
 
 
-def prepare(config: RunConfig, problems: TrainingProblems) -> Prepared:
+def prepare(
+    config: RunConfig, problems: TrainingProblems, measured: Mapping[str, LoadedProblems] | None = None
+) -> Prepared:
     """Encode the prompts, and see whether they, the settings and the model are made for each other.
+
+    Args:
+        measured: the problem sets of `evaluation.data`.
 
     Raises ConfigError where they are not.
     """
@@ -72,7 +83,9 @@ def prepare(config: RunConfig, problems: TrainingProblems) -> Prepared:
     prompts = run_prompts(config.data, problems, tokenizer, now)
     config.require_window(len(prompts.encoded.prompts))
     order_of(config, prompts.encoded.prompts, config.admission_window)
-    return Prepared(problems, tokenizer, prompts, model, now)
+    measured = measured or {}
+    asked = held_out(config, measured, tokenizer, model.num_embeddings, now)
+    return Prepared(problems, measured, tokenizer, prompts, asked, model, now)
 
 
 def require_room(config: RunConfig, model: SizedModel, plan: Plan, machine: Machine) -> None:
@@ -89,6 +102,7 @@ def report(config: RunConfig, prepared: Prepared, plan: Plan, machine: Machine, 
         f"run folder {config.folder}; {described(config)}",
         *data_lines(prepared.prompts.left_out, prepared.prompts.encoded, prepared.tokenizer),
         grading_line(config),
+        *evaluation_lines(config, prepared.held_out.sets),
         *size_lines(config, size, plan, need, machine, is_elsewhere=is_elsewhere),
     ]
     return "\n".join(lines)
@@ -127,7 +141,7 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
     ledger.commit()
     write_text(folder.config, config.model_dump_json(indent=2))
     write_json(folder.data, data_record(problems, prepared.prompts))
-    return RunSetup(run_id, ledger, intake, _is_finished(ledger, config))
+    return RunSetup(run_id, ledger, intake, prepared.held_out, _is_finished(ledger, config))
 
 
 def described(config: RunConfig) -> str:
@@ -173,7 +187,8 @@ def _as_begun(ledger: Ledger, config: RunConfig, prepared: Prepared) -> Prepared
     if not prepared.prompts.encoded.tells_time or then == prepared.rendered_at:
         return prepared
     prompts = run_prompts(config.data, prepared.problems, prepared.tokenizer, then)
-    return replace(prepared, prompts=prompts, rendered_at=then)
+    asked = held_out(config, prepared.measured, prepared.tokenizer, prepared.model.num_embeddings, then)
+    return replace(prepared, prompts=prompts, held_out=asked, rendered_at=then)
 
 
 def _identify(ledger: Ledger, config: RunConfig, data_digest: str, model: str) -> str:

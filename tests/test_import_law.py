@@ -66,7 +66,8 @@ SERVICES = {
     "learner/ranks": "",
     "learner/nodes": "initial_model ranks",
     "learner/visits": "ledger scheduling",
-    "learner/coordinator": "ledger scheduling visits",
+    "learner/coordinator": "evaluations ledger scheduling visits",
+    "learner/evaluations": "ledger scheduling",
     "learner/reports": "ledger visits",
     "learner/checkpoints": "weights",
     "learner/policy": "",
@@ -77,9 +78,9 @@ SERVICES = {
     "learner/starts": "ledger",
     "learner/initial_model": "",
     "learner/run_prompts": "problems",
-    "learner/run_setup": "coordinator initial_model ledger problems run_prompts sizing starts visits",
+    "learner/run_setup": "coordinator evaluations initial_model ledger problems run_prompts sizing starts visits",
     "learner/parts": "coordinator nodes ranks",
-    "learner/launcher": "coordinator nodes parts problems run_setup sizing",
+    "learner/launcher": "coordinator evaluations nodes parts problems run_setup sizing",
 }
 # Decisions: they know the nouns and nothing else.
 PURE = {"learner/scheduling": {"dcpo_async/records"}}

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--problem-field", help="of files and hub ids (default problem)")
     what.add_argument("--answer-field", help="of files and hub ids (default answer)")
     what.add_argument("--answer-pattern", help="regular expression with one group that finds the answer in its field")
+    what.add_argument("--metadata-fields", nargs="+", default=[], metavar="FIELD", help="for --reward, or the run's")
     what.add_argument("--split", help="of hub ids")
     what.add_argument("--subset", help="configuration of a hub id")
     what.add_argument("--trained-on", metavar="SET", help="warn of problems that stand in this training set")
@@ -77,7 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--template-arguments", default="{}", metavar="JSON", help="of the chat template, as a table")
     how.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a response; as often as needed")
     how.add_argument("--stop-token-id", action="append", type=int, default=[], metavar="ID", help="ends one as well")
-    how.add_argument("--extraction", choices=EXTRACTIONS, default=grading.extraction, help="default %(default)s")
+    how.add_argument(
+        "--extraction",
+        choices=EXTRACTIONS,
+        help=f"default {grading.extraction}; of a run that is followed the grading is its own, whatever it is",
+    )
+    how.add_argument("--reward", metavar="MODULE:FUNCTION", help="grade by an own reward; of a run that is its own")
+    how.add_argument("--reward-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of --reward (default 0 1)")
     where = parser.add_argument_group("engine")
     where.add_argument("--gpus", help="GPUs that the engine spans, such as 0 or 0-3; without it the CPU")
     where.add_argument(

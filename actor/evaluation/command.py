@@ -9,15 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
-from actor.evaluation.best import BestVersion, version_name
 from actor.evaluation.evaluator import Evaluator, Modes
 from actor.evaluation.run_follower import RunFollower
 from actor.learner_link import LearnerLink
+from dcpo_async.config import GradingSettings
 from dcpo_async.devices import checked_gpus, cuda_environment
 from dcpo_async.errors import ConfigError, WeightsError
-from dcpo_async.evaluation.results import ResultsFolder
+from dcpo_async.evaluation.best import BestVersion, version_name
+from dcpo_async.evaluation.results import ResultsFolder, of_grading
+from dcpo_async.grading.rewards import resolved_reward
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.metrics.sink import Sink
 from dcpo_async.metrics.tensorboard import TensorBoardWriter
@@ -46,6 +49,7 @@ async def measure(options: argparse.Namespace, console: Console) -> None:
     """Measure what the options name, and print the table; raises DcpoError."""
     _check(options)
     _take_gpus(options)
+    grading = asked_grading(options)
     models = {} if options.learner else _models(options.models)
     sets = _sets(options)
     if options.trained_on:
@@ -56,6 +60,9 @@ async def measure(options: argparse.Namespace, console: Console) -> None:
             if options.learner:
                 await _measure_run(options, evaluator, results)
             else:
+                assert grading is not None
+                results.add(of_grading(grading))
+                evaluator.grade_by(grading)
                 await _measure_models(options, models, evaluator, results)
         finally:
             await evaluator.close()
@@ -102,7 +109,8 @@ async def _measure_run(options: argparse.Namespace, evaluator: Evaluator, result
             welcome = await follower.joined()
             if options.dtype == "auto":
                 options.dtype = welcome.dtype
-            results.add({"dtype": options.dtype, "run": follower.session.run_id})
+            results.add({"dtype": options.dtype, "run": follower.session.run_id, **of_grading(welcome.grading)})
+            evaluator.grade_by(welcome.grading)
             step = 0
             while (found := await follower.next_weights(from_step=step)) is not None:
                 folder, manifest = found
@@ -140,6 +148,38 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"--temperature {options.temperature:g}: it must be above 0; greedy responses come by themselves"
         )
+
+
+def asked_grading(options: argparse.Namespace) -> GradingSettings | None:
+    """How the models are graded; None with --learner, whose run says it.
+
+    Raises ConfigError for a reward that cannot be called, and where a run is to be graded otherwise than it grades.
+    """
+    given = {
+        "extraction": options.extraction,
+        "reward": options.reward,
+        "reward_range": options.reward_range and tuple(options.reward_range),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.learner:
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(f"{names} with --learner: an evaluation grades as the run does; leave it out")
+        return None
+    if "reward_range" in given and "reward" not in given:
+        raise ConfigError("--reward-range would not be read, it needs --reward")
+    if options.metadata_fields and "reward" not in given:
+        raise ConfigError("--metadata-fields would not be read, it needs --reward")
+    try:
+        grading = GradingSettings.model_validate(given)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        name = str(found["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{name} {found['input']}: {found['msg']}") from None
+    low, high = grading.reward_range
+    if not low <= 0 <= high or low == high:
+        raise ConfigError(f"--reward-range {low:g} {high:g}: from the lowest to the highest reward, 0 among them")
+    return resolved_reward(grading)
 
 
 def _table(text: str) -> dict[str, Any]:
@@ -194,6 +234,7 @@ def _sets(options: argparse.Namespace) -> dict[str, LoadedProblems]:
             answer_pattern=options.answer_pattern,
             split=options.split,
             subset=options.subset,
+            metadata_fields=tuple(options.metadata_fields),
         )
         name = Path(source.name).name
         if name in sets:
@@ -234,7 +275,7 @@ def _modes(options: argparse.Namespace) -> Modes:
 def _settings(options: argparse.Namespace, sets: dict[str, LoadedProblems]) -> dict[str, Any]:
     """What shapes every result; how many problems are measured does not."""
     sampling = ("engine", "greedy", "samples", "temperature", "max_prompt_tokens", "max_response_tokens", "seed")
-    texts = ("system_prompt", "prompt_template", "extraction")
+    texts = ("system_prompt", "prompt_template")
     settings = {name: getattr(options, name) for name in (*sampling, *texts)}
     # Results of earlier releases, which had none of these, can be gone on with.
     rare = ("template_arguments", "stop", "stop_token_id")

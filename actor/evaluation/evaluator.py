@@ -6,25 +6,22 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 from rich.console import Console
 
 from actor.engine.choice import make_engine
 from actor.engine.interface import Engine
 from actor.engine.seeds import group_seed
 from dcpo_async.config import GradingSettings
-from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError, EngineError
-from dcpo_async.evaluation.figures import figures_of
 from dcpo_async.evaluation.progress import EvaluationProgress
-from dcpo_async.evaluation.results import SUMMARY_NAME, GradedResponse, Mode, ProblemResult, ResultLog, ResultsFolder
-from dcpo_async.evaluation.table import AVERAGE, Row, markdown
-from dcpo_async.grading import GradingPool
+from dcpo_async.evaluation.results import GradedResponse, Mode, ProblemResult, ResultLog, ResultsFolder
+from dcpo_async.evaluation.summary import Summary, means
+from dcpo_async.grading import Grading, highest_reward, reward_of, submissions
+from dcpo_async.grading.rewards import grading_of
 from dcpo_async.model_folder import context_tokens, load_tokenizer
 from dcpo_async.prompts import LoadedProblems, encode_prompts
 from dcpo_async.records import Lease, Prompt, Response, Sampling
@@ -38,7 +35,6 @@ Prompts = Mapping[str, Sequence[Prompt]]
 Architecture = tuple[dict[str, Any], bytes]
 
 VISIT = 1
-ROW = TypeAdapter(Row)
 NOT_OF_THE_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 
 
@@ -66,11 +62,19 @@ class Evaluator:
         self._engine: Engine | None = None
         self._architecture: Architecture | None = None
         self._num_adopted = 0
-        self._pool = GradingPool(1, GradingSettings().timeout_seconds, options.extraction)
-        self._summary: dict[str, Any] = results.summary()
+        self._graded_by = GradingSettings()
+        self._grading: Grading | None = None
+        self._summary = Summary(results)
         size = sum(sampling.group_size for sampling in modes.values())
         # One more than fills the engine, so that it need not wait for grading.
         self._problems_in_flight = -(-options.in_flight // size) + 1
+
+    def grade_by(self, settings: GradingSettings) -> None:
+        """How responses are graded from now on; raises ConfigError where an own reward is of another source."""
+        if self._grading is not None:
+            self._grading.close()
+        workers = 1 if settings.reward is None else None
+        self._graded_by, self._grading = settings, grading_of(settings, num_workers=workers)
 
     async def measure(self, model: str, folder: Path, manifest: Manifest | None = None) -> dict[str, float]:
         """Answer what the model's results do not hold yet, and write its figures down.
@@ -100,18 +104,14 @@ class Evaluator:
 
     def report(self) -> str:
         """The tables of all models, as Markdown, and how long each took."""
-        times = [
-            f"{name}: {model['tokens']} tokens in {model['seconds']:.0f} s, {model['tokens_per_second']:.0f} tokens/s\n"
-            for name, model in self._summary.items()
-        ]
-        rows = [ROW.validate_python(row) for model in self._summary.values() for row in model["sets"].values()]
-        return f"{markdown(rows)}\n{''.join(times)}" if rows else ""
+        return self._summary.report()
 
     async def close(self) -> None:
         """Release the engine and the grading workers."""
         if self._engine is not None:
             await self._engine.close()
-        self._pool.close()
+        if self._grading is not None:
+            self._grading.close()
 
     # ---- prompts and engine
 
@@ -210,10 +210,13 @@ class Evaluator:
     async def _answer(self, engine: Engine, prompt: Prompt, mode: Mode) -> list[GradedResponse]:
         sampling, version = self._modes[mode], engine.weights_version
         token_ids = np.asarray(prompt.token_ids, dtype=np.int32)
-        responses = await engine.generate(Lease(0, 1, prompt.id, VISIT, 0, token_ids, prompt.answer), sampling)
+        lease = Lease(0, 1, prompt.id, VISIT, 0, token_ids, prompt.answer, prompt.problem, prompt.metadata)
+        responses = await engine.generate(lease, sampling)
         _check_version(prompt, responses, version)
-        verdicts = await self._pool.grade_many([response.text for response in responses], prompt.answer)
-        seed = group_seed(sampling.seed, prompt.id, VISIT)
+        assert self._grading is not None
+        verdicts = await self._grading.grade_all(submissions(lease, responses))
+        rewards = [reward_of(verdict, self._graded_by.format_penalty) for verdict in verdicts]
+        best, seed = highest_reward(self._graded_by), group_seed(sampling.seed, prompt.id, VISIT)
         return [
             GradedResponse(
                 mode=mode,
@@ -221,12 +224,13 @@ class Evaluator:
                 seed=seed + index if mode == "sampled" else None,
                 text=response.text,
                 extracted=verdict.extracted,
-                correct=verdict.correct,
+                correct=reward == best,
                 reason=verdict.reason,
                 num_tokens=len(response.token_ids),
                 finish_reason=response.finish_reason,
+                reward=reward,
             )
-            for index, (response, verdict) in enumerate(zip(responses, verdicts, strict=True))
+            for index, (response, verdict, reward) in enumerate(zip(responses, verdicts, rewards, strict=True))
         ]
 
     # ---- figures
@@ -234,43 +238,9 @@ class Evaluator:
     def _write_down(
         self, model: str, found: Mapping[str, Sequence[ProblemResult]], manifest: Manifest | None
     ) -> dict[str, float]:
-        rows = [_row(model, name, [results]) for name, results in found.items()]
-        if len(rows) > 1:
-            rows.append(_row(model, AVERAGE, list(found.values())))
-        results = [result for results in found.values() for result in results]
-        tokens = sum(response.num_tokens for result in results for response in result.responses)
-        seconds = max(result.elapsed_seconds for result in results)
-        self._summary[model] = {
-            "run": manifest.run_id if manifest else None,
-            "weights_version": manifest.weights_version if manifest else None,
-            "step": manifest.step if manifest else None,
-            "tokens": tokens,
-            "seconds": seconds,
-            "tokens_per_second": tokens / max(seconds, 1e-3),
-            "sets": {row.set: asdict(row) for row in rows},
-        }
-        write_json(self._results.folder / SUMMARY_NAME, self._summary)
-        (self._results.folder / "table.md").write_text(self.report())
-        return _means(rows) | ({"weights_version": float(manifest.weights_version)} if manifest else {})
-
-
-def _row(model: str, name: str, sets: Sequence[Sequence[ProblemResult]]) -> Row:
-    problems = sum(map(len, sets))
-    return Row(model, name, problems, figures_of(sets, "greedy"), figures_of(sets, "sampled"))
-
-
-def _means(rows: Sequence[Row]) -> dict[str, float]:
-    """Every figure of these rows by a name such as "aime24/avg@32"."""
-    means: dict[str, float] = {}
-    for row in rows:
-        for mode, figures in (("greedy", row.greedy), ("sampled", row.sampled)):
-            if figures is not None:
-                accuracy, name = figures.accuracy, f"{row.set}/avg@{figures.samples}"
-                means |= {name: accuracy.mean, f"{name}, low": accuracy.low, f"{name}, high": accuracy.high}
-                means |= {f"{row.set}/pass@{k}": share for k, share in figures.pass_at.items() if k > 1}
-                means[f"{row.set}/response_length, {mode}"] = figures.response_length
-                means[f"{row.set}/truncated, {mode}"] = figures.truncated
-    return means
+        entry = self._summary.entry(model, found, manifest)
+        self._summary.write(model, entry)
+        return means(entry)
 
 
 def architecture_of(folder: Path) -> Architecture:

@@ -2,6 +2,7 @@
 
 from dcpo_async.config.adapter import AdapterSettings
 from dcpo_async.config.data import GYM, GYM_REWARD, DataSettings, SourceSettings
+from dcpo_async.config.evaluation import EvaluationSettings
 from dcpo_async.config.run import RunConfig
 from dcpo_async.config.sections import (
     ActorSettings,
@@ -26,6 +27,7 @@ __all__ = [
     "AlgorithmSettings",
     "CheckpointSettings",
     "DataSettings",
+    "EvaluationSettings",
     "GradingSettings",
     "LagSettings",
     "ModelSettings",

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from dcpo_async.config.adapter import AdapterSettings
-from dcpo_async.config.data import DataSettings
+from dcpo_async.config.data import GYM, DataSettings
+from dcpo_async.config.evaluation import EvaluationSettings
 from dcpo_async.config.rewards import grading_for, reward_problems
 from dcpo_async.config.sections import (
     ActorSettings,
@@ -48,6 +49,7 @@ class RunConfig(BaseSettings):
     weights: WeightsSettings = WeightsSettings()
     actor: ActorSettings = ActorSettings()
     network: NetworkSettings = NetworkSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
 
     @property
     def admission_window(self) -> int:
@@ -70,6 +72,12 @@ class RunConfig(BaseSettings):
         """What grades the problems of a source, which a prompt names."""
         return self.grading_by_source.get(source, self.grading)
 
+    @property
+    def largest_group_bytes(self) -> int:
+        """Bytes that the largest group of a training visit or of an evaluation may take on the wire."""
+        responses = max(self.sampling.group_size, self.evaluation.samples if self.evaluation.every_steps else 0)
+        return largest_group_bytes(responses, self.sampling.max_response_tokens)
+
     def require_window(self, num_prompts: int) -> None:
         """Raise ConfigError where the prompts are fewer than may be leased at once."""
         if num_prompts < self.admission_window:
@@ -81,8 +89,8 @@ class RunConfig(BaseSettings):
             )
 
     def digest(self) -> str:
-        """Hash of every setting that shapes the result; folder and addresses do not."""
-        whole = {"folder", "network", "checkpoint", "weights"}
+        """Hash of every setting that shapes the result; folder, addresses and what is measured do not."""
+        whole = {"folder", "network", "checkpoint", "weights", "evaluation"}
         shape = self.model_dump_json(exclude={**dict.fromkeys(whole, True), "training": {"profile"}})
         return hashlib.sha256(shape.encode()).hexdigest()[:16]
 
@@ -98,6 +106,7 @@ class RunConfig(BaseSettings):
         yield from self._schedule_problems()
         yield from reward_problems(self.data, self.grading)
         yield from self._adapter_problems()
+        yield from self._evaluation_problems()
         updates, lag, network = self.algorithm.updates_per_batch, self.lag, self.network
         first, _, last = (self.training.profile or "0").partition(":")
         if last and int(last) < int(first):
@@ -133,12 +142,13 @@ class RunConfig(BaseSettings):
                 "actors are on other machines, and the weight server takes the next port"
             )
         sampling = self.sampling
-        needed = largest_group_bytes(sampling.group_size, sampling.max_response_tokens)
+        needed = self.largest_group_bytes
         if network.max_message_bytes < needed:
             yield (
                 f"network.max_message_bytes {network.max_message_bytes} is less than the {needed} bytes that "
-                f"{sampling.group_size} responses of {sampling.max_response_tokens} tokens may take: actors "
-                "would send it for ever; raise it, or lower sampling.group_size or sampling.max_response_tokens"
+                f"{sampling.group_size} responses of {sampling.max_response_tokens} tokens may take, or "
+                "evaluation.samples of them: actors would send it for ever; raise it, or lower sampling.group_size, "
+                "evaluation.samples or sampling.max_response_tokens"
             )
         if network.silence_seconds < 2 * network.heartbeat_seconds:
             yield (
@@ -192,6 +202,15 @@ class RunConfig(BaseSettings):
             for name in ("alpha", "target_modules"):
                 if getattr(self.adapter, name) != AdapterSettings.model_fields[name].default:
                     yield f"adapter.{name} would not be read, it needs adapter.rank"
+
+    def _evaluation_problems(self) -> Iterator[str]:
+        evaluation = self.evaluation
+        generated = [word for word in (*evaluation.data, self.data.source) if word.startswith(GYM)]
+        if evaluation.every_steps is not None and generated:
+            yield (
+                f"evaluation.every_steps: {generated[0]} has a scorer of its own, which no other problem set can be "
+                "graded by; measure its versions with dcpo eval"
+            )
 
     def _schedule_problems(self) -> Iterator[str]:
         training, defaults = self.training, TrainingSettings.model_fields

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dcpo_async.config import GradingSettings
 from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError
 from dcpo_async.records import FinishReason
@@ -29,6 +30,8 @@ class GradedResponse(BaseModel):
         index: its number among the problem's responses of this mode.
         seed: of its noise; None for a greedy one.
         num_tokens: its length, the stop token included.
+        correct: it has the highest reward that there is.
+        reward: None in results of earlier releases.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +44,7 @@ class GradedResponse(BaseModel):
     reason: str
     num_tokens: int
     finish_reason: FinishReason
+    reward: float | None = None
 
 
 class ProblemResult(BaseModel):
@@ -60,6 +64,13 @@ class ProblemResult(BaseModel):
     weights_version: int | None
     step: int | None
     elapsed_seconds: float
+
+
+def of_grading(grading: GradingSettings) -> dict[str, Any]:
+    """What of the grading shapes results, by name: extraction is not read where there is an own reward."""
+    if grading.reward is None:
+        return {"extraction": grading.extraction}
+    return {"extraction": None, "reward": grading.reward, "reward_digest": grading.reward_digest}
 
 
 class ResultLog:
@@ -104,21 +115,31 @@ class ResultsFolder:
         folder: made if need be; one that holds something else is refused.
         settings: what shapes every result, by name.
         overwrite: remove the results that are there.
+        named: what the user calls the folder by.
+        advice: what to do about results of other settings.
 
     Raises ConfigError for a folder of something else, one in use, and one with results of other settings.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        named: str = "--out",
+        advice: str = "choose another --out, or --overwrite them",
+    ) -> None:
+        self.folder, self._named, self._advice = folder, f"{named} {folder}", advice
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / SETTINGS_NAME).exists() and {path.name for path in folder.iterdir()} - {LOCK_NAME}:
-            raise ConfigError(f"--out {folder}: the folder holds something that no evaluation wrote; choose a new one")
+            raise ConfigError(f"{self._named}: the folder holds something that no evaluation wrote; choose a new one")
         self._lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise ConfigError(f"--out {folder}: another evaluation is writing there; choose another folder") from None
+            raise ConfigError(f"{self._named}: another evaluation is writing there; choose another folder") from None
         try:
             # One that failed before its first result binds nobody to its settings.
             if overwrite or not any(path.stat().st_size for path in folder.rglob("*.jsonl")):
@@ -144,10 +165,7 @@ class ResultsFolder:
             if name in known and known[name] != value
         ]
         if differing:
-            raise ConfigError(
-                f"--out {self.folder} holds results of other settings: {'; '.join(differing)}; choose another --out, "
-                "or --overwrite them"
-            )
+            raise ConfigError(f"{self._named} holds results of other settings: {'; '.join(differing)}; {self._advice}")
         write_json(path, known | dict(settings))
 
     def summary(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dcpo_async.grading.inline import InlineGrading
 from dcpo_async.grading.interface import Grading, Submission
 from dcpo_async.grading.pool import GradingPool
 from dcpo_async.grading.texts import ResponseTexts
-from dcpo_async.grading.verdict import Reason, Verdict, reward_of
+from dcpo_async.grading.verdict import Reason, Verdict, highest_reward, reward_of
 
 __all__ = [
     "MAX_RESPONSE_CHARS",
@@ -22,6 +22,7 @@ __all__ = [
     "extract_answer",
     "grade",
     "graded",
+    "highest_reward",
     "reward_of",
     "submissions",
 ]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dcpo_async.config import GradingSettings
+
 Reason = Literal[
     "equal",  # by our own comparison
     "equivalent",  # by symbolic comparison alone
@@ -42,6 +44,11 @@ class Verdict:
     extracted: str | None
     reason: Reason | str
     reward: float | None = None
+
+
+def highest_reward(grading: GradingSettings) -> float:
+    """What a right response is worth: 1, or the highest of an own reward's range."""
+    return 1.0 if grading.reward is None else grading.reward_range[1]
 
 
 def reward_of(verdict: Verdict, format_penalty: float = 0.0) -> float:

@@ -144,5 +144,20 @@ def _foot(status: Mapping[str, Any], health: Health) -> Iterator[str]:
         yield f"evaluator {evaluator['session']} at version {evaluator['weights_version']}"
     if status.get("advice"):
         yield status["advice"]
+    yield from _of_evaluation(status.get("evaluation") or {})
     for row in status.get("quarantined", [])[:5]:
         yield f"quarantined: prompt {row['prompt_id']} {row['reason']}"
+
+
+def _of_evaluation(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """What the run's own evaluations stand at."""
+    running, last = evaluation.get("running"), evaluation.get("last")
+    if running:
+        form = "step {step} is measured: {answered} of {problems} problems answered, {actors} actors stay with it"
+        yield form.format(**running)
+    if last and last["state"] == "complete":
+        figures = last["figures"].items()
+        shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in figures if "@" in name and "," not in name)
+        yield f"step {last['step']} measured: {shown}"
+    elif last:
+        yield f"step {last['step']} has no accuracy: {last['reason']}"

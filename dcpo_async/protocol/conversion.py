@@ -10,19 +10,22 @@ from dcpo_async import limits
 from dcpo_async.columns import joined, parted
 from dcpo_async.config import GradingSettings, RunConfig, SamplingSettings
 from dcpo_async.protocol.messages import Array, GroupMessage, LeaseMessage, Welcome
-from dcpo_async.records import Group, Lease, Response, Sampling, VersionSegment
+from dcpo_async.records import Group, Hold, Lease, Response, Sampling, VersionSegment
 
 MAX_LOGPROB = 1e-6
 """Rounding may lift the log-probability of a certain token a little above 0."""
 
 
-def welcome_of(config: RunConfig, weights_port: int, weights_version: int, ask: str = "") -> Welcome:
+def welcome_of(
+    config: RunConfig, weights_port: int, weights_version: int, ask: str = "", hold: Hold | None = None
+) -> Welcome:
     """What a run tells an actor that joins; `model.dtype` has been decided by then."""
     assert config.model.dtype != "auto"
     return Welcome(
         weights_port=weights_port,
         weights_version=weights_version,
         ask=ask,
+        hold=hold,
         seed=config.seed,
         dtype=config.model.dtype,
         max_prompt_tokens=config.data.max_prompt_tokens,
@@ -36,12 +39,12 @@ def welcome_of(config: RunConfig, weights_port: int, weights_version: int, ask: 
     )
 
 
-def sampling_of(welcome: Welcome) -> Sampling:
-    """How the run samples."""
-    sampling = welcome.sampling
+def sampling_of(welcome: Welcome, lease: Lease | None = None) -> Sampling:
+    """How the run samples; an evaluation's lease says itself how many responses, and at what temperature."""
+    sampling, terms = welcome.sampling, lease.terms if lease is not None else None
     return Sampling(
-        sampling.group_size,
-        sampling.temperature,
+        terms.samples if terms is not None else sampling.group_size,
+        terms.temperature if terms is not None else sampling.temperature,
         sampling.max_response_tokens,
         welcome.seed,
         sampling.stop,
@@ -153,13 +156,15 @@ def lease_to_message(lease: Lease) -> tuple[LeaseMessage, dict[str, Array]]:
         problem=lease.problem,
         metadata=lease.metadata,
         source=lease.source,
+        terms=lease.terms,
     )
     return message, {"prompt_token_ids": np.asarray(lease.prompt_token_ids, dtype="<i4")}
 
 
 def lease_from_message(message: LeaseMessage, arrays: Mapping[str, Array]) -> Lease:
     """The lease of a message; its array is a view."""
-    return Lease(prompt_token_ids=arrays["prompt_token_ids"], **message.model_dump(exclude={"number"}))
+    words = message.model_dump(exclude={"number", "terms"})
+    return Lease(prompt_token_ids=arrays["prompt_token_ids"], terms=message.terms, **words)
 
 
 def _wrong_columns(message: GroupMessage, group_size: int) -> Iterator[str]:

@@ -39,7 +39,7 @@ class GroupAcknowledged:
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """A weights version newer than any heard of before."""
+    """A weights version newer than any heard of before, or another one to stay at."""
 
     weights_version: int
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dcpo_async import limits
 from dcpo_async.columns import aligned
 from dcpo_async.config import ActorSettings, GradingSettings, SamplingSettings
-from dcpo_async.records import Activity, Count, FinishReason, GroupOutcome, Relay
+from dcpo_async.records import Activity, Count, EvaluationTerms, FinishReason, GroupOutcome, Hold, Relay
 
 PROTOCOL_VERSION = 7
 
@@ -61,6 +61,7 @@ class Hello(Message):
     relay: Relay = ""
     gpus: Count = 0
     """That its engine spans; 0 on a CPU."""
+    weights_version: Count = 0
 
 
 class Want(Message):
@@ -147,6 +148,7 @@ class Welcome(Message):
     weights_port: Annotated[int, Field(ge=1, le=65535)]
     weights_version: Count
     ask: Relay = ""
+    hold: Hold | None = None
     seed: Count
     dtype: Literal["bfloat16", "float32"]
     max_prompt_tokens: Annotated[int, Field(gt=0)]
@@ -173,6 +175,7 @@ class LeaseMessage(Message):
     problem: limits.Text = ""
     metadata: limits.Text = ""
     source: limits.SourceName = ""
+    terms: EvaluationTerms | None = None
     number: Count = 0
 
 
@@ -195,9 +198,10 @@ class Reject(Message):
 
 
 class VersionMessage(Message):
-    """A weights version has been published; `ask` is whom to ask for it first, before the weight server."""
+    """A weights version has been published; `ask` is whom to ask for it first, `hold` a version to stay at."""
 
     kind = "version"
     weights_version: Count
     step: Count
     ask: Relay = ""
+    hold: Hold | None = None

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from dcpo_async.errors import ProtocolError, UnreachableError
 from dcpo_async.limits import OPEN_SHARE
-from dcpo_async.protocol.conversion import group_to_message, lease_from_message
+from dcpo_async.protocol.conversion import group_to_message, lease_from_message, sampling_of
 from dcpo_async.protocol.events import (
     Complaint,
     Dismissed,
@@ -36,7 +36,7 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.protocol.outbox import Outbox
 from dcpo_async.protocol.transitions import ActorInput, ActorState, actor_input, next_state
-from dcpo_async.records import Activity, Group, Lease, LeaseName
+from dcpo_async.records import Activity, Group, Hold, Lease, LeaseName
 
 
 class ActorSession:
@@ -56,6 +56,7 @@ class ActorSession:
         update: fetch and pause of the last change of weights, in seconds, and when it ended; the service sets it.
         relay: where this machine hands on the weights that it has; empty for nowhere.
         ask: the relay to ask for weights, as the coordinator last said; empty for the weight server.
+        hold: the version that the engine is to stay at, as the coordinator last said; None for the newest.
         takes_leases: whether there is room for leases at all; the service sets it.
         welcome: the run's settings, once joined.
     """
@@ -94,6 +95,7 @@ class ActorSession:
         self.takes_leases, self._has_failed = True, False
         self.welcome: Welcome | None = None
         self.relay, self.ask, self._lost_relay = hello.relay, "", ""
+        self.hold: Hold | None = None
         self._run_id, self._incarnation, self._newest_version = "", 0, 0
         self._is_known = False
         self._in_work = InWork()
@@ -133,6 +135,9 @@ class ActorSession:
     def adopted(self, weights_version: int, canary_difference: float | None) -> None:
         """The engine's next token comes from this version, whose canary it met within this many nats."""
         self.weights_version, self.canary_difference = weights_version, canary_difference
+        if self.hold is not None:
+            # Problems for this version come once the coordinator knows that it is here.
+            self._heartbeat_due_at = -math.inf
 
     def lose_relay(self, relay: str) -> None:
         """The relay that was to be asked is silent or sends wrong bytes: heartbeats say so until another is named."""
@@ -213,7 +218,8 @@ class ActorSession:
                 self._run_id, self._incarnation = envelope.run_id, envelope.incarnation
                 return self._on_welcome(message, now)
             case LeaseMessage():
-                self._num_received = message.number
+                if message.terms is None:
+                    self._num_received = message.number
                 return self._on_lease(lease_from_message(message, envelope.arrays), now)
             case Ack():
                 return self._on_ack(message)
@@ -237,7 +243,7 @@ class ActorSession:
             self._want_due_at = self._heartbeat_due_at = now
             self._outbox.hurry_all(now)
         before, self.welcome = self.welcome, welcome
-        of_now = {"weights_version": 0, "ask": ""}
+        of_now = {"weights_version": 0, "ask": "", "hold": None}
         is_same = before is not None and before.model_copy(update=of_now) == welcome.model_copy(update=of_now)
         news = self._on_version(welcome)
         return news if is_same else [Joined(welcome), *news]
@@ -254,7 +260,7 @@ class ActorSession:
             self._give_back(lease, "the actor drains", is_prompts_fault=False)
             return []
         assert self.welcome is not None
-        self._in_work.begin(name, self.welcome.sampling.group_size)
+        self._in_work.begin(name, sampling_of(self.welcome, lease).group_size)
         return [LeaseGranted(lease, self.welcome)]
 
     def _on_ack(self, ack: Ack) -> list[Event]:
@@ -270,9 +276,10 @@ class ActorSession:
         self.ask = message.ask
         if self.ask != self._lost_relay:
             self._lost_relay = ""
-        if message.weights_version <= self._newest_version:
+        before, self.hold = self.hold, message.hold
+        if message.weights_version <= self._newest_version and self.hold == before:
             return []
-        self._newest_version = message.weights_version
+        self._newest_version = max(self._newest_version, message.weights_version)
         return [NewVersion(message.weights_version)]
 
     def _on_reject(self, reject: Reject, happened: ActorInput, now: float) -> list[Event]:
@@ -332,7 +339,8 @@ class ActorSession:
         if now < self._hello_due_at:
             return []
         self._hello_due_at = now + self._resend_seconds
-        return [self._envelope(self._hello.model_copy(update={"held": self.held, "relay": self.relay}))]
+        of_now = {"held": self.held, "relay": self.relay, "weights_version": self.weights_version}
+        return [self._envelope(self._hello.model_copy(update=of_now))]
 
     def _failures_due(self) -> Iterable[Envelope]:
         failures, self._failures = self._failures, []

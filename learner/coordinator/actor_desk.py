@@ -28,9 +28,11 @@ from learner.coordinator.intake import Intake
 from learner.coordinator.mail import Mail
 from learner.coordinator.regrading import Regrader
 from learner.coordinator.stragglers import Stragglers
+from learner.evaluations.desk import EvaluationDesk, is_of_evaluation, of_training
+from learner.evaluations.problems import HeldOut
 from learner.scheduling.grants import Rotation
 from learner.scheduling.relay_tree import RelayTree
-from learner.scheduling.sessions import ConnectedActor, Session, SessionTable
+from learner.scheduling.sessions import ConnectedActor, Session, SessionTable, fleet_metrics
 from learner.scheduling.token_rate import TokenRate
 
 log = logging.getLogger(__name__)
@@ -54,10 +56,12 @@ class ActorDesk:
         weights_port: where the weight server listens, on the same host as the coordinator.
         clock: monotonic seconds.
         spans: takes what actors say of how long things took.
+        held_out: what actors are to measure versions by.
 
     Attributes:
         connected: by the session's name, in the order of joining.
         rotation, stragglers: those with credit, and what looks after leases that do not get on.
+        evaluations: what has versions measured.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class ActorDesk:
         weights_port: int,
         clock: Callable[[], float],
         spans: SpanLog,
+        held_out: HeldOut,
     ) -> None:
         self._config, self._intake, self.router, self._mail = config, intake, router, mail
         self._regrader, self._weights_port, self._clock = regrader, weights_port, clock
@@ -82,9 +87,12 @@ class ActorDesk:
         self._stopping: Reject | None = None
         intake.start_clock(clock())
         self.rotation = Rotation()
-        self.stragglers = Stragglers(
-            config, intake, self.rotation, clock, self._describe, self._grant_newest, self._revoke
+        says = (lambda: intake.versions.newest), self._post, self._post_newest
+        self.evaluations = EvaluationDesk(
+            config, intake.ledger, held_out, self.connected, self.rotation, *says, clock()
         )
+        acts = self._describe, self._grant_newest, self._revoke, self.evaluations.is_free
+        self.stragglers = Stragglers(config, intake, self.rotation, clock, *acts)
 
     def on_envelope(self, peer: bytes, envelope: Envelope) -> None:
         """Take a message and post its answer; one of a session that is not known here is answered by `rejoin`."""
@@ -116,6 +124,7 @@ class ActorDesk:
         if session is not None and isinstance(error, MalformedError) and error.lease is not None:
             (position, attempt), name = error.lease, session.name
             self._intake.refuse_unread(name, position, attempt, self._clock())
+            self.evaluations.unread(name, position)
             self._answer_group(name, Ack(position=position, attempt=attempt, outcome="invalid", detail=str(error)))
 
     def _on_message(self, session: Session, actor: ConnectedActor, envelope: Envelope, now: float) -> None:
@@ -124,10 +133,14 @@ class ActorDesk:
             case Want() as want:
                 on_its_way = actor.num_granted - want.num_received if now - actor.granted_at < UNSEEN_SECONDS else 0
                 self.stragglers.wanted(name, want.num_leases - max(0, on_its_way), now)
+            case GroupMessage() as group if is_of_evaluation(group.position):
+                self._answer_group(name, self.evaluations.take(name, group, envelope.arrays, now))
             case GroupMessage() as group:
                 self._take_group(name, actor, group, envelope, now)
             case Heartbeat() as heartbeat:
                 self._take_heartbeat(session, actor, heartbeat, now)
+            case LeaseFailed() as failed if is_of_evaluation(failed.position):
+                self.evaluations.failed(name, failed)
             case LeaseFailed() as failed:
                 is_prompts = failed.is_prompts_fault
                 self._intake.fail(
@@ -137,18 +150,22 @@ class ActorDesk:
                 self._post(name, Reject(reason="invalid", detail=f"an actor does not send {other.kind}"))
 
     def grant_leases(self) -> None:
-        """Hand out what the gate allows, one lease at a time to each actor in turn."""
-        now, num_passed = self._clock(), 0
-        if self._stopping:
-            return
+        """Hand out what the gate allows, then problems of an evaluation."""
+        if not self._stopping:
+            self._grant_in_turn(self._clock())
+            self.evaluations.grant(self._clock())
+
+    def _grant_in_turn(self, now: float) -> None:
+        """One lease at a time to each actor in turn."""
+        num_passed = 0
         for _ in range(min(LEASES_AT_ONCE, ROUNDS_AT_ONCE * len(self.rotation))):
             peer = self.rotation.first
             if peer is None or num_passed == len(self.rotation):
                 return
             if self._grant(peer, self.connected[peer].weights_version, now):
                 num_passed = 0
-            elif self._intake.table.has_waiting:
-                # What waits now may wait for another host.
+            elif self._intake.table.has_waiting or self.evaluations.hold_for(peer) is not None:
+                # What waits now may wait for another host, or for newer weights than one that stays will have.
                 self.rotation.pass_over(peer)
                 num_passed += 1
             else:
@@ -156,7 +173,9 @@ class ActorDesk:
 
     def _grant(self, peer: bytes, weights_version: int, now: float) -> bool:
         """Lease the next visit to a peer whose turn it is; False while none may go out to it."""
-        lease = self._intake.grant(peer, now, weights_version)
+        stays_at = self.evaluations.hold_for(peer)
+        at_most = stays_at.weights_version if stays_at is not None else None
+        lease = self._intake.grant(peer, now, weights_version, at_most)
         if lease is None:
             return False
         actor = self.connected[peer]
@@ -172,9 +191,10 @@ class ActorDesk:
         return self._grant(peer, self._intake.versions.newest.weights_version, self._clock())
 
     def announce(self) -> None:
-        """Tell everybody of the newest version."""
+        """Tell everybody of the newest version, and some to stay at it."""
+        self.evaluations.published(self._clock())
         for peer in self.connected:
-            self._post(peer, self._newest_for(peer))
+            self._post_newest(peer)
 
     def dismiss(self, reason: str) -> None:
         """Tell everybody that no more groups are taken."""
@@ -197,6 +217,7 @@ class ActorDesk:
             if now - actor.heard_at >= limit:
                 self._lose(peer, f"silent for {now - actor.heard_at:.0f} s")
         self.stragglers.look(now)
+        self.evaluations.look(now)
         released = self._intake.release_unlisted(now)
         if released:
             log.warning("%d leases were listed by no heartbeat for %.0f s; they go out again", released, limit)
@@ -218,23 +239,15 @@ class ActorDesk:
         del self.connected[name]
         self._sessions.end(name)
         self.stragglers.left(name)
+        self.evaluations.left(name)
         self._relays.leave(name)
         self._intake.blame.leave(name)
         return released
 
     def metrics(self) -> dict[str, float]:
         """Actors connected, how much they generate and how full they are, and how well they hold their weights."""
-        actors = [actor for actor in self.connected.values() if actor.role == "actor"]
-        found = {
-            "actors": float(len(actors)),
-            "actor_tokens_per_second": self._rate.per_second(self._clock()),
-            "responses_in_flight": float(sum(actor.responses_in_flight for actor in actors)),
-            "response_capacity": float(sum(actor.response_capacity for actor in actors)),
-            "preemptions": float(sum(actor.preemptions for actor in actors)),
-            "canary_refusals": float(self._num_canary_refusals),
-        }
-        differences = [actor.canary_difference for actor in actors if actor.canary_difference is not None]
-        return {**found, "canary_difference": max(differences)} if differences else found
+        rates = {"actor_tokens_per_second": self._rate.per_second(self._clock())}
+        return {**fleet_metrics(self.connected.values()), **rates, "canary_refusals": float(self._num_canary_refusals)}
 
     # ---- what comes in
 
@@ -255,15 +268,17 @@ class ActorDesk:
             self.connected[name] = ConnectedActor(now, hello.host, hello.engine, hello.role, hello.gpus)
             log.info("%s %s joined from %s with %s", hello.role, name_of(name), hello.host, hello.engine)
         actor = self.connected[name]
-        actor.heard_at, actor.num_granted = now, 0
+        actor.heard_at, actor.num_granted, actor.weights_version = now, 0, hello.weights_version
         self.rotation.want(name, 0)
         self._intake.table.reclaim(name, hello.held, now)
         # An evaluator asks the weight server: it is behind as it likes, and has nothing to hand on.
         if hello.role == "actor":
             self._intake.blame.join(name, hello.host)
             self._relays.join(name, hello.relay)
+        self.evaluations.joined(name, hello.held, now)
         newest = self._newest_for(name)
-        self._post(name, welcome_of(self._config, self._weights_port, newest.weights_version, newest.ask))
+        version, ask, hold = newest.weights_version, newest.ask, newest.hold
+        self._post(name, welcome_of(self._config, self._weights_port, version, ask, hold))
 
     def _leave(self, session: Session, bye: Bye) -> None:
         self._count_refusals(session, bye.canary_refusals)
@@ -304,7 +319,8 @@ class ActorDesk:
     def _take_heartbeat(self, session: Session, actor: ConnectedActor, heartbeat: Heartbeat, now: float) -> None:
         """Note what the actor says of itself; the answer tells it that the learner is alive."""
         peer = session.name
-        self.stragglers.heard(peer, heartbeat, now)
+        self.stragglers.heard(peer, of_training(heartbeat, self._config.evaluation.samples), now)
+        self.evaluations.heard(peer, heartbeat, now)
         if heartbeat.update is not None and actor.weights_version != heartbeat.weights_version:
             fetch, pause, ago = heartbeat.update
             self._spans.add(name_of(peer), "fetch", fetch, ago + pause, version=heartbeat.weights_version)
@@ -322,7 +338,7 @@ class ActorDesk:
             self._relays.join(peer, heartbeat.relay)
         if heartbeat.lost_relay:
             self._take_out_relay(peer, heartbeat.lost_relay, now)
-        self._post(peer, self._newest_for(peer))
+        self._post_newest(peer)
 
     def _span_group(self, peer: bytes, group: GroupMessage) -> None:
         """Write down how long a group took, and what of it; the rest was on its way."""
@@ -354,7 +370,11 @@ class ActorDesk:
     def _newest_for(self, peer: bytes) -> VersionMessage:
         newest = self._intake.versions.newest
         ask = self._relays.parent_of(peer, self._clock())
-        return VersionMessage(weights_version=newest.weights_version, step=newest.step, ask=ask)
+        hold = self.evaluations.hold_for(peer)
+        return VersionMessage(weights_version=newest.weights_version, step=newest.step, ask=ask, hold=hold)
+
+    def _post_newest(self, peer: bytes) -> None:
+        self._post(peer, self._newest_for(peer))
 
     def _describe(self, peer: bytes) -> str:
         actor = self.connected.get(peer)

@@ -20,12 +20,12 @@ from learner.coordinator.mail import Mail, as_admitted, refusal_of
 from learner.coordinator.regrading import Regrader
 from learner.coordinator.status import Status
 from learner.coordinator.trainer_desk import TrainerDesk
+from learner.evaluations.problems import HeldOut
 from learner.ledger.ledger import Ledger, num_changes
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5
-STATUS_SECONDS = 1.0
+POLL_SECONDS, STATUS_SECONDS = 0.5, 1.0
 
 
 class Coordinator:
@@ -39,7 +39,7 @@ class Coordinator:
         actor_router, rank_router: the two sides that it listens to.
         weights_port: where the weight server listens, on the same host as the coordinator.
         num_gpus: of the trainer, 0 on a CPU.
-        sinks: take the metrics of each step.
+        sinks, held_out: take the metrics of each step; what actors are to measure versions by.
         clock: monotonic seconds.
 
     Attributes:
@@ -59,22 +59,22 @@ class Coordinator:
         weights_port: int,
         num_gpus: int = 0,
         sinks: Sequence[Sink] = (),
+        held_out: HeldOut | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run_id, self.ledger, self.has_ended = run_id, ledger, False
         self._mail = Mail(run_id, ledger.incarnation)
         self._regrader = Regrader(config, intake.counts)
         self._spans = SpanLog(RunFolder(config.folder).timing)
-        self.actors = ActorDesk(
-            config, intake, actor_router, self._mail, self._regrader, weights_port, clock, self._spans
-        )
+        says = self._mail, self._regrader, weights_port, clock, self._spans, held_out or HeldOut()
+        self.actors = ActorDesk(config, intake, actor_router, *says)
         self.ranks = TrainerDesk(config, intake, ledger, rank_router, self._mail, self.actors.announce, self._spans)
         self.status = Status(config, run_id, intake, ledger, self.actors, self.ranks, sinks, clock, num_gpus)
         self.ranks.on_step, self._counts = self.status.step_done, intake.counts
 
     async def run(self) -> None:
         """Serve until the run has ended; what is not committed then was not answered either, and comes again."""
-        regrading = asyncio.create_task(self._regrader.run())
+        beside = [asyncio.create_task(part) for part in (self._regrader.run(), self.actors.evaluations.run())]
         try:
             async with asyncio.TaskGroup() as tasks:
                 for part in (self._serve(self.actors), self._serve(self.ranks), self._watch()):
@@ -82,8 +82,9 @@ class Coordinator:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:
-            regrading.cancel()
-            await asyncio.gather(regrading, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             self.status.close()
             self._spans.close()
 

@@ -136,7 +136,7 @@ class Intake:
 
     # ---- leases
 
-    def grant(self, session: bytes, now: float, weights_version: int = 0) -> Lease | None:
+    def grant(self, session: bytes, now: float, weights_version: int = 0, at_most: int | None = None) -> Lease | None:
         """Lease the next visit to a session; None while the staleness gate is shut or the order must wait.
 
         What was taken back from this session a moment ago, and what failed on its host, goes to others first.
@@ -144,12 +144,13 @@ class Intake:
         Args:
             weights_version: that the session has: its tokens will be of this one or newer, so that the group may train
                 later than the oldest version would allow.
+            at_most: version beyond which the session does not go for now; what needs a newer one goes to others.
         """
         number, slot = self.table.next_to_lease(
             lambda slot: not slot.is_shunning(session, now) and self.blame.may_lease(slot, session, now)
         )
         version = self._version_for(number, weights_version)
-        if version is None:
+        if version is None or (at_most is not None and version.weights_version > at_most):
             return None
         if slot is None:
             slot = self._open_next_visit()

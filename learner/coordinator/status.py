@@ -114,6 +114,7 @@ class Status:
             "trainer_restarts": self._ranks.restarts,
             **self._actors.metrics(),
             **self._intake.summary(),
+            "evaluation": self._actors.evaluations.status(),
             "waiting_for": self._actors.stragglers.waiting_for(now),
             "quarantined": [asdict(row) for row in list(self._intake.quarantined.values())[:SHOWN_QUARANTINED]],
             "advice": self.advice(),

@@ -34,6 +34,7 @@ class Stragglers:
         describe: a session, for people.
         grant: gives the next lease to a session, under the newest weights.
         revoke: tells a session that a lease is not its any more.
+        is_free: whether a session may go on to the newest weights.
 
     Attributes:
         progress: what is known of each actor.
@@ -48,9 +49,10 @@ class Stragglers:
         describe: Callable[[bytes], str],
         grant: Callable[[bytes], object],
         revoke: Callable[[bytes, LeaseName, str], None],
+        is_free: Callable[[bytes], bool],
     ) -> None:
         self._intake, self._rotation, self._clock = intake, rotation, clock
-        self._describe, self._grant, self._revoke = describe, grant, revoke
+        self._describe, self._grant, self._revoke, self._is_free = describe, grant, revoke, is_free
         self.progress = Progress(
             config.sampling.max_response_tokens,
             config.actor.stall_seconds,
@@ -149,7 +151,9 @@ class Stragglers:
         sooner = [
             other
             for other in self._rotation
-            if self.progress.is_sooner(slot, other, now) and self._intake.blame.may_lease(slot, other, now)
+            if self._is_free(other)
+            and self.progress.is_sooner(slot, other, now)
+            and self._intake.blame.may_lease(slot, other, now)
         ]
         if not sooner:
             self._tried = name, now + AGAIN_SECONDS

@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.durable import sync
@@ -19,9 +19,11 @@ from dcpo_async.records import Prompt
 from learner.ledger.acknowledged import Acknowledged
 from learner.ledger.copy import open_copy
 from learner.ledger.lock import LOCK_SECONDS, WriterLock, is_on_network
-from learner.ledger.reader import LedgerReader, Start, StoredGroup, VisitRow, segments_folder
+from learner.ledger.reader import EvaluationRow, LedgerReader, Start, StoredGroup, VisitRow, segments_folder
 from learner.ledger.rows import Rows, damaged, translated
 from learner.ledger.schema import (
+    EVALUATION_RESULTS,
+    EVALUATIONS,
     GROUPS,
     LEDGER_NAME,
     META,
@@ -246,6 +248,16 @@ def expect_meta(ledger: Ledger, key: str, value: str, advice: str) -> None:
         ledger.set_meta(key, value)
     elif found != value:
         raise LedgerError(f"{ledger.folder}: the run in this folder has {key} {found}, now it is {value}; {advice}")
+
+
+def write_evaluation(ledger: Ledger, row: EvaluationRow) -> None:
+    """Keep an evaluation that begins, or how it has ended."""
+    ledger._rows.put(EVALUATIONS, *dataclasses.astuple(row))
+
+
+def write_evaluation_result(ledger: Ledger, evaluation: int, problem: int, result: Any) -> None:
+    """Keep what was answered to a problem, once: raises LedgerError where there is an answer already."""
+    ledger._rows.add(EVALUATION_RESULTS, evaluation, problem, json.dumps(result))
 
 
 def _floats(values: Sequence[float]) -> str:

@@ -11,6 +11,8 @@ from dcpo_async.records import Group
 from learner.ledger.group_format import GROUP_FORMAT, decode_group
 from learner.ledger.rows import Row, Rows
 from learner.ledger.schema import (
+    EVALUATION_RESULTS,
+    EVALUATIONS,
     GROUPS,
     META,
     OLD_LOGPROBS,
@@ -28,6 +30,7 @@ NEXT_POSITION = "next_position"
 """The word about a run that says how far its order has come, where prompts rest: positions before it that have no visit
 were passed over."""
 VisitState = Literal["leased", "accepted", "too_old", "discarded", "quarantined"]
+EvaluationState = Literal["running", "complete", "incomplete"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,27 @@ class QuarantineRow:
     prompt_id: str
     position: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """An evaluation that the run ordered from its actors.
+
+    Attributes:
+        evaluation: its number, from 1.
+        weights_version, step: what is measured.
+        num_problems: in all sets.
+        settings: what shapes each result, as text: results of other settings are not added to it.
+        reason: why it is incomplete; else empty.
+    """
+
+    evaluation: int
+    weights_version: int
+    step: int
+    num_problems: int
+    settings: str
+    state: EvaluationState
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,3 +283,14 @@ def visited_since(reader: LedgerReader, position: int) -> set[int]:
     """Positions from this one on that have a visit."""
     rows = reader._rows.query("SELECT position FROM visits WHERE position >= ?", (position,))
     return {found for (found,) in rows}
+
+
+def evaluations(reader: LedgerReader) -> list[EvaluationRow]:
+    """Every evaluation that the run ordered, oldest first."""
+    return [EvaluationRow(*row) for row in reader._rows.find(EVALUATIONS, "ORDER BY evaluation")]
+
+
+def evaluation_results(reader: LedgerReader, evaluation: int) -> dict[int, Any]:
+    """What was answered of an evaluation: by the number of the problem, as it was written."""
+    rows = reader._rows.find(EVALUATION_RESULTS, "WHERE evaluation = ? ORDER BY problem", (evaluation,))
+    return {problem: json.loads(result) for _, problem, result in rows}

@@ -7,8 +7,11 @@ from dcpo_async.errors import LedgerError
 from learner.ledger.rows import Rows, Table, damaged
 
 LEDGER_NAME = "ledger.sqlite"
-LEDGER_FORMAT = 3
-"""Format of tables and segments together; 3 brought digests of rows, 2 numbered formats of groups, 1 had no number."""
+LEDGER_FORMAT = 4
+"""Format of tables and segments together; 4 brought evaluations, 3 digests of rows, 2 numbered formats of groups, 1 had
+no number."""
+ROWS_HAVE_DIGESTS = 3
+"""The first format in which they have."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, row_digest INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS starts (
@@ -53,6 +56,16 @@ CREATE TABLE IF NOT EXISTS quarantines (
     position INTEGER PRIMARY KEY, prompt_id TEXT NOT NULL, reason TEXT NOT NULL, is_released INTEGER NOT NULL,
     row_digest INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS evaluations (
+    evaluation INTEGER PRIMARY KEY, weights_version INTEGER NOT NULL, step INTEGER NOT NULL,
+    num_problems INTEGER NOT NULL, settings TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('running', 'complete', 'incomplete')), reason TEXT NOT NULL,
+    row_digest INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS evaluation_results (
+    evaluation INTEGER NOT NULL REFERENCES evaluations(evaluation), problem INTEGER NOT NULL, result TEXT NOT NULL,
+    row_digest INTEGER NOT NULL, PRIMARY KEY (evaluation, problem)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS totals (
     name TEXT PRIMARY KEY, num_rows INTEGER NOT NULL, digest_sum INTEGER NOT NULL, row_digest INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -88,6 +101,7 @@ TABLES = _tables()
 META, STARTS, PROMPTS, VISITS, GROUPS = (TABLES[name] for name in ["meta", "starts", "prompts", "visits", "groups"])
 PROMPT_STATS, STEPS, VERSIONS = (TABLES[name] for name in ["prompt_stats", "steps", "versions"])
 OLD_LOGPROBS, QUARANTINES = TABLES["old_logprobs"], TABLES["quarantines"]
+EVALUATIONS, EVALUATION_RESULTS = TABLES["evaluations"], TABLES["evaluation_results"]
 
 
 def prepare_tables(rows: Rows) -> None:
@@ -102,8 +116,9 @@ def prepare_tables(rows: Rows) -> None:
             f"{rows.path} is a ledger of format {found}, this release knows formats up to {LEDGER_FORMAT}: "
             "use the release that wrote it, or a later one"
         )
-    if found == LEDGER_FORMAT:
+    if found >= ROWS_HAVE_DIGESTS:
         rows.read_totals()
+        _add_evaluations(rows, found)
         return
     if "totals" in names:
         raise damaged(rows.path, f"its number says format {found}, its tables are those of format {LEDGER_FORMAT}")
@@ -122,6 +137,21 @@ def prepare_tables(rows: Rows) -> None:
         _keep_quarantines(rows)
     if began_in_millionths:
         rows.put(META, BEGAN_IN_MILLIONTHS, "yes")
+    _finish(rows)
+
+
+def _add_evaluations(rows: Rows, found: int) -> None:
+    """Make the tables that format 4 brought, where they are not there; the others have to be as format 3 wrote them."""
+    if found == LEDGER_FORMAT:
+        return
+    rows.check_totals([table for table in TABLES.values() if table not in (EVALUATIONS, EVALUATION_RESULTS)])
+    for statement in SCHEMA.split(";"):
+        rows.query(statement)
+    _finish(rows)
+
+
+def _finish(rows: Rows) -> None:
+    """The tables are those of this release."""
     rows.query(f"PRAGMA user_version = {LEDGER_FORMAT}")
     rows.count_schema()
     rows.write_totals()

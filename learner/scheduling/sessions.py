@@ -1,5 +1,6 @@
 """Which connection carries which session, and what each is called. Pure: no clock, no socket, no file."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dcpo_async.records import Activity
@@ -51,6 +52,19 @@ class ConnectedActor:
     groups_accepted: int = 0
     canary_difference: float | None = None
     refused: set[int] = field(default_factory=set)
+
+
+def fleet_metrics(connected: Iterable[ConnectedActor]) -> dict[str, float]:
+    """Actors among those that are connected, how full they are, and how well they hold their weights."""
+    actors = [actor for actor in connected if actor.role == "actor"]
+    found = {
+        "actors": float(len(actors)),
+        "responses_in_flight": float(sum(actor.responses_in_flight for actor in actors)),
+        "response_capacity": float(sum(actor.response_capacity for actor in actors)),
+        "preemptions": float(sum(actor.preemptions for actor in actors)),
+    }
+    differences = [actor.canary_difference for actor in actors if actor.canary_difference is not None]
+    return {**found, "canary_difference": max(differences)} if differences else found
 
 
 class SessionTable:

@@ -1,6 +1,6 @@
 """What `dcpo-learner --check` prints: all that is known of a run before it is started."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dcpo_async.config import RunConfig
@@ -37,6 +37,17 @@ def data_lines(
         yield f"prompt {prompt.id[:8]}, answer {prompt.answer!r}: {shown(prompt, tokenizer)}"
         more = f" … {len(tokens)} in all" if len(tokens) > SHOWN_TOKENS else ""
         yield f"  tokens: {' '.join(map(str, tokens[:SHOWN_TOKENS]))}{more}"
+
+
+def evaluation_lines(config: RunConfig, sets: Mapping[str, Sequence[Prompt]]) -> Iterator[str]:
+    """A line about what the run measures itself by, where it does."""
+    if sets:
+        sizes = ", ".join(f"{len(prompts)} problems of {name}" for name, prompts in sets.items())
+        evaluation = config.evaluation
+        yield (
+            f"evaluation every {evaluation.every_steps} steps: {sizes}, {evaluation.samples} responses to each at "
+            f"temperature {evaluation.temperature:g}"
+        )
 
 
 def shown(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -23,6 +23,7 @@ from dcpo_async.weights.places import version_folder
 from dcpo_async.weights.store import write_snapshot
 from learner.coordinator.coordinator import Coordinator
 from learner.coordinator.intake import Intake
+from learner.evaluations.problems import HeldOut
 from learner.ledger.ledger import Ledger
 from learner.weights.server import serve
 from tests.learner.coordinator.running import Peer
@@ -40,6 +41,7 @@ class World:
         model = settings.model.model_copy(update={"dtype": "float32"})
         self.prompts = make_prompts(16)
         self.config: RunConfig = settings.model_copy(update={"model": model})
+        self.held_out = HeldOut()
         self.run_id = f"run-{uuid.uuid4().hex[:8]}"
         self.networks = {ADDRESS: MemoryNetwork(), WEIGHTS_ADDRESS: MemoryNetwork()}
         self.ranks = MemoryNetwork()
@@ -60,7 +62,13 @@ class World:
         self.intake = Intake(self.config, self.prompts, VOCAB_SIZE, self.ledger)
         routers = self.networks[ADDRESS].router(), self.ranks.router()
         self.coordinator = Coordinator(
-            self.config, self.run_id, self.intake, self.ledger, *routers, weights_port=WEIGHTS_PORT
+            self.config,
+            self.run_id,
+            self.intake,
+            self.ledger,
+            *routers,
+            weights_port=WEIGHTS_PORT,
+            held_out=self.held_out,
         )
         weights = self.networks[WEIGHTS_ADDRESS].router()
         parts = (self.coordinator.run(), serve(weights, self.store, self.run_id))

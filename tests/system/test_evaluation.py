@@ -12,6 +12,7 @@ import pytest
 
 from actor.evaluation.__main__ import main
 from actor.weights.cache import default_cache_folder
+from dcpo_async.comparison.runs import read_run
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.weights.places import versions
 from dcpo_async.weights.store import verify
@@ -105,3 +106,43 @@ def test_an_evaluator_that_finds_no_learner_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"dcpo eval: no answer from the learner at {address} within 1 s")
+
+
+def test_a_run_that_measures_itself_and_is_killed_meanwhile_counts_each_problem_once_and_trains_the_same(
+    services: Services, steady_run: Services
+) -> None:
+    held_out, num_problems, samples = services.folder / "held_out.jsonl", 24, 2
+    lines = [json.dumps({"problem": f"What is {i} squared?", "answer": str(i * i)}) for i in range(num_problems)]
+    held_out.write_text("\n".join(lines) + "\n")
+    evaluation = {"every_steps": 4, "data": f'["{held_out}"]', "samples": samples, "hold_seconds": 200}
+    words = [*STEADY, *(word for name, value in evaluation.items() for word in (f"--evaluation.{name}", str(value)))]
+    answered = "SELECT COUNT(*) FROM evaluation_results WHERE evaluation = 2"
+    learner, actor = services.start_learner(*words), services.start_actor("--tokens-per-second", "40")
+    services.until_step(4)
+    services.until("some answers at step 4", lambda: services.ledger(answered)[0][0] >= 3)
+    learner.signal(signal.SIGKILL)
+    learner.process.wait()
+    assert services.ledger(answered)[0][0] < num_problems
+    learner = services.start_learner(*words)
+    for service in (learner, actor):
+        services.ends_well(service)
+
+    rows = services.ledger("SELECT evaluation, step, weights_version, state FROM evaluations")
+    assert [(step, state) for _, step, _, state in rows] == [(step, "complete") for step in (0, 4, 8, 12)]
+    found = services.ledger("SELECT evaluation, problem, result FROM evaluation_results")
+    assert sorted((number, problem) for number, problem, _ in found) == [
+        (number, problem) for number, *_ in rows for problem in range(num_problems)
+    ]
+    # Nothing of it is among what trains, and the run is the one that it would have been.
+    assert services.exported_weights() == steady_run.exported_weights()
+    assert_counted_once(services)
+    assert services.ledger("SELECT COUNT(*) FROM groups") == steady_run.ledger("SELECT COUNT(*) FROM groups")
+    # It is found where evaluations are looked for.
+    run = read_run("run", services.run)
+    assert [(point.step, point.samples, point.problems) for point in run.held_out] == [
+        (step, samples, num_problems) for step in (0, 4, 8, 12)
+    ]
+    lines_of = read_metrics(services.run / "evaluation")
+    best = max(lines_of, key=lambda line: line["held_out/avg@2"])
+    assert verify(services.run / "evaluation" / "best").weights_version == best["weights_version"]
+    assert services.status()["evaluation"]["last"]["step"] == 12

@@ -31,6 +31,7 @@ from dcpo_async.records import Lease, LeaseName
 from dcpo_async.transport.memory_channel import MemoryDealer, MemoryNetwork, MemoryRouter
 from learner.coordinator.coordinator import Coordinator
 from learner.coordinator.intake import Intake
+from learner.evaluations.problems import HeldOut
 from tests.learner.small_run import answer
 from tests.protocol.made_session import hello
 
@@ -92,6 +93,7 @@ class Learner:
         config: RunConfig,
         open_intake: Callable[[RunConfig], Intake],
         router: Callable[..., MemoryRouter] | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.now: float | None = 1000.0
         self.actors, self.ranks = MemoryNetwork(), MemoryNetwork()
@@ -106,6 +108,7 @@ class Learner:
             self.ranks.router(),
             weights_port=5558,
             sinks=[MetricsWriter(config.folder)],
+            held_out=held_out,
             clock=lambda: time.monotonic() if self.now is None else self.now,
         )
 
@@ -132,9 +135,12 @@ class Learner:
 
 @asynccontextmanager
 async def learning(
-    config: RunConfig, open_intake: Callable[[RunConfig], Intake], router: Callable[..., MemoryRouter] | None = None
+    config: RunConfig,
+    open_intake: Callable[[RunConfig], Intake],
+    router: Callable[..., MemoryRouter] | None = None,
+    held_out: HeldOut | None = None,
 ) -> AsyncIterator[Learner]:
-    learner = Learner(config, open_intake, router)
+    learner = Learner(config, open_intake, router, held_out)
     task = asyncio.create_task(learner.coordinator.run())
     try:
         yield learner

@@ -26,11 +26,13 @@ class BestVersion:
 
     Args:
         out: folder of the results, which has one writer.
+        setting: what the user asks for it by.
 
     Raises ConfigError where something else has the name `best`.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, setting: str = "--keep-best") -> None:
+        self._setting = setting
         self._folder, self._writing, replaced = out / BEST_NAME, out / WRITING_NAME, out / REPLACED_NAME
         if replaced.exists() and not self._folder.exists():
             # Killed between the two renames: the former one gives way only to a copy that is whole and on disk.
@@ -41,7 +43,7 @@ class BestVersion:
             try:
                 read_manifest(self._folder)
             except WeightsError as error:
-                raise ConfigError(f"--keep-best: {error}; move it away, or choose another --out") from None
+                raise ConfigError(f"{setting}: {error}; move it away, or choose another folder") from None
 
     def consider(self, folder: Path, manifest: Manifest, summary: Mapping[str, Any]) -> bool:
         """Keep a version that has been measured, if none that is kept is as good.
@@ -58,7 +60,9 @@ class BestVersion:
         if self._folder.exists():
             kept = version_name(read_manifest(self._folder))
             if kept not in summary or _measured_on(summary[kept]) != _measured_on(summary[version_name(manifest)]):
-                raise ConfigError(f"--keep-best: {kept} in {self._folder} was measured on other problems; move it away")
+                raise ConfigError(
+                    f"{self._setting}: {kept} in {self._folder} was measured on other problems; move it away"
+                )
             best = _overall(summary[kept])
             if _accuracy(row) <= _accuracy(best):
                 log.info("%s is still the best version, with %s", kept, _told(best))

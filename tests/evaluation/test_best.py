@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from actor.evaluation.best import BestVersion, version_name
 from dcpo_async.errors import ConfigError, WeightsError
+from dcpo_async.evaluation.best import BestVersion, version_name
 from dcpo_async.weights.manifest import Manifest, read_manifest
 from dcpo_async.weights.places import version_folder
 from dcpo_async.weights.store import verify, write_snapshot
