@@ -74,7 +74,7 @@ class Coordinator:
 
     async def run(self) -> None:
         """Serve until the run has ended; what is not committed then was not answered either, and comes again."""
-        beside = [asyncio.create_task(part) for part in (self._regrader.run(), self.actors.evaluations.run())]
+        beside = asyncio.gather(self._regrader.run(), self.actors.evaluations.run(), return_exceptions=True)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for part in (self._serve(self.actors), self._serve(self.ranks), self._watch()):
@@ -82,9 +82,8 @@ class Coordinator:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
+            beside.cancel()
+            await asyncio.gather(beside, return_exceptions=True)
             self.status.close()
             self._spans.close()
 
