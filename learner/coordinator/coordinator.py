@@ -32,8 +32,7 @@ class Coordinator:
     """Serves actors and trainer ranks; whatever it answers is durable before it leaves.
 
     Args:
-        config: of the run.
-        run_id: names the run on the wire.
+        config, run_id: of the run, and its name on the wire.
         intake: leases, groups and batches.
         ledger: of the run; this is the only process that writes to it.
         actor_router, rank_router: the two sides that it listens to.
