@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from actor.evaluation.command import _parser, asked_grading, main
+from actor.evaluation.__main__ import _parser, main
+from actor.evaluation.command import asked_grading
 from dcpo_async.config import GradingSettings
 from dcpo_async.errors import ConfigError
 from dcpo_async.grading.rewards import source_digest
