@@ -19,8 +19,13 @@ from actor.weights_options import add_weights_arguments
 from dcpo_async.errors import DcpoError
 from dcpo_async.grading.rewards import grading_of
 from dcpo_async.protocol.messages import Welcome
+from dcpo_async.supervision import sign_of_progress
 from dcpo_async.transport.key_files import load_peer_keys
 from dcpo_async.transport.zmq_channel import connecting, connecting_to_relays
+
+SIGN_SECONDS, SILENCE_SECONDS = 2.0, 45.0
+"""A process that is stopped, or whose event loop hangs, is started again after the second, or its GPUs
+would idle for ever."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,7 +65,18 @@ async def _serve(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.drain)
-    await service.run()
+    telling = asyncio.create_task(tell_signs())
+    try:
+        await service.run()
+    finally:
+        telling.cancel()
+
+
+async def tell_signs() -> None:
+    """Say to the launcher that this process runs, until cancelled; whether its engine does is looked at in here."""
+    while True:
+        sign_of_progress("the engine process serves", SILENCE_SECONDS)
+        await asyncio.sleep(SIGN_SECONDS)
 
 
 def _engine_of(options: argparse.Namespace, welcome: Welcome, link: LearnerLink) -> Engine:

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -26,6 +25,8 @@ QUICK_SECONDS = 120.0
 UNSOUND_SECONDS = 3600.0
 """An engine that was refused for what it made has worked only if it ran so long: a sick GPU may show late."""
 RESTART_SECONDS = 2.0
+START_SECONDS = 600.0
+"""Until a process has imported what it needs and gives its first sign; libraries may lie on a slow network."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.keys is not None:
             load_peer_keys(options.keys)
         relay = checked_relay(options)
-        with contextlib.nullcontext(options.logs) if options.logs else private_folder("actor") as logs:
-            asyncio.run(_supervise(options, groups, logs, *relay))
+        with private_folder("actor") as scratch:
+            asyncio.run(_supervise(options, groups, options.logs or scratch, scratch / "signs", *relay))
     except DcpoError as error:
         print(f"dcpo-actor: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -87,7 +88,12 @@ def _gpu_groups(options: argparse.Namespace) -> list[tuple[int, ...]]:
 
 
 async def _supervise(
-    options: argparse.Namespace, groups: Sequence[tuple[int, ...]], logs: Path, relay_listen: str, relay: str
+    options: argparse.Namespace,
+    groups: Sequence[tuple[int, ...]],
+    logs: Path,
+    signs: Path,
+    relay_listen: str,
+    relay: str,
 ) -> None:
     log.info("%d engine processes for %s; their logs are in %s", len(groups), options.learner, logs)
     stopping, relaying = asyncio.Event(), list[asyncio.Task[None]]()
@@ -103,12 +109,12 @@ async def _supervise(
         async with asyncio.TaskGroup() as tasks:
             if relay:
                 log.info("a relay hands on weights at %s", relay)
-                relaying.append(
-                    tasks.create_task(_keep_relay(_relay(options, relay_listen, offer, logs / "relay.log")))
-                )
+                child = _relay(options, relay_listen, offer, logs / "relay.log", _made(signs / "relay"))
+                relaying.append(tasks.create_task(_keep_relay(child)))
             async with asyncio.TaskGroup() as engines:
                 for index, gpus in enumerate(groups):
-                    child = _engine(options, index, gpus, words, logs / f"engine-{index}.log")
+                    folder = _made(signs / f"engine-{index}")
+                    child = _engine(options, index, gpus, words, logs / f"engine-{index}.log", folder)
                     engines.create_task(_keep_engine(child, stopping, given_up))
             for task in relaying:
                 # Not asked to end: one that was stopped would not hear it.
@@ -141,7 +147,12 @@ async def _keep_relay(relay: Child) -> None:
         log.error("no relay runs here any more; other machines turn to the weight server: %s", error)
 
 
-def _relay(options: argparse.Namespace, listen: str, offer: Path, log_file: Path) -> Child:
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _relay(options: argparse.Namespace, listen: str, offer: Path, log_file: Path, signs: Path) -> Child:
     """The process that hands on this machine's weights."""
     argv = module_argv("actor.weights.relay", "--listen", listen, "--offer", str(offer))
     argv += ["--mbps", str(options.relay_mbps)] if options.relay_mbps else []
@@ -149,6 +160,8 @@ def _relay(options: argparse.Namespace, listen: str, offer: Path, log_file: Path
         name="relay",
         argv=lambda: [*argv, *_security_words(options)],
         log_file=log_file,
+        signs=signs,
+        start_seconds=START_SECONDS,
         environment={"OMP_NUM_THREADS": "1"},
         has_progressed=lambda seconds: seconds >= QUICK_SECONDS,
         failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-actor: "),
@@ -163,7 +176,12 @@ def _relay(options: argparse.Namespace, listen: str, offer: Path, log_file: Path
 
 
 def _engine(
-    options: argparse.Namespace, index: int, gpus: tuple[int, ...], relay_words: Sequence[str], log_file: Path
+    options: argparse.Namespace,
+    index: int,
+    gpus: tuple[int, ...],
+    relay_words: Sequence[str],
+    log_file: Path,
+    signs: Path,
 ) -> Child:
     """One engine process, which runs until the learner or a signal ends it."""
     ready, codes = log_file.with_suffix(".ready"), list[int]()
@@ -185,6 +203,8 @@ def _engine(
         name=f"engine process {index}",
         argv=argv,
         log_file=log_file,
+        signs=signs,
+        start_seconds=START_SECONDS,
         environment=_environment(gpus),
         has_progressed=has_progressed,
         failed=failed,

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from dcpo_async.config import DataSettings
+from dcpo_async.errors import ConfigError
 from dcpo_async.prompts import EncodedPrompts, encode_prompts, prompts_digest
 from learner.problems import SourceProblems, TrainingProblems
 
@@ -37,7 +38,12 @@ def run_prompts(
     Raises ConfigError and DatasetError as `encode_prompts` does.
     """
     sources = problems.sources
-    each = [_encoded(data, source, tokenizer, now) for source in sources]
+    each = []
+    for source in sources:
+        try:
+            each.append(_encoded(data, source, tokenizer, now))
+        except ConfigError as error:
+            raise type(error)(f"{source.name}: {error}" if len(sources) > 1 else str(error)) from None
     left_out = {
         source.name: {**source.loaded.left_out, "too long": encoded.num_too_long}
         for source, encoded in zip(sources, each, strict=True)

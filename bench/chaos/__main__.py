@@ -4,6 +4,9 @@ A learner and two actors of two engine processes each, the scripted engine, one 
 moments by SIGKILL, or kill themselves at named points (`kills.py`); launchers start their children again, this program
 the launchers. At the end nothing is killed any more, the run ends, and the ledger is recounted by a reader of its own,
 against what the actors were told too; with max_lag 0 the run is repeated undisturbed, and both must have the same bits.
+
+`--soak-minutes 60` kills no learner: actors join, leave and die for so long, and what grows is told (`soak.py`).
+`--detection 3` stops each part so often and tells how soon it is named (`detection.py`).
 """
 
 import argparse
@@ -12,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 from bench.chaos import kills
+from bench.chaos.detection import stopped_parts
+from bench.chaos.soak import Soaked, soak
 from tests.tiny_model import make_tiny_model
 
 
@@ -22,6 +27,8 @@ def main() -> None:
     parser.add_argument("--max-lag", type=int, default=0)
     parser.add_argument("--engine", choices=("scripted", "vllm"), default="scripted")
     parser.add_argument("--gap-seconds", type=float, default=1.0, help="mean time between two kills")
+    parser.add_argument("--soak-minutes", type=float, help="instead of kills of everything")
+    parser.add_argument("--detection", type=int, help="rounds; instead of kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="kept afterwards; a temporary folder without it")
     options = parser.parse_args()
@@ -30,6 +37,18 @@ def main() -> None:
         model = folder / "model"
         model.mkdir(parents=True, exist_ok=True)
         make_tiny_model(model, seed=3)
+        if options.detection:
+            for noticed in stopped_parts(folder / "detection", model, options.seed, options.detection):
+                print(
+                    f"{noticed.part:15s} named after {noticed.named_seconds:5.1f} s, two steps more after "
+                    f"{noticed.works_seconds:5.1f} s"
+                )
+            return
+        if options.soak_minutes:
+            soaked = soak(
+                folder / "soak", model, options.soak_minutes, seed=options.seed, gap_seconds=options.gap_seconds
+            )
+            sys.exit(reported_soak(soaked))
         outcome = kills.run(
             folder,
             model,
@@ -40,6 +59,17 @@ def main() -> None:
             gap_seconds=options.gap_seconds,
         )
     sys.exit(reported(outcome))
+
+
+def reported_soak(soaked: Soaked) -> int:
+    """Print what came of a soak; returns the exit code that says whether the ledger held."""
+    print(f"{soaked.steps} steps; " + ", ".join(f"{number} {what}" for what, number in soaked.happened.most_common()))
+    for name, (value, slope) in soaked.slopes().items():
+        print(f"  {name:32s} {value:10.1f}, {slope:+9.2f} an hour")
+    for fault in soaked.ledger.faults[:50]:
+        print(f"  FAULT {fault}")
+    print(f"recounted: {soaked.ledger.groups} groups, {len(soaked.ledger.faults)} faults")
+    return 1 if soaked.ledger.faults else 0
 
 
 def reported(outcome: kills.Outcome) -> int:

@@ -2,24 +2,31 @@
 
 A real coordinator with a ledger on disk on one core, simulated actors with real sessions and sockets on the other; each
 holds one lease, and together they send so many groups a second (8 responses of 200 tokens). The gate is always open.
+
+With `--forgeries 1000000` so many forged messages come in as well, from a third process on the actors' core: what the
+same actors did before and beside them, what the coordinator was handed, its memory, and whether any of it counted.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 import numpy as np
 import psutil
 
-from bench.fleet.actors import Seen, crowd
+from bench.fleet.actors import GROUP_TOKENS, Seen, crowd
 
 LEARNER_CORE, ACTORS_CORE = 0, 1
+QUIET_SECONDS = 15
+"""Without forgeries, after which no more are waited for."""
 
 
 def main() -> None:
@@ -28,16 +35,18 @@ def main() -> None:
     parser.add_argument("--actors", type=int, nargs="+", default=[10, 100, 1000, 2000])
     parser.add_argument("--groups-per-second", type=float, default=50.0)
     parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--forgeries", type=int, default=0)
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.sched_setaffinity(0, {ACTORS_CORE})
     for number in options.actors:
-        print(measured(number, options.groups_per_second, options.seconds), flush=True)
+        words = measured(number, options.groups_per_second, options.seconds, options.forgeries)
+        print(words, flush=True)
 
 
-def measured(number: int, groups_per_second: float, seconds: float) -> str:
-    """A line on so many actors."""
+def measured(number: int, groups_per_second: float, seconds: float, forgeries: int = 0) -> str:
+    """What is to be said of so many actors."""
     with tempfile.TemporaryDirectory() as folder:
         argv = [sys.executable, "-m", "bench.fleet.learner", folder, str(number)]
         with (Path(folder) / "log").open("w") as log:
@@ -50,6 +59,9 @@ def measured(number: int, groups_per_second: float, seconds: float) -> str:
                 return f"{number} actors: the coordinator did not start: {(Path(folder) / 'log').read_text()[-500:]}"
             # Every actor has its second lease by then.
             warm_up = 10.0 + 2.0 * number / groups_per_second
+            if forgeries:
+                besieged = _besieged(learner.pid, Path(folder), address, number, groups_per_second, seconds, forgeries)
+                return asyncio.run(besieged)
             return asyncio.run(_observed(learner.pid, address, number, groups_per_second, seconds, warm_up))
         finally:
             learner.kill()
@@ -62,6 +74,59 @@ async def _observed(pid: int, address: str, number: int, rate: float, seconds: f
     seen = await crowd(address, number, rate, seconds, warm_up)
     spent = _core_seconds(process) - await at_start
     return _told(number, seen, spent, seconds, process.memory_info().rss)
+
+
+async def _besieged(
+    pid: int, folder: Path, address: str, number: int, rate: float, seconds: float, forgeries: int
+) -> str:
+    process = psutil.Process(pid)
+    actors = asyncio.create_task(crowd(address, number, rate, 1e9, 0.0))
+    await asyncio.sleep(10.0 + 2.0 * number / rate)
+    alone = await _groups_a_second(folder, asyncio.sleep(seconds))
+    rss, received = process.memory_info().rss, _received(folder)
+    argv = [sys.executable, "-m", "bench.fleet.forgers", address, str(forgeries)]
+    forger = await asyncio.create_subprocess_exec(*argv)
+    try:
+        beside = await _groups_a_second(folder, _until_received(folder, received + forgeries, actors))
+        grown = process.memory_info().rss / rss - 1
+    finally:
+        forger.kill()
+        await forger.wait()
+    handled = _received(folder) - received
+    status = json.loads((folder / "status.json").read_text())
+    actors.cancel()
+    forged_tokens = status["total_response_tokens"] - status["total_groups_accepted"] * GROUP_TOKENS
+    return (
+        f"{number} actors: {alone:.1f} groups/s alone, {beside:.1f} beside {forgeries} forgeries "
+        f"({beside / alone:.2f}); {handled} messages handed over meanwhile, "
+        f"{status['total_messages_refused']:.0f} refused as messages, {status.get('total_groups_invalid', 0):.0f} as "
+        f"groups; memory {rss / 2**20:.0f} MiB, {100 * grown:+.1f} %; {status['groups_counted']} groups counted, "
+        f"{forged_tokens:.0f} tokens of others among them, {len(status['quarantined'])} prompts quarantined"
+    )
+
+
+async def _until_received(folder: Path, number: int, actors: asyncio.Task[Sequence[Seen]]) -> None:
+    """Until the coordinator was handed so many messages, or no more for a while; the actors must not end."""
+    last, quiet = -1, 0
+    while (now := _received(folder)) < number and quiet < QUIET_SECONDS:
+        assert not actors.done(), actors.exception()
+        quiet, last = (0, now) if now > last + number * 1e-5 else (quiet + 1, last)
+        await asyncio.sleep(1.0)
+
+
+async def _groups_a_second(folder: Path, until: Awaitable[object]) -> float:
+    """That the ledger counts, from now until something is over."""
+    before, began = _groups_counted(folder), time.monotonic()
+    await until
+    return (_groups_counted(folder) - before) / (time.monotonic() - began)
+
+
+def _received(folder: Path) -> int:
+    return int(json.loads((folder / "received.json").read_text())["received"])
+
+
+def _groups_counted(folder: Path) -> int:
+    return int(json.loads((folder / "status.json").read_text())["groups_counted"])
 
 
 async def _after(seconds: float, process: psutil.Process) -> float:

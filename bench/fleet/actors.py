@@ -18,7 +18,8 @@ from dcpo_async.protocol.session import ActorSession
 from dcpo_async.records import Group, Lease, Response, VersionSegment
 
 MAX_BYTES = 1 << 30
-RESPONSE_TOKENS = 200
+GROUP_SIZE, RESPONSE_TOKENS = 8, 200
+GROUP_TOKENS = GROUP_SIZE * RESPONSE_TOKENS
 POLL_SECONDS = 0.2
 
 
@@ -106,7 +107,6 @@ class SimulatedActor:
         await self._send_due()
 
     def _group(self, lease: Lease, settings: str) -> Group:
-        number = 8
         responses = tuple(
             Response(
                 token_ids=self._draws.integers(0, 1000, RESPONSE_TOKENS, dtype=np.int32),
@@ -115,10 +115,10 @@ class SimulatedActor:
                 finish_reason="stop",
                 text="x" * 4 * RESPONSE_TOKENS,
             )
-            for _ in range(number)
+            for _ in range(GROUP_SIZE)
         )
-        rewards = tuple(float(reward) for reward in self._draws.integers(0, 2, number))
-        return Group(lease.position, lease.attempt, responses, rewards, ("equal",) * number, made_by=settings)
+        rewards = tuple(float(reward) for reward in self._draws.integers(0, 2, GROUP_SIZE))
+        return Group(lease.position, lease.attempt, responses, rewards, ("equal",) * GROUP_SIZE, made_by=settings)
 
 
 async def crowd(address: str, number: int, groups_per_second: float, seconds: float, warm_up: float) -> Sequence[Seen]:

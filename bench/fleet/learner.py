@@ -6,7 +6,9 @@ from pathlib import Path
 
 from bench.fleet.rank import InstantRank
 from dcpo_async.config import RunConfig
+from dcpo_async.durable import write_json
 from dcpo_async.records import Prompt
+from dcpo_async.transport.interfaces import Received
 from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel
 from learner.coordinator.coordinator import Coordinator
 from learner.coordinator.intake import Intake
@@ -30,6 +32,28 @@ def run_config(folder: Path, num_leases: int) -> RunConfig:
     )
 
 
+class CountingRouter(RouterChannel):
+    """Counts what it hands over.
+
+    Attributes:
+        num_received: messages, forged ones among them.
+    """
+
+    num_received = 0
+
+    async def receive(self, timeout_seconds: float) -> list[Received]:
+        received = await super().receive(timeout_seconds)
+        self.num_received += len(received)
+        return received
+
+
+async def tell_received(router: CountingRouter, file: Path) -> None:
+    """Keep the number in a file, until cancelled."""
+    while True:
+        write_json(file, {"received": router.num_received})
+        await asyncio.sleep(0.5)
+
+
 async def serve(folder: Path, num_leases: int) -> None:
     """Print the address once actors may come, and serve until this process is killed."""
     config = run_config(folder, num_leases)
@@ -38,7 +62,7 @@ async def serve(folder: Path, num_leases: int) -> None:
     prompts = [Prompt(f"prompt-{i}", f"problem {i}", str(i), (1,) * PROMPT_TOKENS) for i in range(number)]
     intake = Intake(config, prompts, VOCAB_SIZE, ledger)
     limit = config.network.max_message_bytes
-    actors, ranks_address = RouterChannel("tcp://127.0.0.1:0", limit), f"ipc://{folder}/ranks"
+    actors, ranks_address = CountingRouter("tcp://127.0.0.1:0", limit), f"ipc://{folder}/ranks"
     ranks = RouterChannel(ranks_address, limit)
     coordinator = Coordinator(config, "run", intake, ledger, actors, ranks, weights_port=actors.port + 1)
     rank = InstantRank(DealerChannel(ranks_address, limit), ledger.incarnation)
@@ -46,6 +70,7 @@ async def serve(folder: Path, num_leases: int) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(coordinator.run())
         tasks.create_task(rank.run())
+        tasks.create_task(tell_received(actors, folder / "received.json"))
 
 
 if __name__ == "__main__":

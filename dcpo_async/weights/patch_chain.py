@@ -24,7 +24,7 @@ MOST_OF_WHOLE = 0.5
 
 MOST_CHANGED = 1 / 3
 """Of more changed elements a patch is not worth a try: they would be stored whole."""
-SAMPLED, ENOUGH = 1021, 1000
+SAMPLED, ENOUGH = 1021, 500
 
 
 def sampled_share(base: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> float:

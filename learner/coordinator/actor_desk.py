@@ -39,6 +39,7 @@ LEASES_AT_ONCE, ROUNDS_AT_ONCE = 512, 64
 """Leases, and rounds of one to each hungry actor, before anything else is done: far fewer than a channel queues."""
 UNSEEN_SECONDS = 5.0
 """A lease that has not arrived by then does not count as on its way any more."""
+MAX_REFUSALS_A_VERSION = 8
 MAX_REFUSED = 3
 """Leases in a row for which a session's groups are refused, before the session is."""
 
@@ -339,6 +340,9 @@ class ActorDesk:
     def _count_refusals(self, session: Session, canary_refusals: int) -> None:
         """Take a session's own count; it outlives the session, so that one that is lost and comes back counts once."""
         counted = self._canary_refusals.get(session.secret, 0)
+        # Whatever a peer says: there were not more versions to refuse, though it may try one more than once.
+        most = MAX_REFUSALS_A_VERSION * self._intake.versions.newest.weights_version
+        canary_refusals = min(canary_refusals, most)
         if canary_refusals > counted:
             self._canary_refusals[session.secret] = canary_refusals
             self._num_canary_refusals += canary_refusals - counted

@@ -64,16 +64,21 @@ def test_a_stopped_rank_is_named_and_the_trainer_starts_again(running: Running) 
     assert not alive([rank])
 
 
-def test_a_stopped_publisher_and_a_stopped_weight_server_are_started_again(running: Running) -> None:
+def test_publisher_weight_server_and_engine_process_are_started_again_once_they_are_stopped(running: Running) -> None:
     services, learner = running.services, running.learner
     parts = {name: learner.child(module) for name, module in PARTS.items()}
-    for part in parts.values():
+    engine = running.actor.child("actor.engine_process")
+    for part in (*parts.values(), engine):
         assert part is not None
         part.suspend()
     for name in parts:
         services.until(f"{name} again", lambda said=f"{name} ended with code -9": said in learner.log)
     for name, module in PARTS.items():
         services.until(f"{name} again", lambda module=module, old=parts[name]: learner.child(module) not in (None, old))
+    said = "engine process 0 ended with code -9 and is started again: the engine process serves: no progress for"
+    services.until("the engine process again", lambda: said in running.actor.log)
+    counted = services.status()["groups_counted"]
+    services.until("groups of the new one", lambda: services.status()["groups_counted"] > counted + 8, 300)
 
 
 PARTS = {"the publisher": "learner.publisher", "the weight server": "learner.weights.server"}

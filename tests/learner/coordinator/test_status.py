@@ -22,6 +22,7 @@ from dcpo_async.protocol.trainer_messages import (
     VersionGrant,
     VersionWant,
 )
+from learner.coordinator.actor_desk import MAX_REFUSALS_A_VERSION
 from tests.learner.coordinator.running import heartbeat, holding_one_lease, learning, trained_once, until
 from tests.learner.small_run import OpenIntake, make_config
 
@@ -121,6 +122,11 @@ async def test_refusals_are_counted_once_for_each_session_and_stay_when_it_leave
         await actor.say(Bye(reason="refused", canary_refusals=3))
         await until(lambda: len(actors.connected) == 1)
         assert actors.metrics()["canary_refusals"] == 4
+        liar = learner.actor("liar")
+        await liar.join()
+        await liar.say(heartbeat().model_copy(update={"canary_refusals": 1 << 40}))
+        await liar.hear(VersionMessage)
+        assert actors.metrics()["canary_refusals"] == 4 + MAX_REFUSALS_A_VERSION
         assert "canary_difference" not in actors.metrics()
 
 

@@ -72,6 +72,15 @@ def test_what_was_left_out_is_told_by_source_and_reason(tmp_path: Path, model: P
     assert [line.split(": ", 1)[1] for line in lines if line.startswith("prompt ")] == ["'a?'", "'of two: j?'"]
 
 
+def test_a_source_of_which_no_prompt_is_left_is_named(tmp_path: Path, model: Path) -> None:
+    config = config_of(tmp_path, model)
+    one, two = config.data.sources
+    long = two.model_copy(update={"prompt_template": "{problem}" + "." * 50})
+    data = config.data.model_copy(update={"sources": (one, long)})
+    with pytest.raises(ConfigError, match=r"^two: no prompt is left of 6 problems"):
+        prepared(config.model_copy(update={"data": data}))
+
+
 def intake_of(config: RunConfig) -> Intake:
     ledger = Ledger(config.folder / "ledger")
     try:
