@@ -74,7 +74,7 @@ def test_a_machine_is_killed_and_comes_back_and_the_run_is_that_of_one_rank(
         assert actor.code is None
         second = machines.start_second()
         for service in (first, second, actor):
-            services.ends_well(service, seconds=600)
+            services.ends_well(service, seconds=1200)
         assert "the run is finished" in second.log
         assert (services.folder / "second" / "checkpoints" / "step-00000012" / "meta.json").exists()
         assert_trained_as(services, steady_run)
@@ -88,5 +88,5 @@ def test_slices_of_zero_3_on_two_machines_are_published_whole(
         machines = Machines(services, zero_stage=3)
         started = [machines.start_first(), machines.start_second(), machines.start_actor()]
         for service in started:
-            services.ends_well(service, seconds=600)
+            services.ends_well(service, seconds=1200)
         assert_trained_as(services, steady_run)
