@@ -101,7 +101,7 @@ def actors(status: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Fin
     """Actors that are about to be given up, behind, or not to be trusted."""
     silence = config.get("network", {}).get("silence_seconds", 15.0)
     window = config.get("lag", {}).get("max_lag", 4) + config.get("lag", {}).get("publish_interval", 1)
-    bound = config.get("weights", {}).get("canary_bound")
+    bound = status.get("canary_bound")
     for actor in status["actors_connected"]:
         name = f"{actor['session']} on {actor.get('host', 'an unknown host')}"
         heard = actor.get("heard_seconds_ago", 0.0)

@@ -35,6 +35,7 @@ GAUGES: tuple[Row, ...] = (
     ("prompts_quarantined", "prompts_quarantined", "Prompts that are leased no more."),
     ("disk_free_bytes", "disk_free_bytes", "Free on the disk of the run folder."),
     ("canary_difference_nats", "canary_difference", "Largest difference of an engine from the trainer."),
+    ("canary_bound_nats", "canary_bound", "The difference from which on an engine refuses a version."),
 )
 OF_STEP: tuple[Row, ...] = (
     ("reward_mean", "reward", "Mean reward of the newest step."),

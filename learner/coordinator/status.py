@@ -117,6 +117,7 @@ class Status:
             "evaluation": self._actors.evaluations.status(),
             "waiting_for": self._actors.stragglers.waiting_for(now),
             "quarantined": [asdict(row) for row in list(self._intake.quarantined.values())[:SHOWN_QUARANTINED]],
+            "canary_bound": self._bound_nats,
             "advice": self.advice(),
             "last_step": self._last_report,
             "actors_connected": [

@@ -91,7 +91,9 @@ def test_each_fault_is_found(tmp_path: Path, changed: dict[str, object], expecte
 def test_an_engine_that_disagrees_is_named_by_the_bound_of_the_run(tmp_path: Path) -> None:
     write_status(tmp_path, actors_connected=[actor("a", 1.0, canary_difference=0.02)])
     assert found(tmp_path) == []
-    (tmp_path / "config.json").write_text(json.dumps({"weights": {"canary_bound": 0.03}}))
+    write_status(tmp_path, actors_connected=[actor("a", 1.0, canary_difference=0.02)], canary_bound=0.05)
+    assert found(tmp_path) == []
+    write_status(tmp_path, actors_connected=[actor("a", 1.0, canary_difference=0.02)], canary_bound=0.03)
     assert "by 0.02 nats" in found(tmp_path)[0]
 
 
