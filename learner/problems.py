@@ -1,6 +1,7 @@
 """The problems that a run trains on: read, filtered, each in one source, none of them in an evaluation set."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +10,12 @@ from pathlib import Path
 from dcpo_async.config import GYM, DataSettings, SourceSettings
 from dcpo_async.errors import ConfigError, DatasetError
 from dcpo_async.gym import gym_problems
+from dcpo_async.limits import MAX_WORDS
 from dcpo_async.prompts import LoadedProblems, Problem, load, overlaps, problem_source
 
 log = logging.getLogger(__name__)
+
+_NOT_IN_NAMES = re.compile(r"[^\w.-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +81,14 @@ def training_problems(data: DataSettings, folder: Path | None = None) -> Trainin
 
 
 def _name(settings: SourceSettings) -> str:
-    """As it is given, or a task's, a preset's, or the last part of a folder or an id on the hub."""
+    """As it is given; else a task's, a preset's, or the last part of a folder or an id on the hub, in plain letters."""
+    if settings.name is not None:
+        return settings.name
     if settings.source.startswith(GYM):
-        return settings.name or settings.source.removeprefix(GYM)
-    return settings.name or problem_source(settings.source).name.rstrip("/").rpartition("/")[2]
+        found = settings.source.removeprefix(GYM)
+    else:
+        found = problem_source(settings.source).name.rstrip("/").rpartition("/")[2]
+    return _NOT_IN_NAMES.sub("_", found)[:MAX_WORDS] or "_"
 
 
 def _loaded(settings: SourceSettings, folder: Path | None) -> SourceProblems:

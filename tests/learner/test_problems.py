@@ -7,7 +7,7 @@ import pytest
 
 from dcpo_async.config import DataSettings
 from dcpo_async.errors import ConfigError, DatasetError
-from learner.problems import training_problems
+from learner.problems import training_problems, with_names
 
 TEXTS = ("What is the area of a square of side 3?", "求 1+1 的值", "What is 2+3?")
 
@@ -108,3 +108,11 @@ def test_contaminated_prompts_are_dropped_from_the_source_that_has_them(folder: 
     data = {"sources": sources, "evaluation": [f"{folder}/test.jsonl"], "contamination": "drop"}
     found = training_problems(DataSettings.model_validate(data))
     assert [source.loaded.left_out.get("contaminated") for source in found.sources] == [2, None]
+
+
+def test_the_name_of_a_source_goes_with_the_settings_to_ranks_and_tools(tmp_path: Path) -> None:
+    (tmp_path / "a b").mkdir()
+    sources = [answers(tmp_path / "a b/it's one.jsonl", a="1"), {"source": "reasoning-gym:chain_sum"}]
+    named = with_names(DataSettings.model_validate({"sources": sources}))
+    assert [source.name for source in named.sources] == ["it_s_one", "chain_sum"]
+    assert DataSettings.model_validate_json(named.model_dump_json()) == with_names(named) == named
