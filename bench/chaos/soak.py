@@ -5,12 +5,12 @@ what stands in the shared memory are written down, and a line is fitted to each 
 """
 
 import json
+import os
 import random
 import shutil
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +23,8 @@ from bench.chaos.services import GROUPS_PER_STEP, Fleet, Service
 SAMPLE_SECONDS = 5.0
 LEAST_ACTORS = 1
 LEAVING_SECONDS = 60.0
-KINDS: Mapping[str, str] = {
-    "ledger": "ledger/*",
-    "weights": "weights/**/*",
-    "checkpoints": "checkpoints/**/*",
-    "logs": "logs/**/*",
-    "metrics": "metrics*.jsonl",
-    "curves": "tensorboard/**/*",
-}
+KINDS = ("ledger", "weights", "checkpoints", "logs", "metrics.jsonl", "tensorboard", "timing")
+"""Files and folders of a run folder."""
 SHARED = Path("/dev/shm")
 MAX_LAG = 4
 
@@ -141,16 +135,31 @@ def measured(fleet: Fleet) -> dict[str, float]:
             found[f"{name}: descriptors"] = process.num_fds()
         except psutil.Error:
             continue
-    for kind, pattern in KINDS.items():
-        found[f"{kind}: MiB"] = sum(map(_size, fleet.run.glob(pattern))) / 2**20
-    found["all of the run: MiB"] = sum(map(_size, fleet.run.rglob("*"))) / 2**20
-    found["shared memory: MiB"] = sum(map(_size, SHARED.rglob("*"))) / 2**20
+    for kind in KINDS:
+        found[f"{kind}: MiB"] = _mebibytes(fleet.run / kind)
+    found["all of the run: MiB"] = _mebibytes(fleet.run)
+    found["shared memory: MiB"] = _mebibytes(SHARED)
     found["steps"], found["groups"] = fleet.steps(), fleet.counted()
     return dict(found)
 
 
+def _mebibytes(path: Path) -> float:
+    """That a file, or all files of a folder, take on disk; what vanishes meanwhile takes none."""
+    folders = [folder for folder, _, _ in os.walk(path)]
+    files = [Path(entry.path) for folder in folders for entry in _entries(folder)] or [path]
+    return sum(map(_size, files)) / 2**20
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_blocks * 512 if path.is_file() else 0
+        return path.lstat().st_blocks * 512
     except OSError:
         return 0
