@@ -79,14 +79,14 @@ class Hold(NamedTuple):
     """What an engine is asked for while a version is measured: stay at it, once you have it, for so many seconds."""
 
     weights_version: Count
-    seconds: Annotated[float, Field(gt=0)]
+    seconds: Annotated[float, Field(gt=0, le=1e9)]
 
 
 class EvaluationTerms(NamedTuple):
     """How a lease of an evaluation is answered: so many responses, every token of them of this version alone."""
 
     exact_version: Count
-    samples: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=1, le=1 << 10)]
     temperature: Annotated[float, Field(ge=0)]
 
 

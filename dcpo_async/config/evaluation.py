@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from dcpo_async.config.sections import Positive, PositiveSeconds, Section
+from dcpo_async.config.sections import Positive, Section
 from dcpo_async.limits import MAX_GROUP_SIZE
 
 
@@ -27,7 +27,7 @@ class EvaluationSettings(Section):
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """At most this share of the actors stays at the version that is measured, one at least, and at most this share of
     the fleet's places is taken by its responses while training has use for them."""
-    hold_seconds: PositiveSeconds = 900.0
+    hold_seconds: Annotated[float, Field(gt=0, le=1e9)] = 900.0
     """An evaluation that is not answered by then ends as incomplete, and has no accuracy; actors go on to newer
     versions."""
     keep_best: bool = True

@@ -60,7 +60,7 @@ def kept(out: Path) -> int:
     return verify(out / "best").weights_version
 
 
-@settings(max_examples=12)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=NUM_VERSIONS))
 def test_the_first_of_the_best_versions_is_kept(
     tmp_path_factory: pytest.TempPathFactory, store: Path, means: list[float]

@@ -1,5 +1,5 @@
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import annotated_types
 import msgpack
@@ -55,8 +55,9 @@ def values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
         return st.one_of(st.none() if arg is NoneType else values(arg, metadata) for arg in args)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return models(annotation)
-    if annotation is LeaseName:
-        return st.builds(LeaseName, int_values([]), int_values([]))
+    if isinstance(annotation, type) and issubclass(annotation, tuple):
+        parts = get_type_hints(annotation, include_extras=True).values()
+        return st.tuples(*(values(part, []) for part in parts)).map(lambda found: annotation(*found))
     patterns = [m.pattern for m in metadata if getattr(m, "pattern", None)]
     if annotation is str and patterns:
         return st.from_regex(patterns[0], fullmatch=True).filter(lambda text: text.isprintable() and len(text) <= 300)
