@@ -76,7 +76,7 @@ class EvaluationDesk:
         self.counts: Counter[str] = Counter()
         self.over = asyncio.Event()
         self._prompts = [(name, prompt) for name, prompts in held_out.sets.items() for prompt in prompts]
-        self._made_by = settings_digest(config.sampling, config.grading)
+        self._made_by = settings_digest(config.sampling, config.grading, config.grading_by_source)
         shape = {
             **held_out.settings,
             "prompts": prompts_digest([p for _, p in self._prompts]),

@@ -14,11 +14,14 @@ from dcpo_async.grading.rewards import GradingBySource, grading_of, resolved_rew
 from dcpo_async.protocol.codec import decode, encode
 from dcpo_async.protocol.conversion import lease_from_message, lease_to_message, made_by, welcome_of
 from dcpo_async.protocol.messages import Envelope, LeaseMessage, Welcome
-from dcpo_async.records import Lease
+from dcpo_async.records import Lease, Prompt
 from learner.coordinator.intake import Intake
 from learner.coordinator.regrading import Regrader
+from learner.evaluations.problems import HeldOut
 from learner.ledger.ledger import Ledger
+from learner.ledger.reader import evaluation_results, evaluations
 from learner.sizing.report import grading_line
+from tests.actor.test_service import serving, until
 from tests.actor.world import World
 from tests.learner.small_run import VOCAB_SIZE, answer, leases_of, make_config, make_prompts, publish
 
@@ -63,6 +66,24 @@ async def test_each_source_is_graded_by_its_own_and_grading_again_agrees(tmp_pat
     assert set(boxed.rewards) <= {0.0, 1.0}
     assert set(boxed.group.reasons) <= {"no_answer", "different", "equal"}
     assert world.intake.counts["regrade_disagreements"] == 0
+
+
+async def test_what_a_run_measures_is_graded_by_its_own_grading_whatever_its_sources_have(tmp_path: Path) -> None:
+    evaluation = {"every_steps": 1, "data": ("sums.jsonl",), "samples": 2}
+    world = World(tmp_path, data={"sources": SOURCES}, grading={"workers": 1}, evaluation=evaluation)
+    world.prompts, world.config = MIXED, resolved_rewards(world.config)
+    prompts = tuple(Prompt(f"held-{i}", f"held {i}", str(i), (i, 1)) for i in range(3))
+    world.held_out = HeldOut({"sums": prompts}, VOCAB_SIZE, {"samples": 2})
+    async with world:
+        actor: ActorService = world.actor()
+        actor._make_grading = lambda welcome: grading_of(welcome.grading, welcome.grading_by_source)
+        async with serving(actor):
+            await until(lambda: len(world.coordinator.actors.connected) == 1, within_seconds=60.0)
+            await world.publish(0)
+            await until(lambda: [row.state for row in evaluations(world.ledger)] == ["complete"], within_seconds=60.0)
+        found = evaluation_results(world.ledger, 1)
+    assert sorted(found) == [0, 1, 2]
+    assert {reward for one in found.values() for reward in one["rewards"]} <= {0.0, 1.0}
 
 
 def test_a_group_may_have_the_rewards_of_its_own_source_alone(tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ def grading_of(
         num_workers: instead of `grading.workers`.
     """
     if by_source:
-        return GradingBySource(by_source, num_workers)
+        # Problems of an evaluation are of no source.
+        return GradingBySource({"": grading, **by_source}, num_workers)
     workers = num_workers or grading.workers
     if grading.reward is None:
         return GradingPool(workers, grading.timeout_seconds, grading.extraction)
