@@ -43,6 +43,8 @@ WEIGHTS = {"rank": 3, "publisher": 3, "weight server": 2, "engine process": 5, "
 """How often a part is chosen beside others; any other counts once."""
 POINT_SHARE = 0.5
 """Of the starts of a service that will die at a named point."""
+INTERVAL = 5
+"""Steps between two checkpoints."""
 STUCK_SECONDS = 600.0
 SLOW_TO_START, AT_ONCE_SHARE = {"rank", "learner"}, 0.03
 """Parts whose start takes seconds are mostly left alone until a step has been taken since they died last."""
@@ -81,13 +83,13 @@ def run(folder: Path, model: Path, cycles: int, *, max_lag: int, engine: str, se
         RuntimeError: for ten minutes nothing was counted, or a service ended by itself in a way that it should not.
     """
     began = time.monotonic()
-    words = ("--lag.max_lag", str(max_lag), "--checkpoint.interval_steps", "5")
+    words = ("--lag.max_lag", str(max_lag), "--checkpoint.interval_steps", str(INTERVAL))
     fleet = Fleet(_emptied(folder / "killed"), model, words, engine, seed)
     draws, deaths = random.Random(seed), Counter[str]()
     try:
         _kill_until(fleet, cycles, draws, deaths, gap_seconds)
         processes = [process for _, process in fleet.parts()]
-        steps = fleet.steps() + 5
+        steps = fleet.trained() + 5
         fleet.finish(steps, STUCK_SECONDS)
         time.sleep(3.0)
         fleet.close()
@@ -95,7 +97,8 @@ def run(folder: Path, model: Path, cycles: int, *, max_lag: int, engine: str, se
     finally:
         fleet.close()
     deaths.update(fleet.deaths.read_text().splitlines() if fleet.deaths.exists() else ())
-    found = recount(_ledger(fleet), groups_per_step=GROUPS_PER_STEP, max_lag=max_lag, acks=fleet.acks)
+    sizes = {"groups_per_step": GROUPS_PER_STEP, "max_lag": max_lag, "checkpoint_interval": INTERVAL}
+    found = recount(_ledger(fleet), **sizes, acks=fleet.acks)
     differences = _against_undisturbed(fleet, folder, model, steps, engine, seed) if max_lag == 0 else None
     return Outcome(deaths, time.monotonic() - began, found, differences, leftovers)
 
@@ -139,7 +142,7 @@ def _against_undisturbed(
     fleet: Fleet, folder: Path, model: Path, steps: int, engine: str, seed: int
 ) -> tuple[str, ...]:
     """What differs from a run of the same seed and length in which nothing was killed."""
-    words = ("--lag.max_lag", "0", "--checkpoint.interval_steps", "5")
+    words = ("--lag.max_lag", "0", "--checkpoint.interval_steps", str(INTERVAL))
     quiet = Fleet(_emptied(folder / "undisturbed"), model, words, engine, seed)
     try:
         quiet.finish(steps, 60 + steps * 5)

@@ -55,13 +55,16 @@ class _Rows:
         connection.close()
 
 
-def recount(ledger: Path, *, groups_per_step: int, max_lag: int, acks: Path | None = None) -> Recount:
+def recount(
+    ledger: Path, *, groups_per_step: int, max_lag: int, checkpoint_interval: int, acks: Path | None = None
+) -> Recount:
     """Read a ledger that nobody writes to.
 
     Args:
         ledger: its database.
         groups_per_step: B of the run, one update to a batch.
         max_lag: largest lag, in optimizer steps.
+        checkpoint_interval: steps that a trainer may begin again from, without a new start of its learner.
         acks: folder of what actors were told, as `inject` writes it.
     """
     rows = _Rows(ledger)
@@ -71,7 +74,7 @@ def recount(ledger: Path, *, groups_per_step: int, max_lag: int, acks: Path | No
         *_statistics_faults(rows),
         *_advantage_faults(rows),
         *_step_faults(rows, groups_per_step, max_lag),
-        *_version_faults(rows),
+        *_version_faults(rows, checkpoint_interval),
         *_ack_faults(rows, told),
     ]
     return Recount(
@@ -164,12 +167,12 @@ def _step_faults(rows: _Rows, groups_per_step: int, max_lag: int) -> Iterator[st
             yield f"position {position} trains in step {step} by weights of step {weights_step}"
 
 
-def _version_faults(rows: _Rows) -> Iterator[str]:
+def _version_faults(rows: _Rows, checkpoint_interval: int) -> Iterator[str]:
     incarnations = [incarnation for _, _, incarnation in rows.versions]
     if incarnations != sorted(incarnations):
         yield "a version of an earlier start follows one of a later start"
     for (_, step, incarnation), (version, later_step, later) in zip(rows.versions, rows.versions[1:], strict=False):
-        if later == incarnation and later_step < step:
+        if later == incarnation and later_step < step and later_step % checkpoint_interval:
             yield f"version {version} is of step {later_step}, after one of step {step} in the same start"
 
 

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,6 +137,13 @@ class Fleet:
     def steps(self) -> int:
         """Optimizer steps that the learner has taken, by its status."""
         return self._in_status("step")
+
+    def trained(self) -> int:
+        """Steps that the ledger has a batch of; a learner that has only just started does not know in its status."""
+        ledger = self.run / "ledger" / "ledger.sqlite"
+        with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+            (step,) = connection.execute("SELECT MAX(step) FROM steps").fetchone()
+        return 0 if step is None else int(step) + 1
 
     def _in_status(self, name: str) -> int:
         try:

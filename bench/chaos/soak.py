@@ -26,7 +26,7 @@ LEAVING_SECONDS = 60.0
 KINDS = ("ledger", "weights", "checkpoints", "logs", "metrics.jsonl", "tensorboard", "timing")
 """Files and folders of a run folder."""
 SHARED = Path("/dev/shm")
-MAX_LAG = 4
+MAX_LAG, INTERVAL = 4, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,14 @@ def soak(folder: Path, model: Path, minutes: float, *, seed: int, gap_seconds: f
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    words = ("--lag.max_lag", str(MAX_LAG), "--checkpoint.interval_steps", "20", "--training.learning_rate", "1e-4")
+    words = (
+        "--lag.max_lag",
+        str(MAX_LAG),
+        "--checkpoint.interval_steps",
+        str(INTERVAL),
+        "--training.learning_rate",
+        "1e-4",
+    )
     fleet = Fleet(folder, model, words, "scripted", seed)
     draws, happened, samples = random.Random(seed), Counter[str](), list[dict[str, float]]()
     leaving: dict[str, float] = {}
@@ -92,12 +99,13 @@ def soak(folder: Path, model: Path, minutes: float, *, seed: int, gap_seconds: f
                     file.flush()
                     sampled_at += SAMPLE_SECONDS
                 time.sleep(0.1)
-        steps = fleet.steps()
+        steps = fleet.trained()
         fleet.finish(steps + 2, 300.0)
     finally:
         fleet.close()
     ledger = fleet.run / "ledger" / "ledger.sqlite"
-    found = recount(ledger, groups_per_step=GROUPS_PER_STEP, max_lag=MAX_LAG, acks=fleet.acks)
+    sizes = {"groups_per_step": GROUPS_PER_STEP, "max_lag": MAX_LAG, "checkpoint_interval": INTERVAL}
+    found = recount(ledger, **sizes, acks=fleet.acks)
     return Soaked(happened, samples, found, steps)
 
 

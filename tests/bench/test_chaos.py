@@ -25,13 +25,19 @@ def ledger(tmp_path: Path) -> Path:
 
 
 def recounted(ledger: Path, acks: Path | None = None) -> Recount:
-    return recount(ledger, groups_per_step=2, max_lag=0, acks=acks)
+    return recount(ledger, groups_per_step=2, max_lag=0, checkpoint_interval=3, acks=acks)
 
 
 def test_a_sound_ledger_has_no_faults(ledger: Path, tmp_path: Path) -> None:
     (tmp_path / "12.acks").write_text("0 1\n5 1\n")
     found = recounted(ledger, tmp_path)
     assert found == Recount(groups=8, steps=4, versions=4, attempts=8, acks=2, faults=())
+
+
+def test_a_trainer_may_begin_again_from_a_checkpoint(ledger: Path) -> None:
+    with contextlib.closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("UPDATE versions SET step = 0 WHERE weights_version = 3")
+    assert recounted(ledger).faults == ()
 
 
 @pytest.mark.parametrize(
