@@ -160,8 +160,8 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
     measured = held_out_problems(config)
     problems = training_problems(apart_from(config), None if options.check else config.folder)
     if options.check:
-        print("\n".join(given(config, options.origins) or ["every setting has its default"]))
-        check(config, devices, problems, measured, options.on)
+        origins = given(config, options.origins) or ["every setting has its default"]
+        check(config, devices, problems, measured, options.on, origins)
         return
     keys = load_server_keys(options.keys) if options.keys else None
     limit = config.network.max_message_bytes
@@ -256,11 +256,13 @@ def check(
     problems: "TrainingProblems",
     measured: "Mapping[str, LoadedProblems]",
     elsewhere: str | None,
+    origins: Sequence[str],
 ) -> None:
     """Print what a run will take, and raise ConfigError where that is not there; nothing is written or loaded.
 
     Args:
         elsewhere: GPUs of another machine, whose memory and disk are not known here.
+        origins: lines on where settings come from.
     """
     from learner.run_setup import prepare, report, require_room
     from learner.sizing.machine import other_machine, this_machine
@@ -268,6 +270,7 @@ def check(
 
     machine = this_machine(devices, config.folder) if elsewhere is None else other_machine(gpus_elsewhere(elsewhere)[1])
     prepared, plan = prepare(config, problems, measured), Plan.of(config, devices.num_workers, bool(devices.gpus))
+    print("\n".join(origins))
     print(report(config, prepared, plan, machine, is_elsewhere=elsewhere is not None), flush=True)
     require_room(config, prepared.model, plan, machine)
     print("the run fits")

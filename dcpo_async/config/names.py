@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from dcpo_async.config.run import RunConfig
 
-MAX_MEANT = 3
+MAX_MEANT, LIKE = 3, 0.8
 
 
 @cache
@@ -34,7 +34,7 @@ def meant(name: str) -> list[str]:
     for found in (
         [setting for setting in names if lasts[setting] == last],
         [setting for setting in names if _initials(lasts[setting]) == last],
-        get_close_matches(name, names, MAX_MEANT),
+        get_close_matches(name, names, MAX_MEANT, LIKE),
     ):
         if found:
             return found[:MAX_MEANT]

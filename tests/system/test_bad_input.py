@@ -38,7 +38,7 @@ BAD_INPUTS = {
     ),
     "an unknown setting on the command line": (
         "dcpo-learner {config} --training.learning_rat 1",
-        "unrecognized arguments: --training.learning_rat=1",
+        "training.learning_rat: unknown setting; did you mean training.learning_rate?",
     ),
     "a value out of bounds": (
         "dcpo-learner {config} --sampling.group_size 1",
