@@ -38,7 +38,7 @@ def meant(name: str) -> list[str]:
     ):
         if found:
             return found[:MAX_MEANT]
-    near = get_close_matches(last, lasts.values(), MAX_MEANT)
+    near = get_close_matches(last, lasts.values(), 1)
     return [setting for setting in names if lasts[setting] in near][:MAX_MEANT]
 
 
