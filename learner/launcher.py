@@ -141,6 +141,8 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
     place = node_place(devices, options)
     config = config.model_copy(update={"model": resolved_model(config.model, devices, with_weights=not options.check)})
     if place is not None and place.node > 0:
+        if options.check:
+            raise ConfigError("--check on node 0 alone, which has the settings: here it would take part in the run")
         from learner.nodes.joining import follow
 
         await follow(config, devices, place, options.keys)
@@ -161,7 +163,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
     problems = training_problems(apart_from(config), None if options.check else config.folder)
     if options.check:
         origins = given(config, options.origins) or ["every setting has its default"]
-        check(config, devices, problems, measured, options.on, origins)
+        check(config, devices, place, problems, measured, options.on, origins)
         return
     keys = load_server_keys(options.keys) if options.keys else None
     limit = config.network.max_message_bytes
@@ -193,8 +195,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
 
         prepared = prepare(config, problems, measured)
         if not options.even_if_too_large:
-            num_ranks = place.num_ranks if place else devices.num_workers
-            plan = Plan.of(config, num_ranks, bool(devices.gpus))
+            plan = Plan.of(config, *ranks_of(devices, place), on_gpus=bool(devices.gpus))
             require_room(config, prepared.model, plan, this_machine(devices, config.folder))
         run = set_up(config, prepared)
         log.info("run %s in %s; actors reach it at %s", run.run_id, config.folder, config.network.listen)
@@ -253,6 +254,7 @@ def http_words(options: argparse.Namespace) -> list[str]:
 def check(
     config: RunConfig,
     devices: Devices,
+    place: NodePlace | None,
     problems: "TrainingProblems",
     measured: "Mapping[str, LoadedProblems]",
     elsewhere: str | None,
@@ -269,11 +271,17 @@ def check(
     from learner.sizing.memory import Plan
 
     machine = this_machine(devices, config.folder) if elsewhere is None else other_machine(gpus_elsewhere(elsewhere)[1])
-    prepared, plan = prepare(config, problems, measured), Plan.of(config, devices.num_workers, bool(devices.gpus))
+    plan = Plan.of(config, *ranks_of(devices, place), on_gpus=bool(devices.gpus))
+    prepared = prepare(config, problems, measured)
     print("\n".join(origins))
     print(report(config, prepared, plan, machine, is_elsewhere=elsewhere is not None), flush=True)
     require_room(config, prepared.model, plan, machine)
     print("the run fits")
+
+
+def ranks_of(devices: Devices, place: NodePlace | None) -> tuple[int, int]:
+    """Ranks of all machines, and how many machines these are."""
+    return (devices.num_workers, 1) if place is None else (place.num_ranks, place.num_nodes)
 
 
 def resolved_model(model: ModelSettings, devices: Devices, *, with_weights: bool = True) -> ModelSettings:

@@ -48,7 +48,7 @@ def run_prompts(
         source.name: {**source.loaded.left_out, "too long": encoded.num_too_long}
         for source, encoded in zip(sources, each, strict=True)
     }
-    if len(sources) == 1:
+    if not data.sources:
         return RunPrompts(each[0], left_out)
     prompts = tuple(
         replace(prompt, source=source.name)

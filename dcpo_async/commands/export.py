@@ -13,13 +13,14 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from dcpo_async import __version__
+from dcpo_async.adapters.version import write_merged
 from dcpo_async.durable import publish_folder
 from dcpo_async.errors import ConfigError, WeightsError
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights import places
 from dcpo_async.weights.locks import hold, let_go
-from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
-from dcpo_async.weights.store import model_digest, verify
+from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest, base_of, read_manifest
+from dcpo_async.weights.store import model_digest, newest_policy, verify
 
 CARD_NAME = "README.md"
 _ELSEWHERE = ("folder", "network", "actor", "checkpoint")
@@ -92,7 +93,7 @@ def push_to(run: Path, version: int | None, repo: str, *, is_public: bool) -> tu
 def _held(run: Path, version: int | None) -> Iterator[Path]:
     """The folder of a version, which a learner that works on the run does not remove meanwhile."""
     store = RunFolder(run).weights
-    wanted = places.newest_version(store) if version is None else version
+    wanted = newest_policy(store) if version is None else version
     there = ", ".join(map(str, places.versions(store))) or "none"
     lock = None if wanted is None else hold(places.version_folder(store, wanted))
     if wanted is None or lock is None:
@@ -107,10 +108,24 @@ def _held(run: Path, version: int | None) -> Iterator[Path]:
 
 
 def _staged(run: Path, source: Path, folder: Path) -> Manifest:
-    """Copy a version, check every byte of the copy, and put its card in the place of its manifest."""
+    """Copy a version, check every byte of the copy, and put its card in the place of its manifest.
+
+    Of an adapter's version the model is written, with the adapter added to its weights.
+    """
+    described = read_manifest(source)
+    if described.is_base:
+        raise ConfigError(f"{source} is the model that an adapter is trained for, untrained; name another --version")
     try:
-        for path in source.iterdir():
-            shutil.copyfile(path, folder / path.name)
+        if described.base_version is not None:
+            verify(source)
+            verify(base_of(source))
+            write_merged(source, described, merged := folder / ".merged")
+            for path in merged.iterdir():
+                path.rename(folder / path.name)
+            merged.rmdir()
+        else:
+            for path in source.iterdir():
+                shutil.copyfile(path, folder / path.name)
     except OSError as error:
         raise WeightsError(f"{source} cannot be copied: {error}") from error
     manifest = verify(folder)

@@ -122,7 +122,9 @@ def _problems(status: Mapping[str, Any], now: float) -> Iterator[str]:
         yield f"the next batch has waited {duration(waits['seconds'])}{whom}"
     last, usual = status.get("last_step_at"), status.get("seconds_per_step")
     since = status.get("started_at", now) if last is None else last
-    if now - since > max(NO_STEP_SECONDS, NO_STEP_TIMES * (usual or 0.0)):
+    # A run's last evaluation comes after its last step, and a fleet of one actor trains nothing while it measures.
+    is_measuring = status.get("is_finished") or (status.get("evaluation") or {}).get("running")
+    if not is_measuring and now - since > max(NO_STEP_SECONDS, NO_STEP_TIMES * (usual or 0.0)):
         yield f"no step for {duration(now - since)}" + (f", usually {duration(usual)}" if usual else "")
     free, needed = status.get("disk_free_bytes"), (status.get("last_step") or {}).get("checkpoint_bytes", 0.0)
     if free is not None and free < needed:

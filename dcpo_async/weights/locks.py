@@ -21,10 +21,13 @@ def hold(folder: Path) -> int | None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return None
-    if has_lock(descriptor, fcntl.LOCK_SH):
-        return descriptor
-    os.close(descriptor)
-    return None
+    is_held = False
+    try:
+        is_held = has_lock(descriptor, fcntl.LOCK_SH)
+    finally:
+        if not is_held:
+            os.close(descriptor)
+    return descriptor if is_held else None
 
 
 def let_go(descriptor: int) -> None:

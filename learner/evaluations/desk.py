@@ -131,7 +131,7 @@ class EvaluationDesk:
     def published(self, now: float) -> None:
         """A version is about to be announced: it may be one to measure."""
         newest = self._newest()
-        if not self._schedule.is_due(newest.step):
+        if self._num_unreported or not self._schedule.is_due(newest.step):
             return
         number, samples = self._num_evaluations + 1, self._config.evaluation.samples
         row = EvaluationRow(number, newest.weights_version, newest.step, len(self._prompts), self._settings, "running")

@@ -44,7 +44,7 @@ def held_out_problems(config: RunConfig) -> dict[str, LoadedProblems]:
     Raises ConfigError where two have one name, DatasetError where one cannot be read.
     """
     # An own reward may ask for what a row brings; the built-in grader does not.
-    fields = config.data.metadata_fields if config.grading.reward is not None else ()
+    fields = asked_fields(config) if config.grading.reward is not None else ()
     sets: dict[str, LoadedProblems] = {}
     for word in config.evaluation.data:
         source = problem_source(word, metadata_fields=fields)
@@ -53,6 +53,13 @@ def held_out_problems(config: RunConfig) -> dict[str, LoadedProblems]:
             raise ConfigError(f"evaluation.data: two problem sets are called {name}; rename a file")
         sets[name] = load(source)
     return sets
+
+
+def asked_fields(config: RunConfig) -> tuple[str, ...]:
+    """Columns that the run's own reward may ask for: those of all sources that it grades."""
+    graded = [source for source in config.data.sources if config.grading_of(source.name or "") == config.grading]
+    found = dict.fromkeys(field for source in graded or (config.data,) for field in source.metadata_fields)
+    return tuple(found)
 
 
 def held_out(

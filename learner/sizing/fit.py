@@ -66,9 +66,11 @@ def needs(config: RunConfig, size: ModelSize, plan: Plan, memory: RankMemory) ->
     whole = size.parameters * plan.value_bytes + size.buffer_bytes
     version, frozen = (whole, 0) if size.adapter is None else (size.adapter * plan.value_bytes, whole)
     checkpoint = checkpoint_bytes(size, plan)
-    ranks = plan.num_ranks * (GPU_PROCESS_BYTES if plan.on_gpus else PROCESS_BYTES + memory.total)
-    # Two shared buffers, in which ranks hand weights over to the publisher, and the snapshot of a checkpoint.
-    host = ranks + OTHER_PROCESSES * PROCESS_BYTES + 2 * version + plan.num_ranks * memory.offloaded + checkpoint
+    here = plan.num_ranks // plan.num_machines
+    ranks = here * (GPU_PROCESS_BYTES if plan.on_gpus else PROCESS_BYTES + memory.total)
+    # Two shared buffers, in which ranks hand weights over to the publisher, and this machine's part of a checkpoint.
+    host = ranks + OTHER_PROCESSES * PROCESS_BYTES + 2 * version + here * memory.offloaded
+    host += checkpoint // plan.num_machines
     # One more of each while it is written, and the export; with an adapter its model, in the run folder and the store.
     disk = (config.checkpoint.keep_last + 1) * checkpoint + (config.lag.keep_versions + 1) * version
     disk += whole + 2 * frozen

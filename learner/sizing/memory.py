@@ -56,6 +56,7 @@ class Plan:
         offload: the optimizer's state lies in the host's memory.
         bucket: elements that are reduced at once.
         has_reference: each rank holds the model that the run began with too, for a KL term.
+        num_ranks, num_machines: ranks of all machines, which have as many each.
     """
 
     num_ranks: int
@@ -69,6 +70,7 @@ class Plan:
     offload: bool = False
     bucket: int = DEFAULT_BUCKET
     has_reference: bool = False
+    num_machines: int = 1
 
     @property
     def tokens(self) -> int:
@@ -76,13 +78,14 @@ class Plan:
         return max(self.length, min(self.micro_batch_tokens, self.rank_tokens))
 
     @classmethod
-    def of(cls, config: RunConfig, num_ranks: int, on_gpus: bool) -> Self:
+    def of(cls, config: RunConfig, num_ranks: int, num_machines: int = 1, *, on_gpus: bool) -> Self:
         """The plan of a run whose type is decided."""
         training, length = config.training, config.data.max_prompt_tokens + config.sampling.max_response_tokens
         zero: dict[str, Any] = training.deepspeed.get("zero_optimization", {})
         responses = training.groups_per_step * config.sampling.group_size
         return cls(
             num_ranks=num_ranks,
+            num_machines=num_machines,
             on_gpus=on_gpus,
             value_bytes=2 if config.model.dtype == "bfloat16" else 4,
             zero_stage=int(zero.get("stage", training.zero_stage)),

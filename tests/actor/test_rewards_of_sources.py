@@ -1,6 +1,7 @@
 """Sources of one run that are graded differently: by actors, by the intake, and by the learner that grades again."""
 
 import asyncio
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,13 @@ from learner.coordinator.regrading import Regrader
 from learner.evaluations.problems import HeldOut
 from learner.ledger.ledger import Ledger
 from learner.ledger.reader import evaluation_results, evaluations
+from learner.problems import training_problems, with_names
+from learner.run_setup import prepare
 from learner.sizing.report import grading_line
 from tests.actor.test_service import serving, until
 from tests.actor.world import World
 from tests.learner.small_run import VOCAB_SIZE, answer, leases_of, make_config, make_prompts, publish
+from tests.tiny_model import make_tiny_model
 
 BY_LENGTH, BY_WORD = (f"tests.grading.rewards.examples:{name}" for name in ("by_length", "what_it_says"))
 SOURCES = [
@@ -84,6 +88,18 @@ async def test_what_a_run_measures_is_graded_by_its_own_grading_whatever_its_sou
         found = evaluation_results(world.ledger, 1)
     assert sorted(found) == [0, 1, 2]
     assert {reward for one in found.values() for reward in one["rewards"]} <= {0.0, 1.0}
+
+
+def test_a_single_table_of_sources_is_graded_as_it_says(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "model", 0)
+    problems = tmp_path / "sums.jsonl"
+    problems.write_text("\n".join(json.dumps({"problem": f"{i}+1=", "answer": str(i + 1)}) for i in range(9)))
+    data = {"sources": [{"source": str(problems), "reward": BY_LENGTH}], "system_prompt": "", "max_prompt_tokens": 20}
+    model = {"path": str(tmp_path / "model"), "dtype": "float32"}
+    config = make_config(tmp_path / "run", groups_per_step=1, max_lag=3, data=data, model=model)
+    config = resolved_rewards(config.model_copy(update={"data": with_names(config.data)}))
+    prompts = prepare(config, training_problems(config.data)).prompts.encoded.prompts
+    assert {config.grading_of(prompt.source).reward for prompt in prompts} == {BY_LENGTH}
 
 
 def test_a_group_may_have_the_rewards_of_its_own_source_alone(tmp_path: Path) -> None:

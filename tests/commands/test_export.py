@@ -16,6 +16,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.weights.locks import hold, let_go
 from dcpo_async.weights.places import version_folder
 from dcpo_async.weights.store import model_digest, write_snapshot
+from tests.adapters.made import AdapterRun
 from tests.commands.hub import Hub
 from tests.tiny_model import make_tiny_model
 
@@ -62,6 +63,28 @@ def test_a_version_becomes_a_model_folder_that_transformers_loads(
     assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("1+1=")
     assert not (tmp_path / "out/manifest.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_of_an_adapter_the_model_is_exported_with_the_adapter_in_it_and_the_frozen_model_never(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = AdapterRun(tmp_path / "run", run_id="sums-01ab")
+    config = RunConfig(folder=made.folder, model={"path": str(tmp_path / "run/model")})  # type: ignore[arg-type]
+    (made.folder / "config.json").write_text(config.model_dump_json())
+    made.publish_base(1)
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", str(made.folder), "--to", str(tmp_path / "none")])
+    made.publish_adapter(2, base_version=1)
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", str(made.folder), "--version", "1", "--to", str(tmp_path / "none")])
+    assert "v00000001 is the model that an adapter is trained for, untrained" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main(["export", str(made.folder), "--to", str(tmp_path / "out")])
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).state_dict()
+    for name, tensor in made.model(2).state_dict().items():
+        assert torch.equal(found[name], tensor), name
+    assert not [path for path in (tmp_path / "out").iterdir() if "adapter" in path.name or path.name[0] == "."]
+    assert "digest of weights" in (tmp_path / "out/README.md").read_text()
 
 
 def test_the_card_says_run_step_settings_and_digest_and_no_path_of_the_machine(run: Path, tmp_path: Path) -> None:

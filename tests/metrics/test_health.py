@@ -37,6 +37,7 @@ ALIVE: dict[str, Any] = {
         ({"last_step_at": None, "started_at": NOW - 60}, True, "waiting", "no step since", 1),
         ({"last_step_at": NOW - 700}, True, "degraded", "no step for 11 min 40 s, usually 3 s", 1),
         ({"last_step_at": NOW - 700, "seconds_per_step": 100.0}, True, "training", "", 0),
+        ({"last_step_at": NOW - 700, "evaluation": {"running": {"step": 4}}}, True, "training", "", 0),
         (
             {"waiting_for": {"seconds": 71.0, "position": 5, "holder": "vm-4"}},
             True,

@@ -40,6 +40,10 @@ BAD_INPUTS = {
         "dcpo-learner {config} --training.learning_rat 1",
         "training.learning_rat: unknown setting; did you mean training.learning_rate?",
     ),
+    "a check on another machine than node 0": (
+        "dcpo-learner {config} --workers 1 --nodes 2 --node-rank 1 --rendezvous 127.0.0.1:{port} --keys {folder} --check",
+        "--check on node 0 alone, which has the settings: here it would take part in the run",
+    ),
     "a value out of bounds": (
         "dcpo-learner {config} --sampling.group_size 1",
         "sampling.group_size: Input should be greater than or equal to 2, found '1'",

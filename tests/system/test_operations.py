@@ -45,6 +45,8 @@ def answer(address: str) -> str:
 def test_a_run_that_trains_says_so_in_its_folder_and_over_http(live: tuple[Services, str]) -> None:
     services, address = live
     for where in (services.run, address):
+        # The status is written once a second, also after the first step.
+        services.until("a status of it", lambda where=where: status_of(where)[0] == 0)
         code, status = status_of(where)
         assert (code, status["health"]["state"]) == (0, "training")
         assert status["seconds_per_step"] > 0

@@ -6,7 +6,7 @@ import pytest
 
 from tests.system.services import Services
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.thorough, pytest.mark.timeout(300)]
 
 SYNCHRONOUS = ("--lag.max_lag", "0", "--algorithm.updates_per_batch", "2", "--lag.publish_interval", "2")
 GRADED = ("--grading.extraction", "last_number", "--grading.format_penalty", "0.5")

@@ -95,3 +95,21 @@ def test_they_are_encoded_as_the_prompts_of_training_and_limited(tmp_path: Path)
     assert asked.sets["x"][0].token_ids == tuple(tokenizer("1+1=")["input_ids"])
     assert (asked.vocab_size, asked.settings["samples"], asked.settings["greedy"]) == (99, 4, False)
     assert {"set x", "set y"} <= asked.settings.keys()
+
+
+def test_an_own_reward_gets_the_columns_of_the_sources_that_it_grades(tmp_path: Path) -> None:
+    line = {"problem": "4+4=", "answer": "8", "level": 3, "topic": "sums"}
+    (tmp_path / "held.jsonl").write_text(json.dumps(line) + "\n")
+    reward = "tests.grading.rewards.examples:by_length"
+    sources = [
+        {"source": "a.jsonl", "name": "a", "metadata_fields": ("level",)},
+        {"source": "b.jsonl", "name": "b", "metadata_fields": ("topic",)},
+    ]
+    run = RunConfig(
+        data={"sources": sources},  # type: ignore[arg-type]
+        grading={"reward": reward},  # type: ignore[arg-type]
+        evaluation={"every_steps": 5, "data": (f"{tmp_path}/held.jsonl",)},  # type: ignore[arg-type]
+    )
+    (held,) = held_out_problems(run).values()
+    (found,) = held.problems
+    assert json.loads(found.metadata) == {"level": 3, "topic": "sums"}

@@ -265,7 +265,9 @@ async def test_a_killed_and_resumed_run_ends_bit_identical(
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "zero_stage", [pytest.param(0, marks=pytest.mark.thorough), pytest.param(1, marks=pytest.mark.thorough), 2, 3]
+)
 async def test_two_ranks_train_as_one_does(
     reference: tuple[RunConfig, ScriptedCoordinator], tmp_path: Path, zero_stage: int
 ) -> None:
