@@ -41,7 +41,7 @@ BAD_INPUTS = {
         "training.learning_rat: unknown setting; did you mean training.learning_rate?",
     ),
     "a check on another machine than node 0": (
-        "dcpo-learner {config} --workers 1 --nodes 2 --node-rank 1 --rendezvous 127.0.0.1:{port} --keys {folder} --check",
+        "dcpo-learner {config} --workers 1 --nodes 2 --node-rank 1 --rendezvous HOST:{port} --keys {folder} --check",
         "--check on node 0 alone, which has the settings: here it would take part in the run",
     ),
     "a value out of bounds": (
