@@ -111,7 +111,10 @@ def actors(status: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Fin
                 "does its process run, is it stopped, does the network drop it? Its leases go to others",
             )
         behind = status.get("weights_version", 0) - actor["weights_version"]
-        if actor["weights_version"] and behind > window:
+        # What its newest heartbeat said may be as old as two of them: short steps publish many versions meanwhile.
+        age = heard + 2 * config.get("network", {}).get("heartbeat_seconds", 3.0)
+        meanwhile = age / usual if (usual := status.get("seconds_per_step")) else 0.0
+        if actor["weights_version"] and behind > window + meanwhile:
             yield warning(
                 f"actor {name} is {behind} weights versions behind ({actor.get('activity')})",
                 "its engine's log says what keeps it: a slow fetch, or a full /dev/shm",

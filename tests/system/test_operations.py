@@ -44,14 +44,17 @@ def answer(address: str) -> str:
 
 def test_a_run_that_trains_says_so_in_its_folder_and_over_http(live: tuple[Services, str]) -> None:
     services, address = live
+    # The status is written once a second, and read as often by who answers over HTTP.
     for where in (services.run, address):
-        # The status is written once a second, also after the first step.
-        services.until("a status of it", lambda where=where: status_of(where)[0] == 0)
-        code, status = status_of(where)
-        assert (code, status["health"]["state"]) == (0, "training")
+        status = services.until("a run that trains", lambda where=where: trains(where))
         assert status["seconds_per_step"] > 0
-    assert answer(f"{address}/healthz").startswith("training")
-    assert answer(f"{address}/readyz").startswith("training")
+    for path in ("healthz", "readyz"):
+        services.until(path, lambda path=path: answer(f"{address}/{path}").startswith("training"))
+
+
+def trains(where: str | Path) -> dict[str, Any] | None:
+    code, status = status_of(where)
+    return status if (code, status["health"]["state"]) == (0, "training") else None
 
 
 def test_metrics_over_http_are_those_of_the_run(live: tuple[Services, str]) -> None:
