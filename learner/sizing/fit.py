@@ -74,6 +74,9 @@ def needs(config: RunConfig, size: ModelSize, plan: Plan, memory: RankMemory) ->
     # One more of each while it is written, and the export; with an adapter its model, in the run folder and the store.
     disk = (config.checkpoint.keep_last + 1) * checkpoint + (config.lag.keep_versions + 1) * version
     disk += whole + 2 * frozen
+    if config.evaluation.every_steps is not None and config.evaluation.keep_best:
+        # The best version, and the one that takes its place.
+        disk += 2 * whole
     return Needs(memory, host, disk, version, checkpoint, frozen)
 
 

@@ -92,6 +92,22 @@ def test_the_memory_of_the_machine_counts_every_process_two_versions_and_a_snaps
     assert small.what == "the memory of this machine"
 
 
+def test_of_several_machines_this_one_has_its_ranks_and_its_part_of_a_checkpoint() -> None:
+    config = RunConfig(model=ModelSettings(dtype="float32"))
+    plans = [Plan.of(config, 4, num_machines, on_gpus=False) for num_machines in (1, 2)]
+    alone, shared = (needs(config, QWEN_7B, plan, memory_of(QWEN_7B, plan)) for plan in plans)
+    two_ranks = 2 * (450_000_000 + memory_of(QWEN_7B, plans[0]).total)
+    assert alone.host - shared.host == two_ranks + alone.checkpoint // 2
+
+
+def test_a_best_version_that_is_kept_takes_room_twice() -> None:
+    plan = Plan.of(CONFIG, 4, on_gpus=True)
+    evaluation = CONFIG.evaluation.model_copy(update={"every_steps": 5})
+    measuring = CONFIG.model_copy(update={"evaluation": evaluation})
+    plain, found = (needs(config, QWEN_7B, plan, memory_of(QWEN_7B, plan)) for config in (CONFIG, measuring))
+    assert found.disk - plain.disk == 2 * found.version
+
+
 @pytest.mark.parametrize(("stage", "expected"), [(2, "--training.zero_stage 3"), (3, "--training.micro_batch_tokens")])
 def test_a_change_starts_from_what_is_set(stage: int, expected: str) -> None:
     plan = replace(Plan.of(CONFIG, 4, on_gpus=True), zero_stage=stage)
