@@ -177,7 +177,9 @@ class RouterChannel:
         try:
             return decode([frame.buffer for frame in frames], self._max_received_bytes, self._max_header_bytes)
         except ProtocolError as error:
-            return error
+            # Its frames would keep alive all that was received with it, wherever one of these errors is remembered.
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
 
 
 class DealerChannel:

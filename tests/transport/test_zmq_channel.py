@@ -215,3 +215,6 @@ async def test_frames_that_add_up_to_too_much_are_received_as_an_error(router: R
     await dial(max_message_bytes=1 << 30).send(chunk)
     [received] = await router.receive(5)
     assert isinstance(received.envelope, ProtocolError)
+    # Frames that are kept alive keep all that was received at once.
+    error = received.envelope
+    assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
