@@ -15,7 +15,6 @@ from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import Child, keep_running
 from learner.nodes.desk import NodeDesk
 from learner.nodes.place import NodePlace
-from learner.nodes.router import RankRouter
 from learner.ranks import rank_environments
 
 if TYPE_CHECKING:
@@ -162,9 +161,8 @@ class Parts:
 
     async def end_nodes(self, reason: str) -> None:
         """Tell other machines that the run is over, or stops."""
-        router = self._coordinator.ranks.router
-        if self._nodes and isinstance(router, RankRouter):
-            await self._nodes.end(reason, router.tell)
+        if self._nodes:
+            await self._nodes.end(reason)
 
     def _trainer_argv(self) -> list[str]:
         self._folder.trainer_error.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 
 from dcpo_async.errors import TrainerError
 from dcpo_async.limits import quoted
@@ -34,14 +33,13 @@ class NodeDesk:
     def __init__(self, place: NodePlace, config: str, model: str, versions: tuple[str, ...]) -> None:
         self._place, self._config, self._model, self._versions = place, config, model, versions
         self._roster = Roster(place.num_nodes)
-        self._peers: set[bytes] = set()
+        self._heard_end: set[int] = set()
         self._told: dict[int, str] = {}
 
-    def answer(self, peer: bytes, name: str, message: Message) -> Message | None:
+    def answer(self, name: str, message: Message) -> Message | None:
         """What a machine's launcher hears; None for a message that is not one of a launcher's.
 
         Args:
-            peer: its connection.
             name: of its key.
             message: what it has said.
         """
@@ -49,13 +47,13 @@ class NodeDesk:
             if problem := self._problem(message):
                 self._tell_once(message.node, f"node {message.node} ({name}) is refused: {problem}")
                 return Reject(reason="invalid", detail=problem)
-            self._peers.add(peer)
             self._roster.join(message, name, time.monotonic())
             self._tell_once(message.node, f"node {message.node} ({name}) is there, in session {message.session[:8]}")
             return NodeWelcome(config=self._config)
         if isinstance(message, NodeBeat):
             if self._roster.hear(message, time.monotonic()):
-                self._peers.add(peer)
+                if self._roster.over:
+                    self._heard_end.add(message.node)
                 return self._roster.order()
             if self._roster.is_known(message.node):
                 return Reject(reason="invalid", detail=f"another machine is node {message.node} by now")
@@ -86,15 +84,20 @@ class NodeDesk:
         """Why ranks cannot go on; empty where nothing is known against it."""
         return self._roster.lost(time.monotonic())
 
-    async def end(self, reason: str, send: Callable[[bytes, Message], Awaitable[None]]) -> None:
-        """Tell all machines that no further round will follow, once their ranks have ended, or after END_SECONDS."""
+    async def end(self, reason: str) -> None:
+        """Tell all machines that no further round will follow, once their ranks have ended, or after END_SECONDS.
+
+        Each hears it as the answer to a beat, which is waited for as long once more: what a launcher has not read when
+        its connection goes is lost.
+        """
         ends_at = time.monotonic() + END_SECONDS
         while not self._roster.is_over_for_all() and time.monotonic() < ends_at:  # noqa: ASYNC110 - beats end it
             await asyncio.sleep(POLL_SECONDS)
         self._roster.end_round()
         self._roster.over = reason
-        for peer in self._peers:
-            await send(peer, self._roster.order())
+        ends_at = time.monotonic() + END_SECONDS
+        while self._heard_end < self._roster.known() and time.monotonic() < ends_at:  # noqa: ASYNC110 - beats end it
+            await asyncio.sleep(POLL_SECONDS)
 
     def _problem(self, hello: NodeHello) -> str:
         own = self._place

@@ -224,7 +224,6 @@ class Follower:
             await self._channel.send(Envelope(message, {}, run_id, incarnation))
             return await self._channel.receive(BEAT_SECONDS)
         except PeerLostError:
-            # What it said before it went may still wait here: that the run is over, above all.
-            return await self._channel.receive(0.0)
+            return None
         except ProtocolError as error:
             raise ConfigError(f"node 0 at {self._place.coordinator}: {error}") from None

@@ -45,6 +45,10 @@ class Roster:
         """A machine's launcher is there, or there anew: its ranks of before are gone."""
         self._nodes[hello.node] = Node(hello.session, name, now)
 
+    def known(self) -> set[int]:
+        """Machines that have said hello."""
+        return set(self._nodes)
+
     def is_known(self, node: int) -> bool:
         """Whether a machine of this number has said hello."""
         return node in self._nodes

@@ -73,7 +73,7 @@ class RankRouter:
             return True
         if envelope.run_id not in ("", self._run_id):
             return True
-        answer = self._desk.answer(received.peer, holder.name, envelope.message)
+        answer = self._desk.answer(holder.name, envelope.message)
         if answer is None:
             return True
         await self.tell(received.peer, answer)

@@ -11,7 +11,7 @@ from tests.system.conftest import STEADY
 from tests.system.services import Service, Services, assert_counted_once, two_free_ports
 from tests.system.test_keys import dcpo
 
-pytestmark = [pytest.mark.thorough, pytest.mark.system, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 
 class Machines:
