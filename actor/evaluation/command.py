@@ -245,8 +245,8 @@ def _folder_of(location: str) -> Path:
         return model_folder(location, "model")
     if not model.is_dir():
         raise ConfigError(
-            f"model {location} is an adapter to {model.name} of its run, which does not lie beside it: name the version "
-            "where the run has it, or a whole model that `dcpo export` wrote"
+            f"model {location} is an adapter to {model.name} of its run, which does not lie beside it: name the "
+            "version where the run has it, or a whole model that `dcpo export` wrote"
         )
     model_folder(str(model), "model")
     return folder

@@ -187,7 +187,7 @@ class EvaluationDesk:
         results = results_of(self._prompts, found, mode, self._config.grading, row)
         rewards = mean_rewards(self._prompts, found)
         assert self._reports is not None
-        figures = await asyncio.to_thread(self._reports.complete, measured.folder, measured.manifest, results, rewards)
+        figures = await self._reports.complete(measured.folder, measured.manifest, results, rewards)
         write_evaluation(self._ledger, replace(row, state="complete"))
         self._last = {"step": row.step, "weights_version": row.weights_version, "state": "complete", "figures": figures}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if "@" in name and "," not in name)
