@@ -59,7 +59,7 @@ class Parts:
         self._config, self._devices, self._coordinator = config, devices, coordinator
         self._weights_port, self._scratch, self._ranks_address = weights_port, scratch, ranks_address
         self._security_words, self._folder = security_words, RunFolder(config.folder)
-        self._best_step = self._best_version = 0
+        self._best_step, self._best_version = coordinator.ranks.step, 0
         # Shared memory without a name, whatever the size of /dev/shm: it goes when the last of the processes goes.
         descriptors = [os.memfd_create(f"dcpo-weights-{number}") for number in (1, 2)]
         self._buffers = [f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in descriptors]
