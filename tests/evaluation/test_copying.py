@@ -1,6 +1,7 @@
 """Copies of versions by a process of their own: it can be ended at any moment, and says why there is none."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import psutil
@@ -21,10 +22,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> AdapterRun:
     return made
 
 
-async def child() -> psutil.Process:
+def child() -> psutil.Process:
     """The process that copies, once it is there."""
     while not (children := psutil.Process().children()):
-        await asyncio.sleep(0.01)
+        time.sleep(0.01)
     return children[0]
 
 
@@ -35,7 +36,7 @@ async def test_whoever_is_told_to_end_does_not_wait_for_a_copy_that_hangs_and_th
     writing.mkdir()
     (writing / "config.json").write_text("left by one that was killed")
     copying = asyncio.create_task(copied(version, writing, tmp_path / "log"))
-    process = await child()
+    process = await asyncio.to_thread(child)
     process.suspend()
     copying.cancel()
     await asyncio.wait({copying}, timeout=60)
