@@ -84,7 +84,7 @@ class _Thinner(Thread):
         self._path, self._thinning, self._newest = path, thinning, newest
         self._beside = path.with_name(f".{path.name}.thinned")
         self._num_bytes, self._num_dropped = path.stat().st_size, 0
-        self._error: OSError | None = None
+        self._error: OSError | None = OSError("the copy has not come to its end")
 
     def run(self) -> None:
         """Copy, for as long as it takes."""
@@ -98,6 +98,7 @@ class _Thinner(Thread):
                         self._num_dropped += 1
                 kept.flush()
                 os.fsync(kept.fileno())
+            self._error = None
         except OSError as error:
             self._error = error
 
