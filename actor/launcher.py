@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from actor.engine.choice import add_engine_arguments, engine_words
@@ -15,7 +16,7 @@ from dcpo_async import __version__
 from dcpo_async.devices import checked_gpus, cuda_environment, require_choice
 from dcpo_async.errors import ConfigError, DcpoError, EngineError, OutdatedError, UnsoundError, WeightsError
 from dcpo_async.processes import be_private, last_lines, module_argv, private_folder
-from dcpo_async.supervision import Child, keep_running
+from dcpo_async.supervision import IMPORT_SECONDS, Child, endless, keep_running
 from dcpo_async.transport.key_files import load_peer_keys
 from dcpo_async.transport.security import check_address
 
@@ -26,8 +27,6 @@ QUICK_SECONDS = 120.0
 UNSOUND_SECONDS = 3600.0
 """An engine that was refused for what it made has worked only if it ran so long: a sick GPU may show late."""
 RESTART_SECONDS = 2.0
-START_SECONDS = 600.0
-"""Until a process has imported what it needs and gives its first sign; libraries may lie on a slow network."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -158,22 +157,23 @@ def _relay(options: argparse.Namespace, listen: str, offer: Path, log_file: Path
     """The process that hands on this machine's weights."""
     argv = module_argv("actor.weights.relay", "--listen", listen, "--offer", str(offer))
     argv += ["--mbps", str(options.relay_mbps)] if options.relay_mbps else []
-    return Child(
-        name="relay",
-        argv=lambda: [*argv, *_security_words(options)],
-        log_file=log_file,
-        signs=signs,
-        start_seconds=START_SECONDS,
-        environment={"OMP_NUM_THREADS": "1"},
-        has_progressed=lambda seconds: seconds >= QUICK_SECONDS,
-        failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-actor: "),
+    child = endless(
+        "relay",
+        [*argv, *_security_words(options)],
+        log_file,
+        WeightsError,
+        program="dcpo-actor",
+        worked_seconds=QUICK_SECONDS,
         max_failures=MAX_QUICK_FAILURES,
-        error=WeightsError,
+    )
+    # Its port may be free again a moment later.
+    return replace(
+        child,
+        signs=signs,
+        environment={"OMP_NUM_THREADS": "1"},
         grace_seconds=1,
         pause_seconds=RESTART_SECONDS,
-        # Its port may be free again a moment later.
         final_codes=(),
-        is_endless=True,
     )
 
 
@@ -206,7 +206,7 @@ def _engine(
         argv=argv,
         log_file=log_file,
         signs=signs,
-        start_seconds=START_SECONDS,
+        start_seconds=IMPORT_SECONDS,
         environment=_environment(gpus),
         has_progressed=has_progressed,
         failed=failed,

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from dcpo_async.errors import ConfigError
 
+ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""Environment of processes of one machine that torch connects: what they open to each other, without keys."""
+
 
 @dataclass(frozen=True, slots=True)
 class Devices:

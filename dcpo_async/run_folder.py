@@ -85,7 +85,7 @@ class RunFolder:
         return self.path / "trainer_error.json"
 
     def log(self, part: str) -> Path:
-        """What a part of the learner prints: `trainer`, `publisher` or `weight_server`."""
+        """What a part of the learner prints: `trainer`, `publisher`, `weight_server`, `best_version`."""
         return self.path / "logs" / f"{part}.log"
 
 

@@ -21,6 +21,8 @@ SIGNS = "DCPO_SIGNS"
 """Environment variable of a child: the file for its signs."""
 LOOK_SECONDS = 1.0
 MOST_PAUSES = 8
+IMPORT_SECONDS = 600.0
+"""Until a part's first sign of progress: imports, from a disk or a network that many others read."""
 SUFFER_SECONDS = 2.0
 """When one process of a part has failed, the others have so long to say what they suffer from."""
 _SIGN_BYTES = 120
@@ -76,6 +78,36 @@ class Child:
     final_codes: tuple[int, ...] = (ConfigError.exit_code,)
     renewing_codes: tuple[int, ...] = ()
     is_endless: bool = False
+
+
+def endless(
+    name: str,
+    argv: Sequence[str],
+    log_file: Path,
+    error: type[DcpoError],
+    *,
+    program: str,
+    worked_seconds: float = 60.0,
+    max_failures: int = 3,
+) -> Child:
+    """A part without a good end, such as a server; what it says last is why it failed.
+
+    Args:
+        program: whose name stands before what it says to people.
+        worked_seconds: one that ran so long has worked, so that failures before it are forgotten.
+    """
+    return Child(
+        name=name,
+        argv=lambda: argv,
+        log_file=log_file,
+        start_seconds=IMPORT_SECONDS,
+        has_progressed=lambda seconds: seconds >= worked_seconds,
+        failed=lambda code: last_lines(log_file, 1).removeprefix(f"{program}: "),
+        max_failures=max_failures,
+        error=error,
+        grace_seconds=5,
+        is_endless=True,
+    )
 
 
 async def keep_running(child: Child, stopping: asyncio.Event | None = None) -> None:

@@ -22,6 +22,7 @@ from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, limited_log
 from dcpo_async.metrics.jsonl import MetricsWriter
+from dcpo_async.metrics.sink import Thinning
 from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import be_private, private_folder
 from dcpo_async.run_folder import RunFolder
@@ -203,7 +204,9 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         if run.is_finished:
             log.info("the run was finished before; raise training.max_steps to go on")
         else:
-            sinks = (MetricsWriter(config.folder), TensorBoardWriter(RunFolder(config.folder).tensorboard))
+            whole_steps, board = config.training.whole_metrics_steps, RunFolder(config.folder).tensorboard
+            thinning = Thinning(whole_steps, config.evaluation.every_steps) if whole_steps else None
+            sinks = (MetricsWriter(config.folder, thinning), TensorBoardWriter(board, thinning))
             weights_port, nodes = actors.port + 1, None
             if place and elsewhere:
                 nodes = NodeDesk(place, config.model_dump_json(), str(run.ledger.meta("model")), versions())

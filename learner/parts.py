@@ -4,15 +4,16 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcpo_async.config import RunConfig
 from dcpo_async.devices import Devices
 from dcpo_async.errors import ConfigError, DcpoError, TrainerError, WeightsError
-from dcpo_async.processes import last_lines, module_argv
+from dcpo_async.processes import module_argv
 from dcpo_async.run_folder import RunFolder
-from dcpo_async.supervision import Child, keep_running
+from dcpo_async.supervision import IMPORT_SECONDS, Child, endless, keep_running
 from learner.nodes.desk import NodeDesk
 from learner.nodes.place import NodePlace
 from learner.ranks import rank_environments
@@ -25,10 +26,6 @@ log = logging.getLogger("learner")
 MAX_FAILURES = 3
 PUBLISHER_PAUSE_SECONDS = 1.0
 MONITOR_PAUSE_SECONDS = 2.0
-WEIGHT_SERVER_SECONDS = 60.0
-"""A weight server that has run so long has worked."""
-START_SECONDS = 600.0
-"""Until the first sign of progress: imports, from a disk that many others read."""
 
 
 class Parts:
@@ -62,7 +59,7 @@ class Parts:
         self._config, self._devices, self._coordinator = config, devices, coordinator
         self._weights_port, self._scratch, self._ranks_address = weights_port, scratch, ranks_address
         self._security_words, self._folder = security_words, RunFolder(config.folder)
-        self._best_step = self._best_version = 0
+        self._best_step, self._best_version = coordinator.ranks.step, 0
         # Shared memory without a name, whatever the size of /dev/shm: it goes when the last of the processes goes.
         descriptors = [os.memfd_create(f"dcpo-weights-{number}") for number in (1, 2)]
         self._buffers = [f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in descriptors]
@@ -81,39 +78,21 @@ class Parts:
         argv += ["--store", str(self._folder.weights), "--run-id", self._coordinator.run_id]
         argv += self._security_words
         log_file = self._folder.log("weight_server")
-        return Child(
-            name="the weight server",
-            argv=lambda: argv,
-            log_file=log_file,
-            signs=self._signs("weight_server"),
-            start_seconds=START_SECONDS,
-            has_progressed=lambda seconds: seconds >= WEIGHT_SERVER_SECONDS,
-            failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-learner: "),
-            max_failures=MAX_FAILURES,
-            error=WeightsError,
-            grace_seconds=5,
-            is_endless=True,
-        )
+        child = endless("the weight server", argv, log_file, WeightsError, program="dcpo-learner")
+        return replace(child, signs=self._signs("weight_server"))
 
     # ---- publisher
 
     def publisher(self) -> Child:
         """Writes versions; a state that it holds when it ends is published by the next."""
+        argv = module_argv("learner.publisher", *self._connection())
         log_file = self._folder.log("publisher")
-        return Child(
-            name="the publisher",
-            argv=lambda: module_argv("learner.publisher", *self._connection()),
-            log_file=log_file,
+        return replace(
+            endless("the publisher", argv, log_file, WeightsError, program="dcpo-learner"),
             environment={"OMP_NUM_THREADS": "1"},
             signs=self._signs("publisher"),
-            start_seconds=START_SECONDS,
             has_progressed=self._has_published,
             pause_seconds=PUBLISHER_PAUSE_SECONDS,
-            failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo-learner: "),
-            max_failures=MAX_FAILURES,
-            error=WeightsError,
-            grace_seconds=5,
-            is_endless=True,
         )
 
     def _connection(self) -> list[str]:
@@ -142,7 +121,7 @@ class Parts:
             ready=self._nodes.all_there if self._nodes else None,
             lost=self._nodes.lost if self._nodes else lambda: "",
             signs=self._signs("trainer"),
-            start_seconds=START_SECONDS,
+            start_seconds=IMPORT_SECONDS,
             has_progressed=self._has_trained,
             failed=self._trainer_failed,
             restarting=self._restart_trainer,
@@ -202,20 +181,9 @@ async def keep_monitor(folder: RunFolder, words: Sequence[str]) -> None:
         return
     log_file = folder.log("monitor")
     argv = module_argv("dcpo_async.monitoring", str(folder.path), "--learner-pid", str(os.getpid()), *words)
-    child = Child(
-        name="the monitor",
-        argv=lambda: argv,
-        log_file=log_file,
-        has_progressed=lambda seconds: seconds >= WEIGHT_SERVER_SECONDS,
-        failed=lambda code: last_lines(log_file, 1).removeprefix("dcpo serve: "),
-        max_failures=MAX_FAILURES,
-        error=DcpoError,
-        grace_seconds=1,
-        pause_seconds=MONITOR_PAUSE_SECONDS,
-        # Its port may be free again a moment later.
-        final_codes=(),
-        is_endless=True,
-    )
+    child = endless("the monitor", argv, log_file, DcpoError, program="dcpo serve")
+    # Its port may be free again a moment later.
+    child = replace(child, grace_seconds=1, pause_seconds=MONITOR_PAUSE_SECONDS, final_codes=())
     try:
         await keep_running(child)
     except DcpoError as error:

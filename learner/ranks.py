@@ -7,10 +7,10 @@ Those of several machines meet as `learner/nodes/` says.
 from collections.abc import Mapping
 from pathlib import Path
 
+from dcpo_async.devices import ON_LOOPBACK
+
 MEETING_PLACE = "DCPO_MEETING_PLACE"
 """Environment variable: the file by which ranks find each other, or tcp://HOST:PORT/ROUND."""
-ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-"""What ranks then open to each other, on one machine."""
 
 
 def rank_environments(num_ranks: int, folder: Path) -> list[Mapping[str, str]]:

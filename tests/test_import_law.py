@@ -27,7 +27,7 @@ OWNERS = {
     "reasoning_gym": ("dcpo_async/gym/",),
     "prometheus_client": ("dcpo_async/monitoring/",),
     "pebble": ("dcpo_async/grading/workers.py",),
-    "torch.utils.tensorboard": ("dcpo_async/metrics/tensorboard.py",),
+    "tensorboard": ("dcpo_async/metrics/tensorboard.py",),
 }
 
 # From the ground up: a part imports from the floors below its own, never from beside or above.
@@ -66,7 +66,7 @@ SERVICES = {
     "learner/ranks": "",
     "learner/nodes": "initial_model ranks",
     "learner/visits": "ledger scheduling",
-    "learner/coordinator": "evaluations ledger scheduling visits",
+    "learner/coordinator": "checkpoints evaluations ledger scheduling visits",
     "learner/evaluations": "ledger scheduling",
     "learner/reports": "ledger visits",
     "learner/checkpoints": "weights",

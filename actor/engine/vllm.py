@@ -17,6 +17,7 @@ from actor.engine.loading import Loading, timed
 from actor.engine.model_files import LORA_ID, LORA_NAME, Kind, has_latent_attention, stop_token_ids
 from actor.engine.seeds import group_seed
 from actor.engine.start_path import StartPath
+from dcpo_async.devices import ON_LOOPBACK
 from dcpo_async.errors import CanaryError, EngineError, PromptError
 from dcpo_async.grading import ResponseTexts
 from dcpo_async.records import Lease, LeaseName, Response, Sampling
@@ -29,6 +30,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 # vLLM would fork on GPUs, with the locks of this process's threads in whatever state they are.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+# gloo would listen at the address that this machine's name has, also for an engine of one process.
+os.environ |= {**ON_LOOPBACK, "VLLM_HOST_IP": "127.0.0.1"}
 
 import vllm
 from vllm.engine.arg_utils import AsyncEngineArgs

@@ -39,7 +39,7 @@ from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.key_files import load_peer_keys
 from dcpo_async.transport.security import check_address
 from dcpo_async.transport.zmq_channel import connecting
-from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest
+from dcpo_async.weights.manifest import MANIFEST_NAME, Manifest, base_of
 from dcpo_async.weights.store import model_digest, verify
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ async def _measure_models(
     if options.dtype == "auto":
         options.dtype = "bfloat16" if options.device == "gpu" else "float32"
     manifests = {name: await asyncio.to_thread(_manifest, folder) for name, folder in models.items()}
-    digests = {f"model {name}": await asyncio.to_thread(model_digest, folder) for name, folder in models.items()}
+    digests = {f"model {name}": await asyncio.to_thread(_digest, folder) for name, folder in models.items()}
     # Weights that did not change, such as those that all runs begin with, have one digest.
     versions = {f"version {name}": f"{m.run_id} {m.weights_version}" for name, m in manifests.items() if m is not None}
     results.add({"dtype": options.dtype, **digests, **versions})
@@ -84,11 +84,22 @@ async def _measure_models(
 
 
 def _manifest(folder: Path) -> Manifest | None:
-    """Of a version of a weight store, with every byte checked against it; None for any other model."""
+    """Of a version of a weight store, with every byte checked against it; None for any other model.
+
+    Of an adapter the model that it is for is checked too.
+    """
     try:
+        if (model := base_of(folder)) != folder:
+            verify(model)
         return verify(folder) if (folder / MANIFEST_NAME).exists() else None
     except WeightsError as error:
         raise ConfigError(f"model {folder}: {error}; without {MANIFEST_NAME} it is a model of no run") from None
+
+
+def _digest(folder: Path) -> str:
+    """Of the model in a folder; an adapter has another one on another model."""
+    model = base_of(folder)
+    return model_digest(folder) if model == folder else f"{model_digest(folder)} for {model_digest(model)}"
 
 
 async def _measure_run(options: argparse.Namespace, evaluator: Evaluator, results: ResultsFolder) -> None:
@@ -213,7 +224,7 @@ def _models(words: Sequence[str]) -> dict[str, Path]:
     models: dict[str, Path] = {}
     for word in words:
         name, equals, location = word.rpartition("=")
-        folder = model_folder(location, "model")
+        folder = _folder_of(location)
         name = name if equals else Path(location).resolve().name
         if not name or "/" in name or name.startswith("."):
             raise ConfigError(f"model {word}: {name!r} cannot name a folder; write NAME=FOLDER")
@@ -221,6 +232,24 @@ def _models(words: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"two models are called {name}; write NAME=FOLDER to tell them apart")
         models[name] = folder
     return models
+
+
+def _folder_of(location: str) -> Path:
+    """The folder of a model, or of an adapter in a weight store beside the model that it is for."""
+    folder = Path(location).expanduser()
+    try:
+        model = base_of(folder)
+    except WeightsError as error:
+        raise ConfigError(f"model {location}: {error}; without {MANIFEST_NAME} it is a model of no run") from None
+    if model == folder:
+        return model_folder(location, "model")
+    if not model.is_dir():
+        raise ConfigError(
+            f"model {location} is an adapter to {model.name} of its run, which does not lie beside it: name the "
+            "version where the run has it, or a whole model that `dcpo export` wrote"
+        )
+    model_folder(str(model), "model")
+    return folder
 
 
 def _sets(options: argparse.Namespace) -> dict[str, LoadedProblems]:

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dcpo_async.adapters import write_merged
 from dcpo_async.durable import replace_folder
 from dcpo_async.errors import ConfigError, WeightsError
+from dcpo_async.evaluation.copying import write_copy
 from dcpo_async.evaluation.table import AVERAGE
 from dcpo_async.weights.manifest import Manifest, read_manifest
-from dcpo_async.weights.store import verify
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +27,19 @@ class BestVersion:
         out: folder of the results, which has one writer.
         setting: what the user asks for it by.
 
+    Attributes:
+        writing: where a copy is made, before it takes the place of the one that is kept.
+
     Raises ConfigError where something else has the name `best`.
     """
 
     def __init__(self, out: Path, setting: str = "--keep-best") -> None:
         self._setting = setting
-        self._folder, self._writing, replaced = out / BEST_NAME, out / WRITING_NAME, out / REPLACED_NAME
+        self._folder, self.writing, replaced = out / BEST_NAME, out / WRITING_NAME, out / REPLACED_NAME
         if replaced.exists() and not self._folder.exists():
             # Killed between the two renames: the former one gives way only to a copy that is whole and on disk.
-            self._writing.rename(self._folder)
-        for leftover in (self._writing, replaced):
+            self.writing.rename(self._folder)
+        for leftover in (self.writing, replaced):
             shutil.rmtree(leftover, ignore_errors=True)
         if self._folder.exists():
             try:
@@ -56,29 +58,33 @@ class BestVersion:
             ConfigError: both were not measured on the same problems.
             WeightsError: there is no room for the copy, or it is not what the manifest says.
         """
-        row = _overall(summary[version_name(manifest)])
-        if self._folder.exists():
-            kept = version_name(read_manifest(self._folder))
-            if kept not in summary or _measured_on(summary[kept]) != _measured_on(summary[version_name(manifest)]):
-                raise ConfigError(
-                    f"{self._setting}: {kept} in {self._folder} was measured on other problems; move it away"
-                )
-            best = _overall(summary[kept])
-            if _accuracy(row) <= _accuracy(best):
-                log.info("%s is still the best version, with %s", kept, _told(best))
-                return False
-        try:
-            if manifest.base_version is None:
-                shutil.copytree(folder, self._writing)
-            else:
-                write_merged(folder, manifest, self._writing)
-        except OSError as error:
-            shutil.rmtree(self._writing, ignore_errors=True)
-            raise WeightsError(f"cannot keep a copy of {folder} in {self._folder}: {error}") from error
-        verify(self._writing)
-        replace_folder(self._writing, self._folder)
-        log.info("%s is the best version, with %s: kept in %s", version_name(manifest), _told(row), self._folder)
+        if not self.is_beaten_by(manifest, summary):
+            return False
+        write_copy(folder, self.writing)
+        self.take(manifest, summary)
         return True
+
+    def is_beaten_by(self, manifest: Manifest, summary: Mapping[str, Any]) -> bool:
+        """Whether none that is kept is as good; raises ConfigError as `consider` does."""
+        if not self._folder.exists():
+            return True
+        kept, name = version_name(read_manifest(self._folder)), version_name(manifest)
+        if kept not in summary or _measured_on(summary[kept]) != _measured_on(summary[name]):
+            raise ConfigError(f"{self._setting}: {kept} in {self._folder} was measured on other problems; move it away")
+        best = _overall(summary[kept])
+        if _accuracy(_overall(summary[name])) > _accuracy(best):
+            return True
+        log.info("%s is still the best version, with %s", kept, _told(best))
+        return False
+
+    def take(self, manifest: Manifest, summary: Mapping[str, Any]) -> None:
+        """Put the copy of a version, whole in `writing`, in the place of the one that is kept; raises WeightsError."""
+        try:
+            replace_folder(self.writing, self._folder)
+        except OSError as error:
+            raise WeightsError(f"cannot keep {self.writing} as {self._folder}: {error}") from error
+        name = version_name(manifest)
+        log.info("%s is the best version, with %s: kept in %s", name, _told(_overall(summary[name])), self._folder)
 
 
 def version_name(manifest: Manifest) -> str:

@@ -1,24 +1,108 @@
-"""Metrics of a run as TensorBoard points; the only importer of TensorBoard, which brings torch."""
+"""Metrics of a run as TensorBoard points; the only importer of TensorBoard."""
 
-from collections.abc import Mapping
+import logging
+import os
+import struct
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from threading import Thread
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from dcpo_async.metrics.sink import Thinning
+
+log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 10
+_LENGTH_BYTES, _DIGEST_BYTES = 8, 4
+"""A record is the length of an event, a digest of that, the event, and its digest."""
 
 
 class TensorBoardWriter:
-    """A sink that writes a point for each number into a folder."""
+    """A sink that writes a point for each number into a folder.
 
-    def __init__(self, folder: Path) -> None:
-        self._board = SummaryWriter(str(folder), flush_secs=FLUSH_SECONDS)
+    Args:
+        folder: for event files; each start of a run writes one of its own, or several.
+        thinning: which steps stay in files that are no longer written; None keeps them all.
+    """
+
+    def __init__(self, folder: Path, thinning: Thinning | None = None) -> None:
+        self._folder, self._thinning = folder, thinning
+        self._earlier = _event_files(folder)
+        self._events = EventFileWriter(str(folder), flush_secs=FLUSH_SECONDS)
+        self._written, self._newest = 0, 0
+        self._thinner: Thread | None = None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one step's points."""
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._newest = max(self._newest, step)
+        if self._thinning is not None and self._written % self._thinning.interval == 0:
+            self._thin(self._thinning)
+        self._written += 1
 
     def close(self) -> None:
         """Flush and close."""
-        self._board.close()
+        self._events.close()
+        if self._thinner is not None:
+            self._thinner.join()
+
+    def _thin(self, thinning: Thinning) -> None:
+        if self._written:
+            self._events.close()
+            self._earlier = _event_files(self._folder)
+            self._events = EventFileWriter(str(self._folder), flush_secs=FLUSH_SECONDS)
+        if self._thinner is None or not self._thinner.is_alive():
+            arguments = (self._earlier, thinning, self._newest)
+            self._thinner = Thread(target=_thin_files, args=arguments, name="thins TensorBoard", daemon=True)
+            self._thinner.start()
+
+
+def _event_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("events.out.tfevents.*"))
+
+
+def _thin_files(paths: list[Path], thinning: Thinning, newest: int) -> None:
+    for path in paths:
+        try:
+            _thin_file(path, thinning, newest)
+        except OSError as error:
+            log.warning("%s is not thinned: %s", path, error)
+
+
+def _thin_file(path: Path, thinning: Thinning, newest: int) -> None:
+    """Leave out the points of steps that are not kept; a file without points goes."""
+    kept, num_points, num_dropped = list[bytes](), 0, 0
+    for record, event in _records(path.read_bytes()):
+        if event.HasField("summary") and not thinning.keeps(event.step, newest):
+            num_dropped += 1
+        else:
+            kept.append(record)
+            num_points += event.HasField("summary")
+    if num_points == 0:
+        path.unlink()
+    elif num_dropped:
+        # TensorBoard takes any name that has "tfevents" in it.
+        beside = path.with_name(".thinned")
+        with beside.open("wb") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+
+
+def _records(content: bytes) -> Iterator[tuple[bytes, Event]]:
+    """The whole records of an event file, and what they say; one that a crash cut short is left out."""
+    at = 0
+    while at + _LENGTH_BYTES <= len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        begin = at + _LENGTH_BYTES + _DIGEST_BYTES
+        end = begin + length + _DIGEST_BYTES
+        if end > len(content):
+            return
+        yield content[at:end], Event.FromString(content[begin : begin + length])
+        at = end

@@ -81,18 +81,18 @@ class Admission:
         lines = "".join(f"{holder.name} {holder.role} {holder.key}\n" for holder in found.values())
         self.digest = blake2b(lines.encode(), digest_size=16).hexdigest()
 
-    def look(self) -> None:
-        """Take in what has changed; called often."""
+    async def watch(self) -> None:
+        """Take in what changes, until cancelled."""
 
     async def ask(self) -> None:
         """A key came that is not known: look whether it is by now."""
-        self.look()
 
 
 class AdmittedFolder(Admission):
     """A file NAME.key for each holder, with role and public key; whoever writes there decides who is let in.
 
-    A file that cannot be read admits nobody, nor does a folder that is not there any more.
+    A file that cannot be read admits nobody, nor does a folder that is not there any more. Files are read by a thread
+    beside the event loop, one at a time: a disk that is slow, or hangs, holds up nobody who is admitted.
 
     Args:
         clock: seconds; the folder is looked at once in `LOOK_SECONDS`, each file in it once in `FILES_SECONDS`.
@@ -111,20 +111,28 @@ class AdmittedFolder(Admission):
             raise ConfigError(f"{folder}: {error.strerror}; `dcpo keygen` writes keys") from None
         if mode & 0o022:
             raise ConfigError(f"{folder} can be changed by others (mode {mode:o}); run chmod 700 on it")
+        self._turn = asyncio.Lock()
         self._looked_at = self._listed_at = clock()
         self._changed_at = self._folder_changed_at()
         self.replace(self._read_anew(self._stamps()))
 
-    def look(self) -> None:
-        """Read what is new or has changed since the last look."""
-        self._look(LOOK_SECONDS)
+    async def watch(self) -> None:
+        """Look once in LOOK_SECONDS, until cancelled."""
+        while True:
+            await self._look_beside(LOOK_SECONDS / 2)
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def ask(self) -> None:
         """Look again, sooner, and once for all who ask meanwhile: a key may have been admitted just now."""
         await asyncio.sleep(self._looked_at + ASK_SECONDS - self._clock())
-        self._look(ASK_SECONDS)
+        await self._look_beside(ASK_SECONDS)
 
-    def _look(self, pause_seconds: float) -> None:
+    async def _look_beside(self, pause_seconds: float) -> None:
+        async with self._turn:
+            await asyncio.to_thread(self.look, pause_seconds)
+
+    def look(self, pause_seconds: float = LOOK_SECONDS) -> None:
+        """Read what is new or has changed, unless that was done less than `pause_seconds` ago."""
         now = self._clock()
         if now - self._looked_at < pause_seconds:
             return

@@ -38,7 +38,7 @@ class Gate:
         self._questions.linger = 0
         self._questions.bind(_ENDPOINT)
         self._swept = self.admission.version
-        self._tasks = {asyncio.create_task(self._take_questions())}
+        self._tasks = {asyncio.create_task(self._take_questions()), asyncio.create_task(self.admission.watch())}
 
     def holder_of(self, frame: zmq.Frame) -> KeyHolder | None:
         """Whose key a message came with; None where it is not admitted any more."""
@@ -50,7 +50,6 @@ class Gate:
 
     def has_changed(self) -> bool:
         """Whether others are admitted than at the last call."""
-        self.admission.look()
         before, self._swept = self._swept, self.admission.version
         return before != self._swept
 

@@ -88,7 +88,7 @@ class ActorDesk:
         self._stopping: Reject | None = None
         intake.start_clock(clock())
         self.rotation, self.untold = Rotation(), Untold()
-        says = (lambda: intake.versions.newest), self._post, self._post_newest
+        says = intake.versions, self._post, self._post_newest
         self.evaluations = EvaluationDesk(
             config, intake.ledger, held_out, self.connected, self.rotation, *says, clock()
         )

@@ -25,7 +25,9 @@ from dcpo_async.protocol.trainer_messages import (
     VersionWant,
 )
 from dcpo_async.records import TrainingSample
+from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.interfaces import Router
+from learner.checkpoints.folder import complete_steps
 from learner.coordinator.intake import Intake
 from learner.coordinator.mail import Mail
 from learner.coordinator.shards import (
@@ -66,7 +68,7 @@ class TrainerDesk:
 
     Attributes:
         on_step: called with the step that is done, and its metrics.
-        step: optimizer steps that the trainer has taken.
+        step: optimizer steps that the trainer has taken; before ranks join, those of the newest checkpoint.
         restarts: of the trainer since this start.
         num_published: versions since this start.
         is_finished: whether the trainer has been to the end of the run.
@@ -87,8 +89,10 @@ class TrainerDesk:
         self._on_published, self._spans = on_published, spans
         self.on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
         self._is_proximal = config.algorithm.old == "proximal"
-        self.step = self.restarts = self.num_published = 0
-        self._begun = self._saved = 0
+        self.restarts = self.num_published = 0
+        # Where the ranks will say that they are, once they have loaded it.
+        self.step = max(complete_steps(RunFolder(config.folder).checkpoints), default=0)
+        self._begun = self._saved = self.step
         self._is_stopping = False
         self.is_finished = False
         self.waiting: dict[bytes, ShardWant] = {}

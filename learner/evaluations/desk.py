@@ -30,7 +30,7 @@ from learner.ledger.ledger import Ledger, write_evaluation, write_evaluation_res
 from learner.ledger.reader import EvaluationRow, evaluation_results, evaluations
 from learner.scheduling.grants import Rotation
 from learner.scheduling.sessions import ConnectedActor
-from learner.scheduling.versions import PublishedVersion
+from learner.scheduling.versions import PublishedVersions
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class EvaluationDesk:
         held_out: what is asked.
         connected: actors by session, with what their heartbeats have told.
         rotation: sessions with credit that training has not used.
-        newest: version that actors are told of.
+        versions: that leases of training may ask for.
         post: sends a message to a session.
         tell: sends it the newest version again, with what it is asked to stay at.
         now: monotonic seconds.
@@ -65,13 +65,13 @@ class EvaluationDesk:
         held_out: HeldOut,
         connected: Mapping[bytes, ConnectedActor],
         rotation: Rotation,
-        newest: Callable[[], PublishedVersion],
+        versions: PublishedVersions,
         post: Callable[[bytes, Message, Mapping[str, Array] | None], None],
         tell: Callable[[bytes], None],
         now: float,
     ) -> None:
         self._config, self._ledger, self._held_out = config, ledger, held_out
-        self._connected, self._rotation, self._newest = connected, rotation, newest
+        self._connected, self._rotation, self._versions = connected, rotation, versions
         self._post, self._tell = post, tell
         self.counts: Counter[str] = Counter()
         self.over = asyncio.Event()
@@ -130,7 +130,7 @@ class EvaluationDesk:
 
     def published(self, now: float) -> None:
         """A version is about to be announced: it may be one to measure."""
-        newest = self._newest()
+        newest = self._versions.newest
         if self._num_unreported or not self._schedule.is_due(newest.step):
             return
         number, samples = self._num_evaluations + 1, self._config.evaluation.samples
@@ -187,7 +187,7 @@ class EvaluationDesk:
         results = results_of(self._prompts, found, mode, self._config.grading, row)
         rewards = mean_rewards(self._prompts, found)
         assert self._reports is not None
-        figures = await asyncio.to_thread(self._reports.complete, measured.folder, measured.manifest, results, rewards)
+        figures = await self._reports.complete(measured.folder, measured.manifest, results, rewards)
         write_evaluation(self._ledger, replace(row, state="complete"))
         self._last = {"step": row.step, "weights_version": row.weights_version, "state": "complete", "figures": figures}
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if "@" in name and "," not in name)
@@ -235,7 +235,10 @@ class EvaluationDesk:
 
     def _choose(self, but: bytes | None = None) -> None:
         if self._schedule.running is not None:
-            for session in self._schedule.choose(self._engines(), self._newest().weights_version):
+            measured = self._schedule.running.weights_version
+            trains = any(version.weights_version == measured for version in self._versions.published)
+            newest = self._versions.newest.weights_version
+            for session in self._schedule.choose(self._engines(), newest, trains=trains):
                 if session != but:
                     self._tell(session)
 

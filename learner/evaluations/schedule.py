@@ -150,12 +150,15 @@ class EvaluationSchedule:
 
     # ---- who stays
 
-    def choose(self, engines: Mapping[bytes, int], newest: int) -> list[bytes]:
+    def choose(self, engines: Mapping[bytes, int], newest: int, *, trains: bool = True) -> list[bytes]:
         """Let go of holders that are gone or beyond the version, and ask others in their place.
+
+        Once the version is too old for training, only those stay that have something to answer.
 
         Args:
             engines: version of each actor by its last word, 0 before its first, in the order of joining.
             newest: version that actors are told of: as long as it is the one that is measured, all can come to it.
+            trains: whether a lease of training may still go out to who stays at the version.
 
         Returns the sessions to which the answer of `hold_for` has changed.
         """
@@ -164,8 +167,13 @@ class EvaluationSchedule:
             return []
         version = running.weights_version
         lost = [session for session in running.holders if engines.get(session, version + 1) > version]
+        if not trains and not running.waiting:
+            answering = {lease.session for lease in running.leased.values()}
+            lost += [session for session in running.holders if session not in answering and session not in lost]
         for session in lost:
             self.left(session)
+        if not trains and not running.waiting:
+            return [session for session in lost if session in engines]
         room = max(1, int(self._terms.max_share * len(engines))) - len(running.holders)
         taken = {*running.holders, *running.barred}
         fitting = [

@@ -30,8 +30,10 @@ RESEND_SECONDS = 5.0
 """A question is asked again this often; the coordinator answers the same question alike."""
 REPORT_SECONDS = 60.0
 """A wait is logged this often."""
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 4 * RESEND_SECONDS
 """Who waits looks for an answer every RESEND_SECONDS, and is stopped or stuck where it has not for so long."""
+WORK_SECONDS = 60.0
+"""Until who has its answer gives the next sign of progress, unless it is told otherwise."""
 
 
 @dataclass(slots=True)
@@ -44,6 +46,7 @@ class CoordinatorLink:
         run_id, incarnation: go with every message: the coordinator turns away who is of another start.
         name: of this side, for messages to people.
         resend_seconds: a question is asked again this often.
+        work_seconds: once there is an answer, so long until the next sign of progress at the latest.
     """
 
     channel: Dealer
@@ -52,6 +55,7 @@ class CoordinatorLink:
     incarnation: int
     name: str
     resend_seconds: float = RESEND_SECONDS
+    work_seconds: float = WORK_SECONDS
 
     async def tell(self, fact: Message, arrays: Mapping[str, Array] | None = None) -> None:
         """Send something once."""
@@ -96,6 +100,7 @@ class CoordinatorLink:
                 detail = answer.message.detail
                 raise TrainerError(f"{self.name}: the coordinator at {self.address} refused: {detail}")
             elif isinstance(answer.message, answers) and getattr(answer.message, "step", None) == step:
+                sign_of_progress(f"{self.name} has the answer to {request.kind} of step {step}", self.work_seconds)
                 return answer
             # Anything else answers a question that was asked again too early.
         raise TrainerError(

@@ -56,6 +56,7 @@ async def run_rank(config: RunConfig, options: argparse.Namespace) -> None:
         name=f"rank {rank}",
         rank=rank,
         num_ranks=num_ranks,
+        work_seconds=config.training.step_timeout_seconds,
     )
     try:
         engine, folder = TrainEngine(config), RunFolder(config.folder)

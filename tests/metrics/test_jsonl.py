@@ -1,8 +1,13 @@
-"""Metrics on disk: a step written again counts once, and a cut line does no harm."""
+"""Metrics on disk: a step written again counts once, a cut line does no harm, and old steps are thinned out."""
 
+import errno
+import os
 from pathlib import Path
 
+import pytest
+
 from dcpo_async.metrics.jsonl import MetricsWriter, read_metrics
+from dcpo_async.metrics.sink import Thinning
 
 
 def test_a_step_that_is_trained_again_counts_as_it_was_written_last(tmp_path: Path) -> None:
@@ -45,3 +50,59 @@ def test_seconds_go_on_where_an_earlier_writer_ended(tmp_path: Path) -> None:
 
 def test_no_metrics_are_an_empty_list(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
+
+
+def test_the_newest_steps_are_kept_whole_and_the_older_the_fewer() -> None:
+    thinning = Thinning(10)
+    kept = [step for step in range(1, 101) if thinning.keeps(step, 100)]
+    assert kept[-10:] == list(range(91, 101))
+    assert kept[:-10] == [16, *range(24, 61, 8), *range(64, 81, 4), *range(82, 91, 2)]
+
+
+def test_what_is_kept_later_was_kept_before_and_the_number_grows_by_a_logarithm() -> None:
+    thinning = Thinning(8, every=50)
+    for newest in range(1, 500):
+        for step in range(1, newest):
+            assert thinning.keeps(step, newest) or not thinning.keeps(step, newest + 1)
+    assert all(thinning.keeps(step, 1000) for step in range(50, 1000, 50))
+    assert sum(Thinning(8).keeps(step, 1 << 16) for step in range(1, (1 << 16) + 1)) <= 8 * (1 + 13 / 2) + 1
+
+
+def test_a_file_of_metrics_grows_no_further_and_has_the_newest_steps_whole(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, Thinning(40))
+    for step in range(1, 2001):
+        writer.write(step, {"loss": step / 2})
+    writer.close()
+    steps = [int(line["step"]) for line in read_metrics(tmp_path)]
+    assert steps[-40:] == list(range(1961, 2001))
+    assert all(line["loss"] == line["step"] / 2 for line in read_metrics(tmp_path))
+    again = MetricsWriter(tmp_path, Thinning(40))
+    again.write(2001, {})
+    again.close()
+    steps = [int(line["step"]) for line in read_metrics(tmp_path)]
+    assert steps == [step for step in range(1, 2002) if Thinning(40).keeps(step, 2001)]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_that_is_started_again_and_again_is_thinned_too(tmp_path: Path) -> None:
+    for step in range(1, 101):
+        writer = MetricsWriter(tmp_path, Thinning(40))
+        writer.write(step, {})
+        writer.close()
+    assert len(read_metrics(tmp_path)) <= 40 + 30
+
+
+def test_metrics_are_written_on_where_they_cannot_be_thinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    writer = MetricsWriter(tmp_path, Thinning(4))
+    for step in range(1, 41):
+        writer.write(step, {})
+    writer.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 41))
+    assert "is not thinned: [Errno 28] No space left on device" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

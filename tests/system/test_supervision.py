@@ -4,12 +4,12 @@ import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.system.listening import listeners
 from tests.system.services import Service, Services, alive, command_line
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
@@ -19,7 +19,6 @@ SETTINGS = (
     *("--checkpoint.interval_steps", "100000", "--workers", "2"),
 )
 """No checkpoint is due but the one of a stop."""
-LISTENS = "0A"
 
 
 @dataclass
@@ -113,36 +112,3 @@ def test_ranks_that_import_end_with_a_launcher_that_is_killed(tmp_path: Path, mo
 def ranks(learner: Service) -> list[psutil.Process]:
     children = psutil.Process(learner.process.pid).children(recursive=True)
     return [child for child in children if "learner.trainer.rank" in command_line(child)]
-
-
-def listeners(pid: int) -> list[tuple[IPv4Address | IPv6Address, int]]:
-    """Address and port of every TCP socket on which a process or a descendant listens, as the kernel lists them."""
-    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    sockets = {inode for process in processes for inode in socket_inodes(process.pid)}
-    places = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[3] == LISTENS and words[9] in sockets:
-                address, port = words[1].split(":")
-                places.append((kernel_address(address), int(port, 16)))
-    return places
-
-
-def socket_inodes(pid: int) -> Iterator[str]:
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            found = re.fullmatch(r"socket:\[(\d+)\]", str(descriptor.readlink()))
-        except FileNotFoundError:
-            continue
-        if found:
-            yield found[1]
-
-
-def kernel_address(text: str) -> IPv4Address | IPv6Address:
-    """`0100007F` is 127.0.0.1: words of four bytes in the machine's order."""
-    words = [bytes.fromhex(text[i : i + 8])[::-1] for i in range(0, len(text), 8)]
-    if len(words) == 1:
-        return IPv4Address(words[0])
-    address = IPv6Address(b"".join(words))
-    return address.ipv4_mapped or address

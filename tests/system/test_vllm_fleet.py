@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.system.listening import listeners, listening_files
 from tests.system.services import Service, Services, assert_counted_once
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(500)]
@@ -33,6 +34,13 @@ def test_a_fleet_of_vllm_engines_joins_dies_and_loses_nothing(tmp_path: Path, mo
         learner = services.start_learner(*WORDS, *CHECKPOINTS, "--dismiss")
         first = services.start_actor("--engine", "vllm", "--kv-cache-gib", "0.25")
         services.until("the first steps", lambda: services.status().get("step", 0) >= 3, seconds=200)
+
+        core = next(child for child in engine_of(first).children() if "EngineCore" in child.name())
+        assert listeners(core.pid), "of gloo, which lets in whoever comes"
+        assert [place for place in listeners(first.process.pid) if not place[0].is_loopback] == []
+        files = listening_files(first.process.pid)
+        assert files, "of vLLM, by which engine process and EngineCore talk"
+        assert [path for path in files if path.stat().st_mode & 0o077] == []
 
         second = services.start_actor("--engine", "vllm", "--kv-cache-gib", "0.25")
         log_file = second.log_file.with_name("engine-0.log")

@@ -1,10 +1,12 @@
+import asyncio
 import logging
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from dcpo_async.transport.admission import AdmittedFolder
+from dcpo_async.transport.admission import FILES_SECONDS, AdmittedFolder
 from tests.transport.keys import admit, learner_keys
 
 
@@ -117,3 +119,20 @@ def test_two_names_for_one_key_are_one_holder_and_an_error_in_the_log(
     shutil.copy(watched.folder / "one.key", watched.folder / "two.key")
     assert watched.names() == ["one"]
     assert caplog.messages == ["one and two have one key: the first name holds"]
+
+
+async def test_a_disk_that_hangs_holds_up_nobody(keys: Path) -> None:
+    admit(keys, "one")
+    watched = Watched(keys)
+    slow = watched.folder / "slow.key"
+    # Whoever opens it waits for a writer.
+    os.mkfifo(slow)
+    watched.now += FILES_SECONDS
+    watching, asking = asyncio.create_task(watched.admission.watch()), asyncio.create_task(watched.admission.ask())
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    assert [holder.name for holder in watched.admission.holders] == ["one"]
+    assert not asking.done()
+    await asyncio.to_thread(slow.write_text, "role = 'actor'\npublic = 'x'\n")
+    await asking
+    watching.cancel()

@@ -108,6 +108,11 @@ def assert_each_is_whole(group: tuple[Response, ...], max_tokens: int) -> None:
             assert len(tokens) == max_tokens
 
 
+def test_what_its_processes_open_to_each_other_is_on_loopback_whatever_this_machines_name_stands_for() -> None:
+    # gloo listens in the EngineCore, which inherits this.
+    assert [os.environ[f"{name}_SOCKET_IFNAME"] for name in ("GLOO", "NCCL")] == ["lo", "lo"]
+
+
 async def test_logprobs_are_those_of_the_tempered_distribution(engine: VllmEngine, folders: tuple[Path, Path]) -> None:
     group = await engine.generate(lease(), sampling(temperature=0.7))
     assert largest_difference(folders[0], group, 0.7) < 1e-4

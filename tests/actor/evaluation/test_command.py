@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from actor.evaluation.__main__ import main
 from actor.evaluation.evaluator import architecture_of
 from dcpo_async.devices import count_gpus
 from dcpo_async.weights.store import write_snapshot
+from tests.adapters.made import AdapterRun
 from tests.system.services import write_problems
 from tests.tiny_model import make_tiny_model
 
@@ -202,6 +204,38 @@ def test_stored_versions_of_several_runs_are_measured_with_run_version_and_step(
     assert stamps == {"a": ("run-a", 3, 8), "b": ("run-b", 3, 12), "one": (None, None, None)}
     line = lines(tmp_path / "out" / "b" / "sums.jsonl")["0+1="]
     assert (line["weights_version"], line["step"]) == (3, 12)
+
+
+def test_adapters_of_a_run_are_measured_beside_the_model_that_they_are_for(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = AdapterRun(tmp_path)
+    run.publish_base(1)
+    for version in (2, 3):
+        run.publish_adapter(version, base_version=1)
+    named = [f"{name}={run.store}/v{version:08d}" for name, version in (("two", 2), ("three", 3), ("base", 1))]
+    words = [*named, "--data", str(problems), "--samples", "2", "--out", str(tmp_path / "out"), *SHORT]
+    main(words)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {name: entry["weights_version"] for name, entry in summary.items()} == {"two": 2, "three": 3, "base": 1}
+    shutil.copytree(run.store / "v00000003", tmp_path / "alone")
+    with pytest.raises(SystemExit) as refusal:
+        main([f"alone={tmp_path}/alone", *words[3:]])
+    assert refusal.value.code == 2
+    assert "alone is an adapter to v00000001 of its run, which does not lie beside it" in capsys.readouterr().err
+
+
+def test_an_adapter_to_other_weights_than_their_manifest_says_is_refused(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = AdapterRun(tmp_path)
+    run.publish_base(1)
+    run.publish_adapter(2, base_version=1)
+    config = run.store / "v00000001" / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(SystemExit):
+        main([f"x={run.store}/v00000002", "--data", str(problems), "--out", str(tmp_path / "out"), *SHORT])
+    assert "v00000001/config.json has " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_same_weights_under_another_runs_name_are_refused(

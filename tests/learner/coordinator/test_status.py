@@ -164,6 +164,18 @@ async def test_the_status_file_says_who_is_connected_and_how_far_the_run_is(
     assert (entry["leases"], status["groups_leased"], status["groups_waiting"]) == (1, 1.0, 1.0)
 
 
+async def test_a_learner_that_comes_back_is_at_the_step_of_its_checkpoint_before_its_ranks_say_so(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    for step in (4, 8):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        assert learner.coordinator.status.content()["step"] == 8
+        assert learner.coordinator.status.content()["unsaved_steps"] == 0
+        await learner.publish(step=4)
+        assert learner.coordinator.status.content()["step"] == 4, "the newest one was not on every machine"
+
+
 async def test_the_status_file_says_when_and_by_whom_it_was_written_how_fast_it_goes_and_when_it_is_over(
     tmp_path: Path, open_intake: OpenIntake
 ) -> None:

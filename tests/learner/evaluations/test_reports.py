@@ -1,5 +1,6 @@
 """What is found of the run's own evaluations: figures that tools read, and the best version."""
 
+import asyncio
 import json
 import logging
 from pathlib import Path
@@ -60,7 +61,7 @@ def complete(reports: EvaluationReports, folder: Path, manifest: Manifest, *rewa
     row = EvaluationRow(1, manifest.weights_version, manifest.step, len(rewards), "", "running")
     results = results_of(PROMPTS, found(*rewards), "sampled", GradingSettings(), row)
     where = version_folder(folder / "weights", manifest.weights_version)
-    reports.complete(where, manifest, results, mean_rewards(PROMPTS, found(*rewards)))
+    asyncio.run(reports.complete(where, manifest, results, mean_rewards(PROMPTS, found(*rewards))))
 
 
 def test_what_the_ledger_keeps_of_an_answer_is_enough_for_its_figures() -> None:
@@ -108,7 +109,7 @@ def test_figures_go_where_tools_read_them_and_the_best_version_is_kept(tmp_path:
 def test_the_same_again_changes_nothing_and_a_later_start_goes_on(tmp_path: Path) -> None:
     folder, manifest = RunFolder(tmp_path), publish(tmp_path, 1, 10)
     for _ in range(2):
-        reports = EvaluationReports(folder, SETTINGS, keep_best=True)
+        reports = EvaluationReports(folder, SETTINGS, keep_best=False)
         complete(reports, tmp_path, manifest, *((1.0, 0.0),) * 4)
         reports.close()
     assert len(read_metrics(folder.evaluation)) == 1

@@ -185,3 +185,22 @@ def test_after_a_restart_a_session_goes_on_with_what_it_has_and_the_rest_is_aske
     made.left(A)
     made.choose({B: 5}, newest=5)
     assert {granted(made, B).attempt for _ in range(3)} == {4, 2}
+
+
+def test_who_has_nothing_to_answer_goes_on_once_the_version_is_too_old_for_training() -> None:
+    made = running({A: 5, B: 5, C: 5, b"d": 5}, num_problems=2)
+    tasks = granted(made, A), granted(made, A)
+    engines = {A: 5, B: 5, C: 6, b"d": 6}
+    assert made.choose(engines, newest=9) == [], "it stays for as long as training has leases for it"
+    assert made.choose(engines, newest=9, trains=False) == [B]
+    assert (made.hold_for(A), made.hold_for(B)) == (Hold(5, 60.0), None)
+    made.left(A)
+    assert made.choose({B: 5, C: 6}, newest=9, trains=False) == [B], "it had not gone yet, and answers what A had"
+    assert {granted(made, B).problem, granted(made, B).problem} == {task.problem for task in tasks}
+
+
+def test_who_starts_is_not_asked_to_stay_where_nothing_is_left_for_it() -> None:
+    made = running({A: 5}, num_problems=1)
+    granted(made, A)
+    assert made.choose({A: 5, B: 0, C: 6, b"d": 6}, newest=9, trains=False) == []
+    assert made.choose({A: 5, B: 0, C: 6, b"d": 6}, newest=5, trains=True) == [B]

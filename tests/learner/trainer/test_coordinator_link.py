@@ -1,5 +1,6 @@
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dcpo_async.protocol.trainer_messages import (
     VersionGrant,
 )
 from dcpo_async.records import TrainingSample
+from dcpo_async.supervision import SIGNS
 from dcpo_async.transport.interfaces import Router
 from dcpo_async.transport.memory_channel import MemoryNetwork
 from learner.coordinator.shards import shard_message
@@ -69,6 +71,25 @@ async def test_a_question_is_asked_again_until_it_is_answered() -> None:
     assert set(asked) == {ShardWant(rank=1, num_ranks=2, step=4)}
     await say(router, TrainerFinished(step=4))
     assert await asking is None
+
+
+async def test_a_rank_that_waits_is_missed_within_seconds_and_has_a_step_s_time_once_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signs = tmp_path / "signs"
+    monkeypatch.setenv(SIGNS, str(signs))
+    monkeypatch.setattr("dcpo_async.supervision._pen", None)
+    link, router = link_and_router()
+    link.work_seconds = 900.0
+    asking = asyncio.create_task(link.ask_for_shard(4, deadline_seconds=5))
+    await heard(router)
+    _, next_within, words = signs.read_text().split(maxsplit=2)
+    assert words.strip() == "rank 1 waits for the answer to shard_want of step 4"
+    assert float(next_within) <= 20
+    await say(router, TrainerFinished(step=4))
+    await asking
+    _, next_within, words = signs.read_text().split(maxsplit=2)
+    assert (float(next_within), words.strip()) == (900, "rank 1 has the answer to shard_want of step 4")
 
 
 async def test_answers_about_another_step_are_passed_over() -> None:
