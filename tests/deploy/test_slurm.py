@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from learner.launcher import node_place, parsed
+from tests.deploy.tools import lint
 
 SLURM = Path(__file__).parents[2] / "deploy" / "slurm"
 STUBS = {
@@ -71,3 +72,7 @@ def test_a_learner_on_one_node_is_as_without_slurm(tmp_path: Path) -> None:
 def test_each_task_of_the_array_is_an_actor_with_its_own_keys(tmp_path: Path) -> None:
     (words,) = run(tmp_path, "actors.sbatch", "a7", SLURM_NNODES="1", SLURM_ARRAY_TASK_ID="3", DCPO_KEYS="/keys")
     assert words == ["--gpus", "0-7", "--learner", "tcp://a7:5557", "--keys", "/keys/peers/actor-3.keys"]
+
+
+def test_shellcheck_finds_nothing() -> None:
+    lint("shellcheck", *sorted(SLURM.iterdir()))
