@@ -1,4 +1,4 @@
-"""How a launcher becomes one of several machines: what they compare, how another than node 0 takes part, and how all end."""
+"""How a launcher becomes one of several machines: what is compared, how another than node 0 takes part, how all end."""
 
 import asyncio
 import logging

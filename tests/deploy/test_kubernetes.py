@@ -1,4 +1,4 @@
-"""The recipes for Kubernetes: valid by its own schemas, no privileges, words that our services take, keys as they want them."""
+"""The recipes for Kubernetes: valid by its own schemas, without privileges, with words and keys that services take."""
 
 import asyncio
 import json
@@ -199,10 +199,8 @@ async def test_keys_of_secrets_are_taken_and_a_change_of_who_is_admitted_counts_
     volumes["/keys"].mkdir()
     with pytest.raises(ConfigError, match="can be read by others"):
         load_server_keys(volumes["/run/secrets/dcpo"])
-    (script,) = [
-        container["args"]
-        for container in named("StatefulSet", "dcpo-learner")["spec"]["template"]["spec"]["initContainers"]
-    ]
+    pod = named("StatefulSet", "dcpo-learner")["spec"]["template"]["spec"]
+    (script,) = [container["args"] for container in pod["initContainers"]]
     for _ in range(2):
         # A pod's second start finds what the first has left.
         run(script, volumes)

@@ -1,6 +1,6 @@
-"""Two machines as network namespaces, whose link is cut and healed: `python -m pytest tests/system/test_split_network.py`.
+"""Two machines as network namespaces, whose link is cut and healed.
 
-Needs root and `ip` (iproute2), and says so where it is skipped.
+Needs root and `ip` (iproute2), else it is skipped: `.venv/bin/python -m pytest tests/system/test_split_network.py`.
 """
 
 import os

@@ -110,7 +110,7 @@ async def test_who_waits_for_machines_that_do_not_come_is_ended_by_a_signal(
     caplog.set_level(logging.INFO)
     telling = asyncio.create_task(tell_finished(machines.desk, machines.router))
     async with asyncio.timeout(20.0):
-        while "the other machines have heard it: node 1; a signal ends this" not in caplog.text:
+        while "the other machines have heard it: node 1; a signal ends this" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
         await telling
