@@ -28,7 +28,7 @@ def test_two_ranks_then_one_then_three_train_what_one_does(
         learner = services.start_learner(*words, "--workers", "3")
         services.ends_well(learner, seconds=1800)
         services.ends_well(actor, seconds=600)
-        log = (services.run / "trainer.log").read_text()
+        log = (services.run / "logs" / "trainer.log").read_text()
         assert re.findall(r"checkpoint of (\d) ranks under ZeRO . goes on with (\d)", log) == [("2", "1"), ("1", "3")]
         assert_counted_once(services)
         query = "SELECT position, step FROM steps ORDER BY position"
