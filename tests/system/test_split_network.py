@@ -27,7 +27,7 @@ class Link:
         self.names = [f"dcpo-{os.getpid()}-{number}" for number in (0, 1)]
 
     def make(self) -> None:
-        """Raises OSError or CalledProcessError where this machine does not permit it."""
+        """Raises CalledProcessError where this machine does not permit it."""
         first, second = self.names
         for name in self.names:
             ip("netns", "add", name)
