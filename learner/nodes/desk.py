@@ -18,6 +18,8 @@ WAIT_SECONDS = 3600.0
 REPORT_SECONDS = 30.0
 POLL_SECONDS = 0.2
 END_SECONDS = 10.0
+START_SECONDS = 600.0
+"""A machine that is started along with node 0 has said hello by then: it reads its copy of the model before."""
 
 
 class NodeDesk:
@@ -97,6 +99,24 @@ class NodeDesk:
         self._roster.over = reason
         ends_at = time.monotonic() + END_SECONDS
         while self._heard_end < self._roster.known() and time.monotonic() < ends_at:  # noqa: ASYNC110 - beats end it
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def tell_all(self, reason: str) -> None:
+        """Tell every machine that no round follows, those included that are still to come, for START_SECONDS at most.
+
+        For a start that finds nothing to do: without it the others would wait for node 0 as for one that is away.
+        """
+        self._roster.over = reason
+        began = report_at = time.monotonic()
+        while missing := self._roster.numbers() - self._heard_end:
+            now = time.monotonic()
+            names = "node " + ", ".join(map(str, sorted(missing)))
+            if now - began > START_SECONDS:
+                log.warning("%s did not come within %.0f s to hear it", names, START_SECONDS)
+                return
+            if now >= report_at and now - began > POLL_SECONDS:
+                log.info("waiting until the other machines have heard it: %s; a signal ends this", names)
+                report_at = now + REPORT_SECONDS
             await asyncio.sleep(POLL_SECONDS)
 
     def _problem(self, hello: NodeHello) -> str:

@@ -97,7 +97,8 @@ class Follower:
             if answer is not None and isinstance(answer.message, NodeWelcome):
                 self._take_part(answer, answer.message)
                 return
-            if answer is not None and isinstance(answer.message, Reject):
+            # One that asks to join again answers a beat of before.
+            if answer is not None and isinstance(answer.message, Reject) and answer.message.reason != "rejoin":
                 raise self._refused(answer.message)
             now = time.monotonic()
             if now - began > AWAY_SECONDS:
@@ -219,10 +220,17 @@ class Follower:
         return last_lines(folder.log(f"trainer-{self._place.node}"), 1)
 
     async def _exchange(self, message: Message, run_id: str, incarnation: int) -> Envelope | None:
-        """Send, and return the next answer; None where none came within a second."""
+        """Send, and return the newest answer that is there; None where none came within a second.
+
+        Answers that came too late for what they answer are passed over: read one by one, they would leave this machine
+        behind for as long as it runs.
+        """
         try:
             await self._channel.send(Envelope(message, {}, run_id, incarnation))
-            return await self._channel.receive(BEAT_SECONDS)
+            newest = await self._channel.receive(BEAT_SECONDS)
+            while newest is not None and (newer := await self._channel.receive(0.0)) is not None:
+                newest = newer
+            return newest
         except PeerLostError:
             return None
         except ProtocolError as error:

@@ -1,18 +1,21 @@
-"""How a launcher becomes one of several machines: what they compare, and how another machine than node 0 takes part."""
+"""How a launcher becomes one of several machines: what is compared, how another than node 0 takes part, how all end."""
 
 import asyncio
 import logging
 import signal
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from dcpo_async.config import RunConfig
 from dcpo_async.devices import Devices
 from dcpo_async.errors import ConfigError
 from dcpo_async.processes import private_folder
+from dcpo_async.transport.interfaces import Router
 from dcpo_async.transport.key_files import load_peer_keys
 from dcpo_async.transport.zmq_channel import DealerChannel
 from learner.initial_model import model_identity
+from learner.nodes.desk import NodeDesk
 from learner.nodes.follower import Follower
 from learner.nodes.place import NodePlace
 
@@ -20,6 +23,8 @@ log = logging.getLogger("learner")
 
 COMPARED = ("dcpo-async", "torch", "deepspeed", "transformers")
 """Libraries of which all machines have the same versions."""
+FINISHED = "the run was finished before"
+LISTEN_SECONDS = 1.0
 
 
 def versions() -> tuple[str, ...]:
@@ -51,6 +56,36 @@ async def follow(config: RunConfig, devices: Devices, place: NodePlace, keys: Pa
             await Follower(place, channel, config, devices, model, versions(), keys, scratch, stopping).run()
     finally:
         channel.close()
+
+
+async def tell_finished(nodes: NodeDesk, ranks: Router) -> None:
+    """Stay until the other machines of a run that was finished before have heard so, or a signal comes.
+
+    Args:
+        nodes: the desk that they talk to.
+        ranks: what brings their words there; ranks of before that still ask get no answer.
+    """
+    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+
+    async def listen() -> None:
+        while True:
+            await ranks.receive(LISTEN_SECONDS)
+
+    parts: list[asyncio.Task[Any]] = [
+        asyncio.create_task(listen()),
+        asyncio.create_task(nodes.tell_all(FINISHED)),
+        asyncio.create_task(stopping.wait()),
+    ]
+    try:
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        for part in done:
+            part.result()
+    finally:
+        for part in parts:
+            part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)
 
 
 def _stopped_by_signals(stop_seconds: float) -> asyncio.Event:

@@ -45,6 +45,10 @@ class Roster:
         """A machine's launcher is there, or there anew: its ranks of before are gone."""
         self._nodes[hello.node] = Node(hello.session, name, now)
 
+    def numbers(self) -> set[int]:
+        """All machines beside node 0, whether or not they have come."""
+        return set(self._numbers)
+
     def known(self) -> set[int]:
         """Machines that have said hello."""
         return set(self._nodes)

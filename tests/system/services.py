@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -48,11 +48,11 @@ groups_in_flight = 8
 class Service:
     """A launcher that a test has started."""
 
-    def __init__(self, log_file: Path, *argv: str) -> None:
+    def __init__(self, log_file: Path, *argv: str, within: Sequence[str] = ()) -> None:
         self.name, self.log_file = argv[0], log_file
         with log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *argv],
+                [*within, sys.executable, "-m", *argv],
                 stdout=log,
                 stderr=log,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -87,6 +87,8 @@ class Services:
         self.config = folder / "run.toml"
         self.config.write_text(SETTINGS.format(folder=folder, port=self.port, model=model))
         self.services: list[Service] = []
+        # Words before those of a service that is started, such as `ip netns exec NAME`.
+        self.within: Sequence[str] = ()
         write_problems(folder / "data.jsonl", num_problems)
 
     def __enter__(self) -> Self:
@@ -117,7 +119,7 @@ class Services:
         return self._start(self.folder / f"{argv[0]}-{len(self.services)}.log", *argv)
 
     def _start(self, log_file: Path, *argv: str) -> Service:
-        self.services.append(Service(log_file, *argv))
+        self.services.append(Service(log_file, *argv, within=self.within))
         return self.services[-1]
 
     # ---- waiting

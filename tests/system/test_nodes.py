@@ -15,14 +15,14 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 
 class Machines:
-    """Node 0 is the learner of the services; node 1 has a folder beside it."""
+    """Node 0 is the learner of the services, reached at a host; node 1 has a folder beside it."""
 
-    def __init__(self, services: Services, zero_stage: int) -> None:
+    def __init__(self, services: Services, zero_stage: int, host: str = "127.0.0.1") -> None:
         self.services, keys = services, services.folder / "keys"
         dcpo("keygen", str(keys))
         dcpo("keygen", str(keys), "--rank", "second", "--actor", "worker")
         self.keys = keys
-        where = ["--nodes", "2", "--rendezvous", f"127.0.0.1:{two_free_ports()}"]
+        where = ["--nodes", "2", "--rendezvous", f"{host}:{two_free_ports()}"]
         self.words = [*STEADY, "--training.zero_stage", str(zero_stage), *where]
 
     def start_first(self) -> Service:

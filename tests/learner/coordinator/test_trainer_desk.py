@@ -217,6 +217,26 @@ async def test_a_rank_of_another_start_of_the_learner_is_turned_away_and_changes
         assert learner.coordinator.ranks.step == 0
 
 
+async def test_a_rank_of_another_run_gets_nothing_and_changes_nothing(tmp_path: Path, open_intake: OpenIntake) -> None:
+    async with learning(make_config(tmp_path, groups_per_step=1), open_intake) as learner:
+        await trained_once(learner, 1)
+        stranger = Peer(learner.ranks, "stranger", "another", incarnation=1)
+        for message in (
+            TrainerHello(rank=0, num_ranks=1, step=9),
+            ShardWant(rank=0, num_ranks=1, step=1),
+            VersionWant(step=1),
+            StepDone(step=9, metrics={}),
+        ):
+            await stranger.say(message)
+            reject = await stranger.hear(Reject)
+            assert (reject.reason, reject.detail.split(";")[0]) == (
+                "run_id",
+                "this learner is on run run, the peer on run another",
+            )
+        assert await stranger.hears_nothing()
+        assert learner.coordinator.ranks.step == 0
+
+
 async def test_a_version_that_was_not_granted_for_its_step_is_refused_in_words_and_the_learner_goes_on(
     tmp_path: Path, open_intake: OpenIntake
 ) -> None:

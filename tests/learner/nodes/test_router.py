@@ -1,6 +1,9 @@
 """Who is let in among machines of ranks, over real sockets: by a key for ranks, with the same model and libraries."""
 
 import asyncio
+import logging
+import os
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +17,7 @@ from dcpo_async.transport.interfaces import Received
 from dcpo_async.transport.key_files import CurveClient, load_server_keys
 from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel, new_pair
 from learner.nodes.desk import NodeDesk
+from learner.nodes.joining import tell_finished
 from learner.nodes.place import NodePlace
 from learner.nodes.router import RankRouter
 from tests.transport.keys import admit, learner_keys
@@ -87,6 +91,29 @@ async def test_a_machine_hears_settings_and_what_to_do(machines: Machines) -> No
     async with asyncio.timeout(5.0):
         await ending
     assert machines.came == []
+
+
+async def test_a_machine_that_comes_to_a_run_that_was_finished_before_hears_so(machines: Machines) -> None:
+    telling = asyncio.create_task(tell_finished(machines.desk, machines.router))
+    node = machines.admitted("rank")
+    assert await told(node, HELLO) == NodeWelcome(config='{"seed": 1}')
+    assert not telling.done()
+    beat = NodeBeat(session=HELLO.session, node=1, round_number=0, state="idle")
+    assert await told(node, beat, "run") == NodeOrder(round_number=0, over="the run was finished before")
+    async with asyncio.timeout(20.0):
+        await telling
+
+
+async def test_who_waits_for_machines_that_do_not_come_is_ended_by_a_signal(
+    machines: Machines, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    telling = asyncio.create_task(tell_finished(machines.desk, machines.router))
+    async with asyncio.timeout(20.0):
+        while "the other machines have heard it: node 1; a signal ends this" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await telling
 
 
 async def test_a_rank_of_another_machine_reaches_the_coordinator_and_is_answered(machines: Machines) -> None:
