@@ -201,7 +201,7 @@ async def keep_monitor(folder: RunFolder, words: Sequence[str]) -> None:
     if not words:
         return
     log_file = folder.log("monitor")
-    argv = module_argv("dcpo_async.monitoring", str(folder.path), "--learner-pid", str(os.getpid()), *words)
+    argv = module_argv("learner.page", str(folder.path), "--learner-pid", str(os.getpid()), *words)
     child = Child(
         name="the monitor",
         argv=lambda: argv,
