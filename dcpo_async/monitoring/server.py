@@ -31,12 +31,9 @@ from dcpo_async.monitoring.admission import Admission, Guard
 from dcpo_async.monitoring.exposition import families
 from dcpo_async.monitoring.step_tail import StepTail
 from dcpo_async.run_folder import RunFolder
-from dcpo_async.transport.security import is_loopback
 
 log = logging.getLogger(__name__)
 
-DEFAULT_LISTEN = "127.0.0.1:9557"
-MIN_TOKEN_CHARS = 16
 REQUEST_SECONDS = 10.0
 """A connection that says nothing for so long is closed."""
 MAX_CONNECTIONS = 256
@@ -191,32 +188,6 @@ def asked_name(runs: Mapping[str, Any], request: Request) -> str:
     if name not in runs:
         raise HTTPException(HTTPStatus.NOT_FOUND, "no such run is served here")
     return name
-
-
-def checked_listen(text: str, token_file: Path | None) -> tuple[str, int, str | None]:
-    """Host and port of `127.0.0.1:9557`, and the token in a file.
-
-    Raises:
-        ConfigError: no such place, a token that is missing off loopback, or one that is too short.
-    """
-    host, colon, port = text.rpartition(":")
-    if not (colon and host and port.isdecimal() and int(port) < 65536):
-        raise ConfigError(f"--http {text}: expected HOST:PORT, such as {DEFAULT_LISTEN}")
-    if token_file is None:
-        if not is_loopback(host):
-            raise ConfigError(
-                f"--http {text} is not on this machine alone: name a file with a token, --http-token FILE"
-            )
-        return host, int(port), None
-    try:
-        token = token_file.read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"--http-token {token_file}: {error.strerror}") from None
-    if len(token) < MIN_TOKEN_CHARS or not token.isascii():
-        raise ConfigError(
-            f"--http-token {token_file}: at least {MIN_TOKEN_CHARS} ASCII characters, as `openssl rand -hex 32` writes"
-        )
-    return host, int(port), token
 
 
 class _Connection(H11Protocol):

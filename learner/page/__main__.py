@@ -3,18 +3,12 @@
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcpo_async.errors import ConfigError, DcpoError
-from dcpo_async.monitoring.alerts import Teller
-from dcpo_async.monitoring.server import DEFAULT_LISTEN, MonitorServer, WatchedRun, checked_listen
-from learner.page.app import page_routes
-from learner.page.runs import ServedRun, Watcher, named_folders
-
-log = logging.getLogger("monitor")
+from dcpo_async.errors import DcpoError
+from dcpo_async.monitoring.listen import DEFAULT_LISTEN
 
 NICENESS = 10
 """Behind the learner's own processes, where cores are scarce."""
@@ -25,28 +19,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     os.nice(NICENESS)
+    # The web server and what reads ledgers take a second, which a look at the options must not cost.
+    from learner.page.service import serve
+
     try:
-        folders = named_folders(options.runs)
-        host, port, token = checked_listen(options.http, options.http_token)
-        if options.alert_webhook and not options.alert_webhook.startswith(("http://", "https://")):
-            raise ConfigError(f"--alert-webhook {options.alert_webhook}: expected http://… or https://…")
-        watched = {name: WatchedRun(folder, options.learner_pid) for name, folder in folders.items()}
-        runs = {name: ServedRun(name, folder, watched[name]) for name, folder in folders.items()}
-        server = MonitorServer(watched, host, port, token, page_routes(runs))
+        serve(options)
     except DcpoError as error:
         print(f"dcpo serve: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.shutdown())
-    log.info("http://%s:%d/ and /metrics /healthz /readyz /status.json", host, server.server_address[1])
-    if options.alert_command or options.alert_webhook:
-        for run in watched.values():
-            Teller(run.look, options.alert_command, options.alert_webhook).start()
-    Watcher(list(runs.values())).start()
-    server.serve_forever()
-    server.server_close()
-    for served in runs.values():
-        served.window.close()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,14 +15,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from dcpo_async.commands.status import show_status
 from dcpo_async.errors import ConfigError
 from dcpo_async.metrics.health import this_process
-from dcpo_async.monitoring.server import MonitorServer, WatchedRun, checked_listen
+from dcpo_async.monitoring.listen import checked_listen
+from dcpo_async.monitoring.server import MonitorServer, WatchedRun
 from tests.commands.test_status import actor, write_status
 
 
 @contextmanager
 def serving(folder: Path, token: str | None = None, learner_pid: int | None = None) -> Iterator[str]:
-    server = MonitorServer(WatchedRun(folder, learner_pid), "127.0.0.1", 0, token)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    server = MonitorServer({"run": WatchedRun(folder, learner_pid)}, "127.0.0.1", 0, token)
+    thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -162,4 +163,4 @@ def test_off_loopback_a_token_is_needed_that_cannot_be_guessed(tmp_path: Path) -
 
 def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
     with serving(tmp_path) as address, pytest.raises(ConfigError, match="choose another port"):
-        MonitorServer(WatchedRun(tmp_path), "127.0.0.1", int(address.rpartition(":")[2]))
+        MonitorServer({"run": WatchedRun(tmp_path)}, "127.0.0.1", int(address.rpartition(":")[2]))

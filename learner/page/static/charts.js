@@ -26,15 +26,28 @@ function smoothed(values) {
   return result;
 }
 
+// Where a few values are far above all others, an axis that leaves them out: they shall not press the rest flat.
+function bounded(lines, high, is_stacked) {
+  const means = is_stacked ? lines[0].mean.map((_, place) => lines.reduce((sum, line) => sum + (line.mean[place] ?? 0), 0)) : lines.flatMap((line) => line.mean);
+  const values = means.filter((value) => value !== null).sort((a, b) => a - b);
+  const usual = values[Math.floor(0.98 * (values.length - 1))] ?? high;
+  return values.length >= 50 && usual > 0 && high > 3 * usual ? 1.5 * usual : high;
+}
+
+let number = 0;
+
 export class Chart {
   // series: [{key, label, tone}]; kind: "share" or "number"; domain: fixed bounds, else from 0 to what is there.
   constructor({ title, hint, kind = "number", domain = null, stacked = false, dots = false }) {
     Object.assign(this, { title, kind, domain, stacked, dots, data: null, at: null });
     this.readout = h("span", { class: "readout" });
-    this.plot = svg("g");
+    const clip = `plot-${(number += 1)}`;
+    this.clip = svg("rect", { x: LEFT, y: 0, height: HEIGHT - BOTTOM + 2 });
+    this.frame = svg("g");
+    this.plot = svg("g", { "clip-path": `url(#${clip})` });
     this.cursor = svg("g", { class: "cursor" });
-    this.svg = svg("svg", { height: HEIGHT, tabindex: 0, role: "img", class: "plot" }, this.plot, this.cursor);
-    this.empty = h("p", { class: "nothing" }, "nothing yet");
+    this.svg = svg("svg", { height: HEIGHT, tabindex: 0, role: "img", class: "plot" }, svg("clipPath", { id: clip }, this.clip), this.frame, this.plot, this.cursor);
+    this.empty = h("p", { class: "nothing", hidden: true }, "nothing yet");
     this.element = h("figure", { class: "chart card" },
       h("figcaption", {}, h("span", { class: "chart-title", title: hint }, title), this.readout),
       h("div", { class: "plot-box" }, this.svg, this.empty));
@@ -67,7 +80,9 @@ export class Chart {
     mark(this.svg, "width", width);
     mark(this.svg, "viewBox", `0 0 ${width} ${HEIGHT}`);
     this.scale(width, lines);
-    const parts = [...this.axes(width), ...this.marks(data.marks ?? [])];
+    mark(this.clip, "width", width - LEFT);
+    this.frame.replaceChildren(...this.axes(width), ...this.marks(data.marks ?? []));
+    const parts = [];
     if (this.stacked) parts.push(...this.areas(lines));
     else for (const line of lines) parts.push(...this.line(line));
     this.plot.replaceChildren(...parts);
@@ -86,6 +101,9 @@ export class Chart {
       high = Math.max(high, ...values);
     }
     if (this.domain && low >= this.domain[0] && high <= this.domain[1]) [low, high] = this.domain;
+    const highest = high;
+    if (!this.domain || high !== this.domain[1]) high = bounded(lines, high, this.stacked);
+    this.beyond = high < highest ? highest : null;
     if (low === high) high = low + 1;
     const { found, step } = ticks(low, high);
     if (!this.domain || high !== this.domain[1]) high = Math.max(high, Math.ceil(high / step - 1e-9) * step);
@@ -107,6 +125,7 @@ export class Chart {
       const anchor = x > width - 30 ? "end" : x < LEFT + 10 ? "start" : "middle";
       parts.push(svg("text", { class: "tick", x, y: HEIGHT - 6, "text-anchor": anchor }, digits(tick, 5)));
     }
+    if (this.beyond) parts.push(svg("text", { class: "tick", x: width - RIGHT, y: TOP + 12, "text-anchor": "end" }, `↑ up to ${this.format(this.beyond)}`));
     return parts;
   }
 

@@ -213,7 +213,7 @@ class Events {
   update({ events, since, problem }) {
     keyed(this.list, events, (event) => `${event.at} ${event.step} ${event.kind} ${event.text}`, (event) => h("li", { "data-kind": event.kind },
       h("span", { class: "icon", "aria-hidden": "true" }, ICONS[event.kind] ?? "·"),
-      h("p", {}, h("span", { class: "what" }, event.kind), " ", event.text),
+      h("p", {}, h("span", { class: "what" }, event.kind), event.text.replace(new RegExp(`^(${event.kind})?\\s*`), " ")),
       h("p", { class: "soft when" }, [event.at ? clock(event.at) : null, event.step === null ? null : `step ${count(event.step)}`].filter(Boolean).join(" · "))), () => {});
     say(this.since, problem || (since ? `Actors that join and leave, and changes of state, are noted since ${clock(since)}, when this server began to look.` : ""));
   }

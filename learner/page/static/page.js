@@ -70,6 +70,7 @@ function show() {
   }, name)));
   if (!is_first) { window.scrollTo(0, 0); parts.main.focus({ preventScroll: true }); }
   round = 0;
+  mark(parts.main, "data-round", null);
   look();
 }
 
@@ -80,6 +81,7 @@ async function look() {
   try {
     await view.refresh(round % FULL_EVERY === 0);
     round += 1;
+    if (mine === turn) mark(parts.main, "data-round", round);
     answered = Date.now();
     if (mine === turn) alarm(null);
   } catch (error) {

@@ -53,14 +53,14 @@ export class PromptsView {
 
   row({ prompt_id }) {
     return h("tr", {}, h("th", { scope: "row" }, h("a", { href: this.context.link({ view: "prompt", id: prompt_id, page: null }) }, prompt_id.slice(0, 10))),
-      h("td", { class: "problem", dir: "auto" }), h("td", { "data-label": "reference", dir: "auto" }), h("td", { "data-label": "visits", class: "right" }),
+      h("td", { class: "problem" }, h("div", { dir: "auto" })), h("td", { "data-label": "reference", dir: "auto" }), h("td", { "data-label": "visits", class: "right" }),
       h("td", { "data-label": "pass rate", class: "right" }), h("td", { "data-label": "newest visits" }));
   }
 }
 
 function fill(row, prompt) {
   const [, problem, reference, visits, rate, newest] = row.children;
-  say(problem, prompt.quarantine ? `${prompt.problem} — quarantined: ${prompt.quarantine}` : prompt.problem);
+  say(problem.firstElementChild, prompt.quarantine ? `${prompt.problem} — quarantined: ${prompt.quarantine}` : prompt.problem);
   say(reference, prompt.reference);
   say(visits, count(prompt.visits));
   const last = prompt.pass_rates.length ? prompt.mean : null;
