@@ -22,7 +22,7 @@ from learner.ledger.segments import Segments
 GROUP_SIZE, GROUPS_PER_STEP = 16, 64
 RESPONSE_TOKENS = 800
 NUM_RECORDS = 64
-"""Groups whose arrays are really there: all rows point to one of them, since only one prompt's are ever read at once."""
+"""Groups whose arrays are really there; all rows point to one of them: only one prompt's are ever read at once."""
 NANO = 1_000_000_000
 
 

@@ -60,7 +60,9 @@ class Admission:
         if self._token is None:
             return True
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        return self.is_token(given) or hmac.compare_digest(request.cookies.get(COOKIE, "").encode(), self._cookie.encode())
+        return self.is_token(given) or hmac.compare_digest(
+            request.cookies.get(COOKIE, "").encode(), self._cookie.encode()
+        )
 
     def is_token(self, given: str) -> bool:
         """Whether it is the token."""

@@ -25,11 +25,37 @@ from learner.page.runs import ServedRun
 
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 SHOWN_STATUS = (
-    "run_id incarnation written_at started_at release step max_steps last_step_at seconds_per_step eta_seconds "
-    "unsaved_steps disk_free_bytes weights_version groups_counted is_finished is_over trainer_restarts waiting_for "
-    "evaluation advice groups_waiting groups_leased generated_responses generated_tokens prompts_quarantined "
-    "actor_tokens_per_second responses_in_flight response_capacity last_step canary_bound"
-).split()
+    "run_id",
+    "incarnation",
+    "written_at",
+    "started_at",
+    "release",
+    "step",
+    "max_steps",
+    "last_step_at",
+    "seconds_per_step",
+    "eta_seconds",
+    "unsaved_steps",
+    "disk_free_bytes",
+    "weights_version",
+    "groups_counted",
+    "is_finished",
+    "is_over",
+    "trainer_restarts",
+    "waiting_for",
+    "evaluation",
+    "advice",
+    "groups_waiting",
+    "groups_leased",
+    "generated_responses",
+    "generated_tokens",
+    "prompts_quarantined",
+    "actor_tokens_per_second",
+    "responses_in_flight",
+    "response_capacity",
+    "last_step",
+    "canary_bound",
+)
 NUM_BALANCED = 20
 """Newest points of the curves by which it is said who waits."""
 

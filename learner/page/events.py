@@ -110,5 +110,3 @@ def _named(names: frozenset[str]) -> str:
     shown = sorted(names)[:MAX_NAMES]
     rest = len(names) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
-
-

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 2.0
 COPY_SECONDS, COPY_TIMES = 15.0, 20.0
-"""A copy is looked at for so long, and for so many times what it took to make: copying shall cost little of the disk."""
+"""A copy is looked at for so long, and so many times what it took to make: copying shall cost little of the disk."""
 TRIES = 3
 
 
