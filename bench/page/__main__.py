@@ -54,7 +54,9 @@ def _asked(address: str) -> list[str]:
         began, used = time.monotonic(), time.process_time()
         with urlopen(address, timeout=600) as answer:
             size = len(answer.read())
-        found.append(f"{time.monotonic() - began:.2f} s ({time.process_time() - used:.2f} s of processor), {size} bytes")
+        found.append(
+            f"{time.monotonic() - began:.2f} s ({time.process_time() - used:.2f} s of processor), {size} bytes"
+        )
     return found
 
 

@@ -31,7 +31,7 @@ KEYS = (
     *SPENT,
 )
 POINTS = 400
-READ_BYTES = 16 << 20
+READ_BYTES = 1 << 20
 
 
 class Curves:
@@ -42,7 +42,7 @@ class Curves:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._lock = path, threading.Lock()
+        self._path, self._lock, self._looking = path, threading.Lock(), threading.Lock()
         self._clear()
 
     def _clear(self) -> None:
@@ -51,33 +51,39 @@ class Curves:
         self._columns = {key: array("d") for key in KEYS}
 
     def look(self) -> None:
-        """Take in the lines that were added; a file that has become shorter is another one."""
-        with self._lock:
+        """Take in the lines that were added; a file that has become shorter is another one.
+
+        Where another thread is at it, what it has found until now is there to be shown.
+        """
+        if not self._looking.acquire(blocking=False):
+            return
+        try:
             while self._read_some():
                 pass
+        finally:
+            self._looking.release()
 
     def _read_some(self) -> bool:
         try:
             with self._path.open("rb") as file:
                 if file.seek(0, 2) < self._offset:
-                    self._clear()
+                    with self._lock:
+                        self._clear()
                 file.seek(self._offset)
                 content = file.read(READ_BYTES)
         except FileNotFoundError:
             return False
         self._offset += len(content)
         *lines, self._rest = (self._rest + content).split(b"\n")
-        for line in lines:
-            self._add(line)
+        # Nobody who asks for the curves waits while lines are parsed.
+        parsed = [values for line in lines if (values := _parsed(line)) is not None]
+        with self._lock:
+            for values in parsed:
+                self._add(values)
         return len(content) == READ_BYTES
 
-    def _add(self, line: bytes) -> None:
-        try:
-            values = json.loads(line)
-            step = int(values["step"])
-        except (ValueError, TypeError, KeyError):
-            # A crash has cut it short.
-            return
+    def _add(self, values: dict[str, Any]) -> None:
+        step = int(values["step"])
         self._revision += 1
         if not self._steps or step > self._steps[-1]:
             place = len(self._steps)
@@ -136,6 +142,16 @@ class Curves:
             "series": {key: stretches(column, begins) for key, column in columns.items() if np.isfinite(column).any()},
             "newest": {key: _plain(column[-1]) for key, column in columns.items()},
         }
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A line's values; None for one that a crash has cut short."""
+    try:
+        values: dict[str, Any] = json.loads(line)
+        int(values["step"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return values
 
 
 def stretches(values: NDArray[np.float64], begins: NDArray[np.int64]) -> dict[str, list[float | None]]:
