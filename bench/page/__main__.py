@@ -55,7 +55,7 @@ def _asked(address: str) -> list[str]:
         with urlopen(address, timeout=600) as answer:
             size = len(answer.read())
         found.append(
-            f"{time.monotonic() - began:.2f} s ({time.process_time() - used:.2f} s of processor), {size} bytes"
+            f"{time.monotonic() - began:.2f} s ({time.process_time() - used:.2f} s of processor), {size} B"
         )
     return found
 

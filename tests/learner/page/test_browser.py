@@ -72,7 +72,7 @@ def test_numbers_are_those_of_the_run_they_follow_it_and_no_text_of_it_is_markup
         assert page.locator("#fleet tbody .name").all_inner_texts() == ["slow", EVIL]
         page.evaluate("document.querySelector('#step').dataset.same = 'yes'")
         write_status(tmp_path, step=31, groups_counted=counted)
-        page.wait_for_function("document.querySelector('#step').textContent === '31'")
+        page.wait_for_selector("#step:text-is('31')")
         assert page.get_attribute("#step", "data-same") == "yes", "elements stay, their texts change"
         fits(page)
 
