@@ -54,9 +54,7 @@ def _asked(address: str) -> list[str]:
         began, used = time.monotonic(), time.process_time()
         with urlopen(address, timeout=600) as answer:
             size = len(answer.read())
-        found.append(
-            f"{time.monotonic() - began:.2f} s ({time.process_time() - used:.2f} s of processor), {size} B"
-        )
+        found.append(f"{time.monotonic() - began:.2f} s ({time.process_time() - used:.2f} s of processor), {size} B")
     return found
 
 
