@@ -246,7 +246,7 @@ def security_words(options: argparse.Namespace) -> list[str]:
 
 def http_words(options: argparse.Namespace) -> list[str]:
     """What the process that answers over HTTP is told, looked at before anything slow; none without --http."""
-    from dcpo_async.monitoring.server import checked_listen
+    from dcpo_async.monitoring.listen import checked_listen
 
     if options.http is None:
         if options.http_token is not None:

@@ -180,7 +180,7 @@ async def keep_monitor(folder: RunFolder, words: Sequence[str]) -> None:
     if not words:
         return
     log_file = folder.log("monitor")
-    argv = module_argv("dcpo_async.monitoring", str(folder.path), "--learner-pid", str(os.getpid()), *words)
+    argv = module_argv("learner.page", str(folder.path), "--learner-pid", str(os.getpid()), *words)
     child = endless("the monitor", argv, log_file, DcpoError, program="dcpo serve")
     # Its port may be free again a moment later.
     child = replace(child, grace_seconds=1, pause_seconds=MONITOR_PAUSE_SECONDS, final_codes=())

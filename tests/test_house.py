@@ -14,6 +14,7 @@ MAX_FILE_LINES, MAX_PUBLIC_METHODS, MAX_MODULES = 400, 15, 10
 IMPORT_LATE = {
     "actor/engine/choice.py": "vLLM takes seconds, and grading workers import this module again",
     "actor/evaluation/__main__.py": "torch takes seconds, which a look at the options must not cost",
+    "learner/page/__main__.py": "a web server, and what reads ledgers, take a second, the same",
     "learner/reports/stats.py": "Arrow and matplotlib take a second, the same",
     "dcpo_async/commands/cli.py": "each command pays for its own packages alone",
     "dcpo_async/grading/grader.py": "math-verify takes seconds, and most answers never need it",

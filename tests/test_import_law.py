@@ -26,6 +26,8 @@ OWNERS = {
     "math_verify": ("dcpo_async/grading/math/equivalence.py",),
     "reasoning_gym": ("dcpo_async/gym/",),
     "prometheus_client": ("dcpo_async/monitoring/",),
+    "uvicorn": ("dcpo_async/monitoring/",),
+    "starlette": ("dcpo_async/monitoring/", "learner/page/"),
     "pebble": ("dcpo_async/grading/workers.py",),
     "tensorboard": ("dcpo_async/metrics/tensorboard.py",),
 }
@@ -68,7 +70,9 @@ SERVICES = {
     "learner/visits": "ledger scheduling",
     "learner/coordinator": "checkpoints evaluations ledger scheduling visits",
     "learner/evaluations": "ledger scheduling",
+    "learner/ledger/watching": "ledger",
     "learner/reports": "ledger visits",
+    "learner/page": "ledger ledger/watching reports",
     "learner/checkpoints": "weights",
     "learner/policy": "",
     "learner/timing": "",

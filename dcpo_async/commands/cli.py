@@ -82,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(command=_status)
 
     serve = commands.add_parser(
-        "serve", help="metrics for Prometheus and health over HTTP, of a run's folder", add_help=False
+        "serve", help="a page to look at runs, metrics for Prometheus and health over HTTP", add_help=False
     )
-    serve.set_defaults(command=_become("dcpo_async.monitoring"))
+    serve.set_defaults(command=_become("learner.page"))
 
     timeline = commands.add_parser("timeline", help="what took how long in all processes, as a trace for Perfetto")
     timeline.add_argument("run", type=Path, help="run folder; the trace goes to standard output")

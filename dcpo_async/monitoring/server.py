@@ -1,37 +1,42 @@
-"""The HTTP server: /metrics, /healthz, /readyz and /status.json of one run, read-only, from the files in its folder."""
+"""The HTTP server: /metrics, /healthz, /readyz and /status.json of runs, read-only, from the files in their folders."""
 
-import hmac
+import asyncio
 import json
 import logging
-import sys
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dcpo_async.errors import ConfigError
-from dcpo_async.limits import quoted
+from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.metrics.health import Health, health_of, is_running
 from dcpo_async.metrics.live_table import read_status
+from dcpo_async.monitoring.admission import Admission, Guard
 from dcpo_async.monitoring.exposition import families
 from dcpo_async.monitoring.step_tail import StepTail
 from dcpo_async.run_folder import RunFolder
-from dcpo_async.transport.security import is_loopback
 
 log = logging.getLogger(__name__)
 
-DEFAULT_LISTEN = "127.0.0.1:9557"
-MIN_TOKEN_CHARS = 16
 REQUEST_SECONDS = 10.0
 """A connection that says nothing for so long is closed."""
+MAX_CONNECTIONS = 256
 
 
 class WatchedRun(Collector):
@@ -70,82 +75,92 @@ class WatchedRun(Collector):
             return bytes(generate_latest(self._registry)) + bytes(generate_latest(self._tail.registry))
 
 
-class MonitorServer(ThreadingHTTPServer):
-    """Answers for one run.
+class MonitorServer:
+    """Answers for runs; `?run=NAME` says for which, where there are several.
 
     Args:
-        run: that is looked at.
+        runs: that are looked at, by name.
         host, port: where it listens; port 0 is any free one.
         token: that every request but those for health must bear; None on loopback.
+        routes: what else is answered.
+
+    Attributes:
+        server_address: where it listens.
 
     Raises ConfigError where it cannot listen.
     """
 
-    daemon_threads = True
-    request_queue_size = 16
-
-    def __init__(self, run: WatchedRun, host: str, port: int, token: str | None = None) -> None:
-        self.run, self.token = run, token
+    def __init__(
+        self,
+        runs: Mapping[str, WatchedRun],
+        host: str,
+        port: int,
+        token: str | None = None,
+        routes: Sequence[BaseRoute] = (),
+    ) -> None:
+        self._runs = runs
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            super().__init__((host, port), _Handler)
+            self._socket = socket.create_server((host.strip("[]"), port), family=family, backlog=16)
         except OSError as error:
             raise ConfigError(f"--http {host}:{port}: {error.strerror}; choose another port") from None
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever asked has gone, or what it asked could not be read."""
-        log.warning("a request of %s was not answered: %s", quoted(client_address[0]), sys.exc_info()[1])
-
-
-def checked_listen(text: str, token_file: Path | None) -> tuple[str, int, str | None]:
-    """Host and port of `127.0.0.1:9557`, and the token in a file.
-
-    Raises:
-        ConfigError: no such place, a token that is missing off loopback, or one that is too short.
-    """
-    host, colon, port = text.rpartition(":")
-    if not (colon and host and port.isdecimal() and int(port) < 65536):
-        raise ConfigError(f"--http {text}: expected HOST:PORT, such as {DEFAULT_LISTEN}")
-    if token_file is None:
-        if not is_loopback(host):
-            raise ConfigError(
-                f"--http {text} is not on this machine alone: name a file with a token, --http-token FILE"
-            )
-        return host, int(port), None
-    try:
-        token = token_file.read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"--http-token {token_file}: {error.strerror}") from None
-    if len(token) < MIN_TOKEN_CHARS or not token.isascii():
-        raise ConfigError(
-            f"--http-token {token_file}: at least {MIN_TOKEN_CHARS} ASCII characters, as `openssl rand -hex 32` writes"
+        self.server_address: tuple[str, int] = self._socket.getsockname()[:2]
+        own = [
+            Route("/metrics", self._metrics),
+            Route("/healthz", self._healthz),
+            Route("/readyz", self._readyz),
+            Route("/status.json", self._status),
+        ]
+        app = Starlette(
+            routes=[*own, *routes],
+            middleware=[Middleware(Guard, admission=Admission(token))],
+            exception_handlers={DcpoError: _refused, HTTPStatus.NOT_FOUND: _not_found},
         )
-    return host, int(port), token
+        config = uvicorn.Config(
+            app,
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=int(REQUEST_SECONDS),
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
 
+    def serve_forever(self) -> None:
+        """Answer until the shutdown."""
+        self._server.run(sockets=[self._socket])
 
-class _Handler(BaseHTTPRequestHandler):
-    server: MonitorServer
-    server_version, sys_version = "dcpo", ""
-    timeout = REQUEST_SECONDS
+    def shutdown(self) -> None:
+        """Let `serve_forever` end, from any thread or a handler of signals."""
+        self._server.should_exit = True
 
-    def do_GET(self) -> None:
-        """Answer one request."""
-        path = self.path.partition("?")[0]
-        if path in ("/healthz", "/readyz"):
-            self._health(is_ready_asked=path == "/readyz")
-        elif not self._is_admitted():
-            self._answer(HTTPStatus.UNAUTHORIZED, "text/plain", b"a token is needed\n")
-        elif path == "/metrics":
-            self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, self.server.run.metrics())
-        elif path == "/status.json":
-            status, _ = self.server.run.look()
-            found = HTTPStatus.OK if status else HTTPStatus.SERVICE_UNAVAILABLE
-            self._answer(found, "application/json", json.dumps(status | {"served_at": time.time()}).encode())
-        else:
-            self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"/metrics /healthz /readyz /status.json\n")
+    def server_close(self) -> None:
+        """Let go of the port."""
+        self._socket.close()
 
-    def _health(self, *, is_ready_asked: bool) -> None:
+    def _metrics(self, request: Request) -> Response:
+        return Response(asked_run(self._runs, request).metrics(), media_type=CONTENT_TYPE_LATEST)
+
+    def _status(self, request: Request) -> Response:
+        status, _ = asked_run(self._runs, request).look()
+        found = HTTPStatus.OK if status else HTTPStatus.SERVICE_UNAVAILABLE
+        return Response(json.dumps(status | {"served_at": time.time()}), found, media_type="application/json")
+
+    def _healthz(self, request: Request) -> Response:
+        return self._health(request, is_ready_asked=False)
+
+    def _readyz(self, request: Request) -> Response:
+        return self._health(request, is_ready_asked=True)
+
+    def _health(self, request: Request, *, is_ready_asked: bool) -> Response:
         """Healthy is a learner that starts, works or has finished; ready is one that has weights for actors."""
-        run = self.server.run
+        run = asked_run(self._runs, request)
         status, health = run.look()
         if run.is_starting:
             is_good, said = not is_ready_asked, "starting"
@@ -155,22 +170,43 @@ class _Handler(BaseHTTPRequestHandler):
                 is_good = health.is_live and status.get("weights_version", 0) > 0
             else:
                 is_good = health.is_live or health.state == "finished"
-        found = HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE
-        self._answer(found, "text/plain", f"{said}\n".encode())
+        return PlainTextResponse(f"{said}\n", HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE)
 
-    def _is_admitted(self) -> bool:
-        token = self.server.token
-        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        return token is None or hmac.compare_digest(given.encode(), token.encode())
 
-    def _answer(self, code: HTTPStatus, kind: str, body: bytes) -> None:
-        self.send_response(code)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        self.wfile.write(body)
+def asked_run(runs: Mapping[str, WatchedRun], request: Request) -> WatchedRun:
+    """The run that a request is about."""
+    return runs[asked_name(runs, request)]
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not worth a line."""
+
+def asked_name(runs: Mapping[str, Any], request: Request) -> str:
+    """The name of the run that a request is about; HTTPException 400 or 404 where it does not say, or there is none."""
+    name = request.query_params.get("run")
+    if name is None:
+        if len(runs) > 1:
+            raise HTTPException(HTTPStatus.BAD_REQUEST, f"say of which run: ?run= one of {', '.join(runs)}")
+        return next(iter(runs))
+    if name not in runs:
+        raise HTTPException(HTTPStatus.NOT_FOUND, "no such run is served here")
+    return name
+
+
+class _Connection(H11Protocol):
+    """One that has asked for nothing a while after it was made is closed."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self.loop.call_later(REQUEST_SECONDS, self._close_if_mute)
+
+    def _close_if_mute(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    code = HTTPStatus.NOT_FOUND if isinstance(error, ConfigError) else HTTPStatus.SERVICE_UNAVAILABLE
+    return PlainTextResponse(f"{error}\n", code)
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    said = getattr(error, "detail", "") if request.query_params.get("run") else ""
+    return PlainTextResponse(f"{said or '/metrics /healthz /readyz /status.json'}\n", HTTPStatus.NOT_FOUND)

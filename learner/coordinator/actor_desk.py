@@ -143,6 +143,7 @@ class ActorDesk:
             case LeaseFailed() as failed if is_of_evaluation(failed.position):
                 self.evaluations.failed(name, failed)
             case LeaseFailed() as failed:
+                actor.failures += 1
                 is_prompts = failed.is_prompts_fault
                 self._intake.fail(
                     name, failed.position, failed.attempt, failed.reason, is_prompts_fault=is_prompts, now=now
@@ -313,6 +314,7 @@ class ActorDesk:
         actor = self.connected[name]
         log.warning("group %d of %s refused: %s", ack.position, name_of(name), ack.detail)
         actor.refused.add(ack.position)
+        actor.failures += 1
         if len(actor.refused) >= MAX_REFUSED:
             detail = f"its groups are refused: {ack.detail}; is its GPU healthy?"
             self._post(name, Reject(reason="unsound", detail=detail))

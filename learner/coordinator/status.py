@@ -178,6 +178,7 @@ class Status:
             "response_capacity": actor.response_capacity,
             "preemptions": actor.preemptions,
             "groups_accepted": actor.groups_accepted,
+            "failures": actor.failures,
             "leases": len(held),
             "oldest_lease_seconds": round(max((now - slot.leased_at for slot in held), default=0.0), 1),
             "heard_seconds_ago": round(now - actor.heard_at, 1),

@@ -29,6 +29,8 @@ from learner.ledger.segments import Place, SegmentReader
 NEXT_POSITION = "next_position"
 """The word about a run that says how far its order has come, where prompts rest: positions before it that have no visit
 were passed over."""
+LAST_CHARACTER = "\U0010ffff"
+"""Texts that begin so lie between the beginning and it with this character behind: an index finds them."""
 VisitState = Literal["leased", "accepted", "too_old", "discarded", "quarantined"]
 EvaluationState = Literal["running", "complete", "incomplete"]
 
@@ -154,8 +156,8 @@ class LedgerReader:
     def prompt_ids(self, prefix: str, limit: int) -> list[str]:
         """Ids of visited prompts that begin so, the first few."""
         rows = self._rows.query(
-            "SELECT DISTINCT prompt_id FROM visits WHERE substr(prompt_id, 1, ?) = ? ORDER BY prompt_id LIMIT ?",
-            (len(prefix), prefix, limit),
+            "SELECT DISTINCT prompt_id FROM visits WHERE prompt_id >= ? AND prompt_id < ? ORDER BY prompt_id LIMIT ?",
+            (prefix, prefix + LAST_CHARACTER, limit),
         )
         return [row[0] for row in rows]
 

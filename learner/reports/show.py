@@ -95,7 +95,7 @@ def _show(options: argparse.Namespace) -> None:
         if options.starts:
             _print_starts(reader.starts(), as_json=options.json)
             return
-        groups = shown_groups(reader, _read_config(RunFolder(options.run).config), selection)
+        groups = shown_groups(reader, read_config(RunFolder(options.run).config), selection)
         first = next(groups, None)
         if first is None:
             print(f"dcpo show: {options.run} has no such group yet", file=sys.stderr)
@@ -128,7 +128,7 @@ def _print_starts(starts: Sequence[Start], *, as_json: bool) -> None:
             )
 
 
-def _read_config(path: Path) -> RunConfig:
+def read_config(path: Path) -> RunConfig:
     """The settings that the run was started with last."""
     try:
         return RunConfig.model_validate_json(path.read_bytes())

@@ -12,18 +12,10 @@ from matplotlib.figure import Figure
 from pyarrow import csv, parquet
 
 from dcpo_async.errors import ConfigError
+from learner.reports.pass_rates import PASS_RATES, pass_rate_shares
 from learner.reports.prompt_rows import Statistics
 
 MAX_WINDOWS = 40
-PASS_RATES = (
-    ("none right", 0.0),
-    ("up to 1/4", 0.25),
-    ("up to 1/2", 0.5),
-    ("up to 3/4", 0.75),
-    ("up to all but one", 1.0 - 1e-9),
-    ("all right", 1.0),
-)
-"""Bins of a group's mean reward, each up to its bound."""
 
 
 def export(statistics: Statistics, folder: Path) -> str:
@@ -50,17 +42,6 @@ def export(statistics: Statistics, folder: Path) -> str:
         f"{rests}{passed_over}"
         f"{folder}: prompts.csv, prompts.parquet, pass_rates.png"
     )
-
-
-def pass_rate_shares(group_rewards: Sequence[float], num_windows: int) -> list[list[float]]:
-    """Share of groups in each bin of PASS_RATES, for consecutive windows of about equal size: [windows][bins].
-
-    Example: rewards (0, 1, 1, 1) in two windows give [.5, 0, 0, 0, 0, .5] and [0, 0, 0, 0, 0, 1].
-    """
-    bounds = [bound for _, bound in PASS_RATES]
-    bins = np.minimum(np.searchsorted(bounds, group_rewards), len(bounds) - 1)
-    windows = np.array_split(bins, min(num_windows, len(bins)))
-    return [(np.bincount(window, minlength=len(bounds)) / len(window)).tolist() for window in windows]
 
 
 def plot_pass_rates(group_rewards: Sequence[float], path: Path) -> None:

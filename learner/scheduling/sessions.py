@@ -33,6 +33,7 @@ class ConnectedActor:
         tokens_generated: response tokens by its own count; None until its first heartbeat.
         canary_difference: largest difference from the canary of `weights_version` in its engine, in nats.
         refused: positions of the groups that were not sound since its last one that was.
+        failures: leases that it could not finish, and groups of it that were not sound.
     """
 
     heard_at: float
@@ -52,6 +53,7 @@ class ConnectedActor:
     groups_accepted: int = 0
     canary_difference: float | None = None
     refused: set[int] = field(default_factory=set)
+    failures: int = 0
 
 
 def fleet_metrics(connected: Iterable[ConnectedActor]) -> dict[str, float]:

@@ -11,18 +11,21 @@ from urllib.request import Request, urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.responses import Response
 
 from dcpo_async.commands.status import show_status
 from dcpo_async.errors import ConfigError
 from dcpo_async.metrics.health import this_process
-from dcpo_async.monitoring.server import MonitorServer, WatchedRun, checked_listen
+from dcpo_async.monitoring.admission import Admission
+from dcpo_async.monitoring.listen import checked_listen
+from dcpo_async.monitoring.server import MonitorServer, WatchedRun
 from tests.commands.test_status import actor, write_status
 
 
 @contextmanager
 def serving(folder: Path, token: str | None = None, learner_pid: int | None = None) -> Iterator[str]:
-    server = MonitorServer(WatchedRun(folder, learner_pid), "127.0.0.1", 0, token)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    server = MonitorServer({"run": WatchedRun(folder, learner_pid)}, "127.0.0.1", 0, token)
+    thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -140,6 +143,35 @@ def test_without_the_token_only_health_is_told(tmp_path: Path) -> None:
         assert asked(f"{address}/etc/passwd", "0123456789abcdef")[0] == 404
 
 
+def test_a_browser_that_was_led_here_by_another_name_is_told_nothing_but_health(tmp_path: Path) -> None:
+    write_status(tmp_path)
+    with serving(tmp_path) as address:
+        request = Request(f"{address}/api/now", headers={"Host": "attacker.example"})
+        with pytest.raises(HTTPError) as refused:
+            urlopen(request, timeout=30)
+        refused.value.close()
+        assert refused.value.code == 421
+
+
+def test_who_types_in_the_token_gets_a_cookie_that_stands_for_it(tmp_path: Path) -> None:
+    write_status(tmp_path)
+    with serving(tmp_path, token="0123456789abcdef") as address:
+        code, text = asked(f"{address}/")
+        assert (code, "<form" in text) == (401, True)
+        guard = Admission("0123456789abcdef")
+        cookie = guard.let_in(Response()).headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "0123456789abcdef" not in cookie
+        request = Request(f"{address}/metrics", headers={"Cookie": cookie.partition(";")[0]})
+        with urlopen(request, timeout=30) as answer:
+            assert "script-src 'self'" in answer.headers["Content-Security-Policy"]
+        wrong = Request(f"{address}/login", data=b"token=0123456789abcdee")
+        with pytest.raises(HTTPError) as refused:
+            urlopen(wrong, timeout=30)
+        refused.value.close()
+        assert refused.value.code == 401
+
+
 @pytest.mark.parametrize("text", ["9557", "127.0.0.1", "127.0.0.1:99999", "127.0.0.1:x", ":9557"])
 def test_a_place_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected HOST:PORT"):
@@ -162,4 +194,4 @@ def test_off_loopback_a_token_is_needed_that_cannot_be_guessed(tmp_path: Path) -
 
 def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
     with serving(tmp_path) as address, pytest.raises(ConfigError, match="choose another port"):
-        MonitorServer(WatchedRun(tmp_path), "127.0.0.1", int(address.rpartition(":")[2]))
+        MonitorServer({"run": WatchedRun(tmp_path)}, "127.0.0.1", int(address.rpartition(":")[2]))

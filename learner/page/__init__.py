@@ -1,0 +1,1 @@
+"""`dcpo serve`: runs over HTTP, a page for people and metrics for Prometheus, from their folders alone."""
