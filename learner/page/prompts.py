@@ -41,7 +41,7 @@ def prompts_json(run: ServedRun, search: str, order: str, page: int) -> dict[str
     if order == "quarantined":
         rows, total = run.window.read(lambda sight: quarantined_page(sight, page * PAGE_PROMPTS, PAGE_PROMPTS))
     elif order in ORDERS:
-        chosen: Order = order  # type: ignore[assignment]
+        chosen: Order = order
         rows, total = run.window.read(
             lambda sight: prompt_page(sight, search, chosen, page * PAGE_PROMPTS, PAGE_PROMPTS)
         )
