@@ -13,11 +13,10 @@ from dcpo_async.devices import count_gpus
 from dcpo_async.doctor import machine
 from dcpo_async.doctor.findings import Finding, error, said
 from dcpo_async.doctor.gpus import asked, gpus, nccl
-from dcpo_async.doctor.model import model
 from dcpo_async.doctor.network import reachable
 from dcpo_async.doctor.round_trip import answered, loopback, peers
 from dcpo_async.doctor.run import run
-from dcpo_async.doctor.starting import refused
+from dcpo_async.doctor.starting import model, refused
 from dcpo_async.errors import ConfigError
 from dcpo_async.transport.key_files import CurveClient, load_peer_keys
 

@@ -12,8 +12,7 @@ from dcpo_async import __version__
 from dcpo_async.doctor.disk import disk, grown
 from dcpo_async.doctor.findings import Finding, error, said, warning
 from dcpo_async.doctor.network import reachable
-from dcpo_async.doctor.parts import parts
-from dcpo_async.doctor.source import look
+from dcpo_async.doctor.source import look, parts
 from dcpo_async.metrics.health import LATE_SECONDS, NO_STEP_SECONDS, Health, duration, is_running
 from dcpo_async.processes import last_lines
 from dcpo_async.run_folder import RunFolder

@@ -12,9 +12,8 @@ import pytest
 from dcpo_async.doctor.command import diagnose
 from dcpo_async.doctor.findings import Finding
 from dcpo_async.doctor.gpus import asked, nccl
-from dcpo_async.doctor.model import model
 from dcpo_async.doctor.round_trip import loopback, peers
-from dcpo_async.doctor.starting import refused
+from dcpo_async.doctor.starting import model, refused
 from dcpo_async.transport.key_files import write_peer_keys, write_server_keys
 from dcpo_async.transport.zmq_channel import new_pair
 from tests.tiny_model import make_tiny_model
