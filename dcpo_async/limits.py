@@ -44,6 +44,8 @@ MAX_SOURCES = 64
 """Of one run; what a welcome says of each has to fit its header."""
 MAX_PEERS = 1 << 14
 """Sessions, and keys that a relay is told of."""
+MAX_REFUSALS = 20
+"""That are told of; each with all its words at most."""
 MAX_LINES, LINE_SECONDS, MAX_LINE_KINDS = 50, 10.0, 1 << 12
 
 
@@ -147,6 +149,29 @@ class Repeats:
         if len(self._subjects) > MAX_LINE_KINDS:
             del self._subjects[next(iter(self._subjects))]
         return count + 1 if is_due else 0
+
+
+class Refusals:
+    """Peers that were turned away, by what was said of it, the newest MAX_REFUSALS."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._noted: dict[str, tuple[float, int]] = {}
+
+    def note(self, what: str) -> None:
+        """It happened, once more."""
+        _, times = self._noted.pop(what, (0.0, 0))
+        self._noted[what] = self._clock(), times + 1
+        if len(self._noted) > MAX_REFUSALS:
+            del self._noted[next(iter(self._noted))]
+
+    def newest(self) -> list[dict[str, Any]]:
+        """What, how many `times`, and the last one how many `seconds_ago`; the newest last."""
+        now = self._clock()
+        return [
+            {"what": what, "times": times, "seconds_ago": round(now - at, 1)}
+            for what, (at, times) in self._noted.items()
+        ]
 
 
 def limited_log() -> None:

@@ -26,7 +26,7 @@ from learner.initial_model import model_identity, require_numbers
 from learner.ledger.ledger import Ledger, expect_meta
 from learner.problems import TrainingProblems
 from learner.run_prompts import RunPrompts, data_record, run_prompts
-from learner.sizing.fit import needs, told
+from learner.sizing.fit import needs, tight, told
 from learner.sizing.machine import Machine
 from learner.sizing.memory import Plan
 from learner.sizing.model import SizedModel, check_model
@@ -105,6 +105,8 @@ def report(config: RunConfig, prepared: Prepared, plan: Plan, machine: Machine, 
         *evaluation_lines(config, prepared.held_out.sets),
         *size_lines(config, size, plan, need, machine, is_elsewhere=is_elsewhere),
     ]
+    if is_tight := None if is_elsewhere else tight(need, machine):
+        lines.append(f"warning: {is_tight}")
     return "\n".join(lines)
 
 

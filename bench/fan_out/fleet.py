@@ -54,7 +54,7 @@ class Counted:
     """A router that counts the bytes of what it sends."""
 
     def __init__(self, inner: Router) -> None:
-        self._inner, self.bytes_sent = inner, 0
+        self._inner, self.bytes_sent, self.refusals = inner, 0, inner.refusals
 
     @property
     def port(self) -> int:

@@ -146,7 +146,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="of a run that is to start here")
     doctor.add_argument("--learner", metavar="ADDRESS", help="that actors of this machine are to reach")
     doctor.add_argument("--keys", type=Path, help="the learner's folder of keys, or the file of an actor")
-    doctor.add_argument("--run", type=Path, help="look at this run folder instead: why does nothing happen?")
+    doctor.add_argument("--gpus", metavar="GPUS", help="that a service is to take here, such as 0-3")
+    doctor.add_argument(
+        "--run", metavar="RUN", help="look at a run instead, its folder or HOST:PORT (--http): why does nothing happen?"
+    )
     doctor.add_argument("--json", action="store_true", help="the findings as JSON")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -292,7 +295,7 @@ def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
     if not options.json:
         print(described() if options.run is None else f"run {options.run}")
     where = {"learner": options.learner, "run_folder": options.run, "keys": options.keys}
-    return tell(list(diagnose(configs=options.configs, **where)), as_json=options.json)
+    return tell(list(diagnose(configs=options.configs, gpu_numbers=options.gpus, **where)), as_json=options.json)
 
 
 def _refuse(rest: Sequence[str]) -> None:

@@ -6,19 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from rich.console import Console
 from rich.live import Live
 
+from dcpo_async.doctor.source import fetched_status, is_address
 from dcpo_async.errors import ConfigError
 from dcpo_async.metrics.health import Health, health_of, is_running
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.metrics.live_table import read_status, status_table
 
-ANSWER_SECONDS = 10.0
-MAX_ANSWER_BYTES = 16 << 20
 WATCH_SECONDS = 1.0
 
 
@@ -64,14 +61,9 @@ def _table(seen: Seen) -> Any:
 def _looker(where: str) -> Callable[[], Seen]:
     """What looks at a run: a folder, or else HOST:PORT or http://HOST:PORT."""
     folder = Path(where)
-    if folder.is_dir() or not _is_address(where):
+    if folder.is_dir() or not is_address(where):
         return lambda: _of_folder(folder)
-    address = where if "://" in where else f"http://{where}"
-    return lambda: _of_address(address.rstrip("/"))
-
-
-def _is_address(where: str) -> bool:
-    return where.startswith(("http://", "https://")) or where.rpartition(":")[2].isdecimal()
+    return lambda: _of_address(where)
 
 
 def _of_folder(folder: Path) -> Seen:
@@ -82,12 +74,7 @@ def _of_folder(folder: Path) -> Seen:
 
 
 def _of_address(address: str) -> Seen:
-    try:
-        with urlopen(f"{address}/status.json", timeout=ANSWER_SECONDS) as answer:
-            status = json.loads(answer.read(MAX_ANSWER_BYTES))
-    except (URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise ConfigError(f"{address}: no learner answers there ({reason}); it listens where --http says") from None
+    status = fetched_status(address)
     last = status.get("last_step") or {}
     # By the learner's own clock: those of two machines need not agree.
     return Seen(status, [last] if last else [], health_of(status, status.get("served_at", time.time()), True))

@@ -24,13 +24,15 @@ SMOOTHED_SHARE = 20
 """A running mean goes over the steps of the longest run, divided by this."""
 MINUTES_FROM, HOURS_FROM = 600.0, 7200.0
 SHARE_MARGIN = 0.02
+LEAST_RUNS = 3
+"""Of two, Student's interval is 13 times their standard error: a band that fills the panel, and says nothing."""
 LEGEND_CHARACTERS = 140
 """In one row of a legend, about."""
 TOKENS = "generated tokens"
 TCR = "TCR, logarithmic above 0.01 %"
 LINEAR_TCR = 1e-4
 """Algorithms clip shares of tokens that lie orders of magnitude apart, and none at all in some steps."""
-BAND = "Thin lines are single runs; the band is Student's 95 % interval over a configuration's runs"
+BAND = "Thin lines are single runs; the band is Student's 95 % interval over 3 runs of a configuration or more"
 ACCURACY = (
     "Held-out accuracy",
     f"At each measured step, over what the runs had spent by then, on average. {BAND}; a configuration of one run "
@@ -187,7 +189,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center")
     limits = axes.get_ylim()
     for place, lines in enumerate(panel.lines):
-        _shade(axes, lines.mean, color(place))
+        if len(lines.runs) == 1 or len(lines.runs) >= LEAST_RUNS:
+            _shade(axes, lines.mean, color(place))
     low, high = axes.get_ylim()
     axes.set_ylim((max(low, -SHARE_MARGIN), min(high, 1 + SHARE_MARGIN)) if panel.is_measured else limits)
     axes.set_title(panel.title, fontsize=10)

@@ -135,6 +135,9 @@ def tables(comparison: Comparison) -> list[Table]:
 
 def percent(value: Measured | None, digits: int = 1) -> str:
     """A share with its interval: 0.931 from 0.91 to 0.95 is '93.1 [91.0, 95.0] %'."""
+    if value is not None and value.low is not None and value.high is not None:
+        # Student's interval knows no bounds; a share has them.
+        value = Measured(value.mean, max(0.0, value.low), min(1.0, value.high))
     return written(value, f".{digits}f", scale=100.0, unit=" %")
 
 

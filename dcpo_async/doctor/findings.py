@@ -29,3 +29,10 @@ def error(what: str, remedy: str) -> Finding:
 def warning(what: str, remedy: str) -> Finding:
     """What hurts a run, or will."""
     return Finding("warning", what, remedy)
+
+
+def said(severity: Severity, text: str, remedy: str) -> Finding:
+    """What a service says itself: its words are `found; what to do`, and `remedy` stands in where it says only the
+    first."""
+    what, _, advice = " ".join(text.split()).partition("; ")
+    return Finding(severity, what, advice or remedy)

@@ -4,7 +4,6 @@ import os
 import resource
 import shutil
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,6 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from dcpo_async.devices import count_gpus
 from dcpo_async.doctor.findings import Finding, error, warning
 from dcpo_async.errors import DcpoError
 from dcpo_async.processes import private_folder
@@ -27,7 +25,6 @@ MIN_SHARED_BYTES = 1 << 30
 MIN_DESCRIPTORS = 4096
 MIN_MEMORY_BYTES = 4 << 30
 MAX_CLOCK_SECONDS = 5.0
-SMI_SECONDS = 20
 
 
 def packages(distribution: str = OURS, services: Sequence[set[str]] = EITHER) -> Iterator[Finding]:
@@ -50,35 +47,10 @@ def packages(distribution: str = OURS, services: Sequence[set[str]] = EITHER) ->
                 f"{' or '.join(sorted(names))} is not installed",
                 "`make setup` on a CPU, pip install -e '.[actor,learner]' on GPUs",
             )
-        elif found[0] in optional:
+            continue
+        if found[0] in optional:
             yield from _version(optional[found[0]])
-
-
-def gpus(devices: Path = Path("/dev")) -> Iterator[Finding]:
-    """GPUs that are there and cannot be used."""
-    there = sum(path.name[6:].isdecimal() for path in devices.glob("nvidia*"))
-    if not there:
-        return
-    try:
-        words = ["nvidia-smi", "--query-gpu=index,driver_version,mig.mode.current", "--format=csv,noheader"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SMI_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError) as failure:
-        yield error(
-            f"{there} GPUs are there and nvidia-smi does not answer: {failure}",
-            "the driver is not loaded, or hangs: dmesg says why; a reset of the GPU or of the machine helps",
-        )
-        return
-    for line in done.stdout.splitlines():
-        index, _, mode = (field.strip() for field in line.split(",", 2))
-        if mode == "Enabled":
-            yield error(
-                f"GPU {index} is in MIG mode", f"whole GPUs are needed: nvidia-smi -i {index} -mig 0, or others"
-            )
-    if count_gpus(devices) < there:
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        yield warning(
-            f"CUDA_VISIBLE_DEVICES={shown} shows {count_gpus(devices)} of {there} GPUs", "unset it where all are meant"
-        )
+        yield from _torch_of(found[0])
 
 
 def memory(available: int | None = None, needed: int = MIN_MEMORY_BYTES) -> Iterator[Finding]:
@@ -190,6 +162,19 @@ def _version(requirement: Requirement) -> Iterator[Finding]:
             f"{requirement.name} {found} is installed, this release was made for {requirement.specifier}",
             f"pip install '{requirement}'",
         )
+
+
+def _torch_of(service: str) -> Iterator[Finding]:
+    """Whether the torch that is here is the one that a service was built for: another one ends it while it loads."""
+    for text in metadata.requires(service) or ():
+        wanted = Requirement(text)
+        is_meant = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+        found = _installed("torch") if wanted.name == "torch" and is_meant else None
+        if found is not None and not wanted.specifier.contains(found, prereleases=True):
+            yield error(
+                f"torch {found} is installed, and {service} {_installed(service)} was built for {wanted.specifier}",
+                f"pip install 'torch{wanted.specifier}', or another {service}",
+            )
 
 
 def _installed(name: str) -> str | None:

@@ -13,8 +13,12 @@ BEGINNING = SIGNATURE + b"\x03\x00"
 """Of a greeting: the other side answers with the whole of its own, and hangs up at a mechanism that is not its."""
 
 
-def reachable(address: str, has_keys: bool, seconds: float = ANSWER_SECONDS) -> Iterator[Finding]:
-    """Whether a learner answers at an address, and whether it asks for keys as this side has them or not."""
+def reachable(address: str, has_keys: bool | None, seconds: float = ANSWER_SECONDS) -> Iterator[Finding]:
+    """Whether a learner answers at an address, and whether it asks for keys as this side has them or not.
+
+    Args:
+        has_keys: None where that is not the question.
+    """
     parts = tcp_parts(address)
     if parts is None:
         yield error(f"{address} is no address", "write tcp://HOST:PORT, port 5557 where the learner says nothing else")
@@ -39,12 +43,12 @@ def reachable(address: str, has_keys: bool, seconds: float = ANSWER_SECONDS) -> 
         yield from _judged(f"{host}:{port}", greeting, has_keys)
 
 
-def _judged(where: str, greeting: bytes, has_keys: bool) -> Iterator[Finding]:
+def _judged(where: str, greeting: bytes, has_keys: bool | None) -> Iterator[Finding]:
     if len(greeting) < GREETING_BYTES or greeting[0] != 0xFF or not greeting[9] & 1:
         yield error(f"at {where} something answers that is no learner", "is the port right?")
         return
     mechanism = greeting[12:32].rstrip(b"\x00").decode("ascii", "replace")
-    if mechanism == "CURVE" and not has_keys:
+    if mechanism == "CURVE" and has_keys is False:
         yield error(
             f"the learner at {where} asks for keys",
             "pass --keys with the file that `dcpo keygen` made for this machine",

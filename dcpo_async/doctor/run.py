@@ -1,51 +1,98 @@
 """Why nothing happens in a run, or not enough: from its status, its newest metrics and its logs."""
 
 import json
-import time
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from dcpo_async import __version__
-from dcpo_async.doctor.findings import Finding, error, warning
-from dcpo_async.metrics.health import LATE_SECONDS, Health, duration, health_of, is_running
-from dcpo_async.metrics.jsonl import read_metrics
-from dcpo_async.metrics.live_table import read_status
+from dcpo_async.doctor.disk import disk, grown
+from dcpo_async.doctor.findings import Finding, error, said, warning
+from dcpo_async.doctor.network import reachable
+from dcpo_async.doctor.source import look, parts
+from dcpo_async.metrics.health import LATE_SECONDS, NO_STEP_SECONDS, Health, duration, is_running
 from dcpo_async.processes import last_lines
 from dcpo_async.run_folder import RunFolder
+from dcpo_async.transport.gate import BROKE_OFF
+from dcpo_async.transport.security import tcp_parts
 
 NEWEST_STEPS = 20
+STUCK_TIMES = 10.0
+"""What a step usually takes, and more often: then it hangs."""
 SILENT_SHARE = 0.6
 """Of network.silence_seconds: an actor that has not been heard of for longer is about to be given up."""
+MAX_CLOCK_SECONDS, LEDGER_SECONDS = 5.0, 600.0
+REFUSED_SECONDS, LOOKS = 300.0, 3
+"""Whoever was refused for the last time before that has given up, or has got in."""
+USED_SHARE = 0.1
+"""Of responses with an advantage: with fewer, nearly all that is generated teaches nothing."""
 INVALID_SHARE, FAILED_REWARD_SHARE, DISAGREEMENT_SHARE, CUT_SHARE = 0.01, 0.01, 0.001, 0.5
 MIN_COUNT = 100
 """Shares of fewer say little."""
 
 
-def run(folder: Path) -> Iterator[Finding]:
-    """All that is wrong with the run in a folder."""
-    where = RunFolder(folder)
-    status = read_status(folder)
+def run(where: str | Path) -> Iterator[Finding]:
+    """All that is wrong with a run.
+
+    Args:
+        where: its folder, or HOST:PORT of its learner.
+
+    Raises:
+        ConfigError: nobody answers there.
+    """
+    seen = look(where)
+    status, health, folder = seen.status, seen.health, seen.folder
     if not status:
-        yield error(f"{folder}: no learner has written a status there", "start `dcpo-learner`, or name its run folder")
+        yield error(f"{where}: no learner has written a status there", "start `dcpo-learner`, or name its run folder")
         return
-    health = health_of(status, time.time(), is_running(status))
-    config = json.loads(where.config.read_text()) if where.config.exists() else {}
-    yield from life(status, health, where)
+    config = _config(folder)
+    yield from clock(seen.clock_seconds)
+    yield from life(status, health, folder)
+    yield from parts(status)
     if health.is_live:
-        yield from waits(status)
+        now = status["written_at"]
+        yield from waits(status, config, now)
         yield from actors(status, config)
-        yield from disk(status, config)
+        yield from refusals(status)
+        yield from evaluation(status)
+        yield from weight_server(status, config)
+        yield from disk(status, config, grown(folder) if folder else None)
     yield from counts(status)
-    yield from training(read_metrics(folder)[-NEWEST_STEPS:])
+    yield from training(seen.metrics[-NEWEST_STEPS:])
+    if folder is not None and RunFolder(folder).ledger.exists():
+        yield from ledger(folder)
 
 
-def life(status: Mapping[str, Any], health: Health, where: RunFolder) -> Iterator[Finding]:
+def clock(ahead_seconds: float) -> Iterator[Finding]:
+    """Whether the learner's clock and this machine's agree."""
+    if abs(ahead_seconds) > MAX_CLOCK_SECONDS:
+        yield warning(
+            f"the learner's clock is {ahead_seconds:+.0f} s from this machine's",
+            "let both keep time (chrony, ntp): states, logs and alerts go by it",
+        )
+
+
+def ledger(folder: Path, seconds: float = LEDGER_SECONDS) -> Iterator[Finding]:
+    """Whether the ledger is whole: a copy of its rows is read, each against its digest, by a process of its own."""
+    argv = [sys.executable, "-m", "learner.reports.soundness", str(folder)]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        yield warning(f"the ledger could not be read within {seconds:g} s", "is its disk slow, or gone?")
+        return
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["its reader ended without a word"]
+        yield said("error", lines[-1], "restore the ledger of a backup")
+
+
+def life(status: Mapping[str, Any], health: Health, folder: Path | None) -> Iterator[Finding]:
     """Whether a learner is at work, and what made parts of it start again."""
     if health.state == "dead":
         yield error(
-            f"the learner is dead: {health.why}{_said(where)}",
+            f"the learner is dead: {health.why}{_said(folder)}",
             "start the same command; where it ends again, its stderr and dmesg (out of memory?) say why",
         )
     elif health.state == "silent":
@@ -62,22 +109,29 @@ def life(status: Mapping[str, Any], health: Health, where: RunFolder) -> Iterato
             "install one release on all machines; those with another protocol are refused",
         )
     if status.get("trainer_restarts"):
-        end = last_lines(where.log("trainer"), 1)
+        end = last_lines(RunFolder(folder).log("trainer"), 1) if folder else ""
         yield warning(
-            f"the trainer was started again {status['trainer_restarts']} times since the learner's start{_said(where)}",
-            f"read {where.log('trainer')}" + (f", which ends with: {end}" if end else ""),
+            f"the trainer was started again {status['trainer_restarts']} times since this start{_said(folder)}",
+            "read logs/trainer.log in the run folder" + (f", which ends with: {end}" if end else ""),
         )
 
 
-def waits(status: Mapping[str, Any]) -> Iterator[Finding]:
-    """Who is waited for."""
+def waits(status: Mapping[str, Any], config: Mapping[str, Any], now: float) -> Iterator[Finding]:
+    """Who is waited for.
+
+    Args:
+        now: seconds since 1970, by the learner's clock.
+    """
     if not status.get("actors_connected"):
         yield error(
             "no actor is connected",
             "start `dcpo-actor --learner ADDRESS`; there, `dcpo doctor --learner ADDRESS` tries the way",
         )
         return
-    waiting = status.get("waiting_for") or {"seconds": 0.0}
+    waiting = status.get("waiting_for")
+    if waiting is None:
+        yield from _untrained(status, config, now)
+        return
     if waiting["seconds"] < LATE_SECONDS:
         return
     if not waiting.get("holder"):
@@ -97,11 +151,71 @@ def waits(status: Mapping[str, Any]) -> Iterator[Finding]:
     )
 
 
+def _untrained(status: Mapping[str, Any], config: Mapping[str, Any], now: float) -> Iterator[Finding]:
+    """A batch that lies ready, and nobody who trains it: then no lease goes out any more either."""
+    groups, batch = status.get("groups_waiting", 0.0), config.get("training", {}).get("groups_per_step", 1)
+    since, usual = status.get("last_step_at") or status.get("started_at", now), status.get("seconds_per_step") or 0.0
+    if groups >= batch and now - since > max(LATE_SECONDS, STUCK_TIMES * usual) and not _is_measuring(status):
+        yield error(
+            f"{groups:.0f} groups wait to be trained and nothing trains them, for {duration(now - since)}: "
+            f"lag.max_lag {config.get('lag', {}).get('max_lag', 4)} lets no further lease out until a step ends",
+            "logs/trainer.log says what it does: is it started again and again, does it compile, does a rank hang?",
+        )
+
+
+def _is_measuring(status: Mapping[str, Any]) -> bool:
+    return bool(status.get("is_finished") or (status.get("evaluation") or {}).get("running"))
+
+
+def refusals(status: Mapping[str, Any]) -> Iterator[Finding]:
+    """Peers that were turned away of late."""
+    for row in status.get("refused", ()):
+        # One look at a port, as by a doctor, is no peer.
+        is_peer = BROKE_OFF not in row["what"] or row["times"] > LOOKS
+        if row["seconds_ago"] <= REFUSED_SECONDS and is_peer:
+            yield warning(
+                f"refused {row['times']} times, the last {duration(row['seconds_ago'])} ago: {row['what']}",
+                "there, `dcpo doctor --learner ADDRESS --keys FILE` says what it lacks: a key of its role, a release",
+            )
+
+
+def evaluation(status: Mapping[str, Any]) -> Iterator[Finding]:
+    """A measurement of the run itself that does not get on."""
+    running = (status.get("evaluation") or {}).get("running")
+    if running and running.get("quiet_seconds", 0.0) > NO_STEP_SECONDS:
+        quiet = duration(running["quiet_seconds"])
+        yield warning(
+            f"the evaluation of step {running['step']} has got no answer for {quiet}: {running['answered']} of "
+            f"{running['problems']} problems answered, {running['actors']} actors stay",
+            "do its actors hang (`dcpo status`)? One that is ended gives its problems to others; training goes on "
+            "with the rest",
+        )
+
+
+def weight_server(status: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether the weight server answers, asked from the learner's own machine."""
+    parts_of = tcp_parts(config.get("network", {}).get("listen", ""))
+    if parts_of is None or parts_of[1] == 0 or not is_running(status):
+        return
+    host = "127.0.0.1" if parts_of[0] == "0.0.0.0" else parts_of[0]
+    for found in reachable(f"tcp://{f'[{host}]' if ':' in host else host}:{parts_of[1] + 1}", has_keys=None):
+        yield error(
+            f"the weight server does not serve: {found.what}",
+            "actors get no newer weights; logs/weight_server.log; is it stopped? Killed, it is started again",
+        )
+
+
 def actors(status: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Finding]:
     """Actors that are about to be given up, behind, or not to be trusted."""
     silence = config.get("network", {}).get("silence_seconds", 15.0)
-    window = config.get("lag", {}).get("max_lag", 4) + config.get("lag", {}).get("publish_interval", 1)
     bound = status.get("canary_bound")
+    behind = {actor["session"]: _behind(actor, status, config) for actor in status["actors_connected"]}
+    if len(behind) > 1 and all(behind.values()):
+        yield error(
+            f"all {len(behind)} actors are at old weights, the nearest {min(behind.values())} versions behind",
+            "is the weight server up, its port open to them, /dev/shm full? logs/weight_server.log, the engines' logs",
+        )
+        behind = {}
     for actor in status["actors_connected"]:
         name = f"{actor['session']} on {actor.get('host', 'an unknown host')}"
         heard = actor.get("heard_seconds_ago", 0.0)
@@ -110,13 +224,9 @@ def actors(status: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Fin
                 f"actor {name} was not heard of for {heard:.0f} s and is lost after {silence:g} s",
                 "does its process run, is it stopped, does the network drop it? Its leases go to others",
             )
-        behind = status.get("weights_version", 0) - actor["weights_version"]
-        # What its newest heartbeat said may be as old as two of them: short steps publish many versions meanwhile.
-        age = heard + 2 * config.get("network", {}).get("heartbeat_seconds", 3.0)
-        meanwhile = age / usual if (usual := status.get("seconds_per_step")) else 0.0
-        if actor["weights_version"] and behind > window + meanwhile:
+        if number := behind.get(actor["session"]):
             yield warning(
-                f"actor {name} is {behind} weights versions behind ({actor.get('activity')})",
+                f"actor {name} is {number} weights versions behind ({actor.get('activity')})",
                 "its engine's log says what keeps it: a slow fetch, or a full /dev/shm",
             )
         nats = actor.get("canary_difference")
@@ -127,23 +237,14 @@ def actors(status: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Fin
             )
 
 
-def disk(status: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Whether what the run keeps fits what is free."""
-    step, kept = status.get("last_step") or {}, config.get("checkpoint", {}).get("keep_last", 2)
-    checkpoint, version = step.get("checkpoint_bytes", 0.0), step.get("publish_bytes", 0.0)
-    free = status.get("disk_free_bytes")
-    # One checkpoint is written while those that are kept stand, and one version.
-    needed = checkpoint + version
-    if free is not None and free < needed:
-        yield error(
-            f"{free / 1e9:.2f} GB are free on the run's disk, a checkpoint and a version take {needed / 1e9:.2f} GB",
-            f"make room, or keep fewer than checkpoint.keep_last {kept} and lag.keep_versions",
-        )
-    if step.get("checkpoint_failures"):
-        yield error(
-            f"{step['checkpoint_failures']:.0f} checkpoints could not be written since the learner's start",
-            "make room on the run's disk: three in a row end the run; the learner's log has the reason",
-        )
+def _behind(actor: Mapping[str, Any], status: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """Versions that an actor is behind the newest, where these are more than a run's lag explains; else 0."""
+    window = config.get("lag", {}).get("max_lag", 4) + config.get("lag", {}).get("publish_interval", 1)
+    # What its newest heartbeat said may be as old as two of them: short steps publish many versions meanwhile.
+    age = actor.get("heard_seconds_ago", 0.0) + 2 * config.get("network", {}).get("heartbeat_seconds", 3.0)
+    meanwhile = age / usual if (usual := status.get("seconds_per_step")) else 0.0
+    behind = int(status.get("weights_version", 0) - actor["weights_version"])
+    return behind if actor["weights_version"] and behind > window + meanwhile else 0
 
 
 def counts(status: Mapping[str, Any]) -> Iterator[Finding]:
@@ -203,6 +304,14 @@ def training(steps: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
             "`dcpo show RUN`: is the answer found (grading.extraction, data.system_prompt)? Else the problems are too "
             "hard or too easy for this model",
         )
+    used = fmean(step.get("rur", 1.0) for step in steps)
+    if 0 < used < USED_SHARE:
+        yield warning(
+            f"{1 - used:.0%} of the responses of the newest {len(steps)} steps have no advantage: their groups got one "
+            "reward",
+            "`dcpo stats RUN`: problems always right or never; data.selection rests those, a larger "
+            "sampling.group_size finds rare successes",
+        )
     cut = fmean(step.get("truncated", 0.0) for step in steps)
     if cut > CUT_SHARE:
         yield warning(
@@ -211,9 +320,17 @@ def training(steps: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
         )
 
 
-def _said(where: RunFolder) -> str:
+def _config(folder: Path | None) -> dict[str, Any]:
+    """The settings of the newest start; empty where they cannot be seen."""
+    path = RunFolder(folder).config if folder else None
+    return json.loads(path.read_text()) if path and path.exists() else {}
+
+
+def _said(folder: Path | None) -> str:
     """What the rank that failed first said, where one did."""
+    if folder is None:
+        return ""
     try:
-        return f"; a rank said: {json.loads(where.trainer_error.read_text())['message']}"
+        return f"; a rank said: {json.loads(RunFolder(folder).trainer_error.read_text())['message']}"
     except (OSError, ValueError, KeyError):
         return ""

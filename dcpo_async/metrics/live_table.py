@@ -16,6 +16,7 @@ from dcpo_async.metrics.health import Health, duration, health_of, is_running
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.run_folder import RunFolder
 
+SHARES = ("rur", "tcr")
 SPARKS = "▁▂▃▄▅▆▇█"
 LATE_SECONDS = 10.0
 """After which a batch that waits is told of."""
@@ -37,12 +38,16 @@ def read_status(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def sparkline(values: Sequence[float], width: int = 32) -> str:
-    """The last values as a line of blocks between their smallest and largest: `sparkline([0, 1])` is `▁█`."""
-    shown = values[-width:]
-    low, high = min(shown, default=0.0), max(shown, default=0.0)
-    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(SPARKS[round((value - low) * scale)] for value in shown)
+def sparkline(values: Sequence[float], width: int = 32, *, is_share: bool = False) -> str:
+    """The last values as a line of blocks between their smallest and largest: `sparkline([0, 1])` is `▁█`.
+
+    Shares go from 0 to 1 whatever they are; others that are all the same stand at half the height.
+    """
+    shown, top = values[-width:], len(SPARKS) - 1
+    low, high = (0.0, 1.0) if is_share else (min(shown, default=0.0), max(shown, default=0.0))
+    if low == high:
+        return SPARKS[top // 2] * len(shown)
+    return "".join(SPARKS[round(min(1.0, max(0.0, (value - low) / (high - low))) * top)] for value in shown)
 
 
 def run_table(title: str, folder: Path) -> RenderableType:
@@ -60,7 +65,12 @@ def status_table(
         table.add_column(name, no_wrap=True, ratio=3 if name == "what it is" else None)
     for key, name, meaning, form in ROWS:
         values = [step[key] for step in metrics if key in step]
-        table.add_row(name, form.format(values[-1]) if values else "–", sparkline(values), f"[dim]{meaning}")
+        table.add_row(
+            name,
+            form.format(values[-1]) if values else "–",
+            sparkline(values, is_share=key in SHARES),
+            f"[dim]{meaning}",
+        )
     step, last = status.get("step", 0), status.get("max_steps") or 0
     head = Table.grid(padding=(0, 2))
     head.add_row(

@@ -7,12 +7,13 @@ import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
-from dcpo_async.limits import Repeats, quoted
+from dcpo_async.limits import Refusals, Repeats, quoted
 from dcpo_async.transport.admission import KeyHolder
 from dcpo_async.transport.key_files import CurveServer
 
 log = logging.getLogger("keys")
 
+BROKE_OFF = "it has no keys, or broke off"
 DOMAIN = b"dcpo"
 _VERSION = b"1.0"
 _ENDPOINT = "inproc://zeromq.zap.01"
@@ -27,10 +28,11 @@ class Gate:
     Args:
         socket: gets the keys; not bound yet.
         curve: the keys of the socket, and who is admitted.
+        refusals: are noted there too.
     """
 
-    def __init__(self, socket: zmq.asyncio.Socket, curve: CurveServer) -> None:
-        self.admission, self._repeats = curve.admission, Repeats()
+    def __init__(self, socket: zmq.asyncio.Socket, curve: CurveServer, refusals: Refusals) -> None:
+        self.admission, self._repeats, self._refusals = curve.admission, Repeats(), refusals
         socket.curve_server = True
         socket.curve_publickey, socket.curve_secretkey = curve.public, curve.secret
         socket.zap_domain, socket.zap_enforce_domain = DOMAIN, True
@@ -60,7 +62,7 @@ class Gate:
     def failed(self, problem: int) -> None:
         """A handshake failed before there was a key to ask for; `problem` is libzmq's number for why, 0 for none."""
         is_cryptographic = problem == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
-        reason = "it has the public key of another server" if is_cryptographic else "it has no keys, or broke off"
+        reason = "it has the public key of another server" if is_cryptographic else BROKE_OFF
         # libzmq does not say whose it was.
         self._tell("", reason, "a handshake")
 
@@ -96,6 +98,7 @@ class Gate:
         return True
 
     def _tell(self, address: str, reason: str, what: str) -> None:
+        self._refusals.note(f"{what}{f' of {address}' if address else ''}: {reason}")
         if count := self._repeats.count(f"{address} {reason} {what}"):
             whose = f" of {address}" if address else ""
             times = f" ({count} times since it was said last)" if count > 1 else ""

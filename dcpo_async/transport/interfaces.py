@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dcpo_async.errors import ProtocolError
+from dcpo_async.limits import Refusals
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.transport.admission import KeyHolder
 
@@ -24,7 +25,13 @@ class Received:
 
 
 class Router(Protocol):
-    """The end that many peers talk to."""
+    """The end that many peers talk to.
+
+    Attributes:
+        refusals: who was turned away, by this end or by whoever reads from it.
+    """
+
+    refusals: Refusals
 
     @property
     def port(self) -> int:

@@ -5,6 +5,7 @@ import random
 from collections import deque
 
 from dcpo_async.errors import PeerLostError, ProtocolError
+from dcpo_async.limits import Refusals
 from dcpo_async.protocol.codec import Frame, decode, encode
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.transport.interfaces import Received
@@ -96,6 +97,7 @@ class MemoryRouter:
         """Take the router's place in the network."""
         self._network = network
         self._inbox = network.router_inbox = _Inbox()
+        self.refusals = Refusals()
 
     async def receive(self, timeout_seconds: float) -> list[Received]:
         """Everything that waits; empty when nothing came within the timeout."""

@@ -88,6 +88,7 @@ class PacedRouter:
 
     def __init__(self, inner: Router, bytes_per_second: float, *, per_peer: bool = False) -> None:
         self._inner, self._bytes_per_second, self._per_peer = inner, bytes_per_second, per_peer
+        self.refusals = inner.refusals
         self._waiting: dict[bytes, dict[bytes, deque[Envelope]]] = {}
         self._sending: dict[bytes, asyncio.Task[None]] = {}
         self._free_at: dict[bytes, float] = {}

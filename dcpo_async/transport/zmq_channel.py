@@ -10,7 +10,7 @@ import zmq
 import zmq.asyncio
 
 from dcpo_async.errors import ConfigError, FloodError, PeerLostError, ProtocolError, RevokedError
-from dcpo_async.limits import MAX_MESSAGE_BYTES
+from dcpo_async.limits import MAX_MESSAGE_BYTES, Refusals
 from dcpo_async.protocol.codec import Frame, decode, encode
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.transport.connections import Connections, raise_descriptor_limit
@@ -67,13 +67,13 @@ class RouterChannel:
         check_address(address, curve is not None, insecure)
         self._max_message_bytes, self._max_header_bytes = max_message_bytes, max_header_bytes
         self._max_received_bytes = min(max_message_bytes, max_received_bytes)
-        self._looked_at = 0.0
+        self._looked_at, self.refusals = 0.0, Refusals()
         self._shares = Shares(messages_per_second)
         self._context = zmq.asyncio.Context()
         self._socket = _socket(self._context, zmq.ROUTER, self._max_received_bytes, address)
         # Each connection is a peer of its own, named by this socket: no other can take it over.
         self._socket.router_mandatory = True
-        self._gate = Gate(self._socket, curve) if curve else None
+        self._gate = Gate(self._socket, curve, self.refusals) if curve else None
         self._connections: Connections | None = None
         if self._gate or address.startswith("tcp:"):
             room = raise_descriptor_limit()

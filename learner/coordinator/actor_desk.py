@@ -121,7 +121,9 @@ class ActorDesk:
         if isinstance(error, RevokedError):
             self.lose(peer, str(error))
             return
-        log.warning("refused a message of %s: %s", quoted(session.name if session else peer), quoted(error))
+        who = quoted(session.name if session else peer)
+        log.warning("refused a message of %s: %s", who, quoted(error))
+        self.router.refusals.note(f"a message of {who}: {quoted(error)}" if session else f"a message: {quoted(error)}")
         if session is not None and isinstance(error, MalformedError) and error.lease is not None:
             (position, attempt), name = error.lease, session.name
             self._intake.refuse_unread(name, position, attempt, self._clock())

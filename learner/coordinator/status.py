@@ -67,6 +67,7 @@ class Status:
         self._ends: deque[float] = deque(maxlen=ADVICE_STEPS)
         self._process, self._started_at, self._is_over = this_process(), time.time(), False
         self._last_step_at: float | None = None
+        self._answered: tuple[tuple[int, int] | None, float] = (None, 0.0)
         self._uses: deque[float] = deque(maxlen=ADVICE_SAMPLES)
         self._bound_nats = canary_bound(config.weights.canary_bound, config.model.dtype)
         self._warn_above_nats = WARN_SHARE_OF_BOUND * self._bound_nats
@@ -114,9 +115,10 @@ class Status:
             "trainer_restarts": self._ranks.restarts,
             **self._actors.metrics(),
             **self._intake.summary(),
-            "evaluation": self._actors.evaluations.status(),
+            "evaluation": self._evaluation(now),
             "waiting_for": self._actors.stragglers.waiting_for(now),
             "quarantined": [asdict(row) for row in list(self._intake.quarantined.values())[:SHOWN_QUARANTINED]],
+            "refused": self._actors.router.refusals.newest(),
             "canary_bound": self._bound_nats,
             "advice": self.advice(),
             "last_step": self._last_report,
@@ -129,6 +131,17 @@ class Status:
                 if actor.role == "evaluator"
             ],
         }
+
+    def _evaluation(self, now: float) -> dict[str, Any] | None:
+        """What the run's own evaluations stand at, and since when one that runs has got no answer."""
+        status = self._actors.evaluations.status()
+        running = status and status["running"]
+        if not status or not running:
+            return status
+        mark = running["evaluation"], running["answered"]
+        if mark != self._answered[0]:
+            self._answered = mark, now
+        return status | {"running": running | {"quiet_seconds": round(now - self._answered[1], 1)}}
 
     def _pace(self) -> dict[str, float | None]:
         """Seconds from step to step, over the newest, and until the last one at that."""

@@ -24,6 +24,7 @@ class RankRouter:
 
     def __init__(self, here: Router, elsewhere: Router, desk: NodeDesk, run_id: str, incarnation: int) -> None:
         self._sides = {_HERE: here, _ELSEWHERE: elsewhere}
+        self.refusals = elsewhere.refusals
         self._desk, self._run_id, self._incarnation = desk, run_id, incarnation
         self._receiving: dict[bytes, asyncio.Task[list[Received]]] = {}
 

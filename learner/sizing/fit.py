@@ -13,6 +13,10 @@ PROCESS_BYTES = 450_000_000
 """A rank with all its imports, or another process with torch: resident, before any weight (bench/memory/)."""
 GPU_PROCESS_BYTES = 2_500_000_000
 """The same with CUDA's own part of the host's memory."""
+TOKEN_BYTES = 12
+"""Of a response token in the ledger: its id, its log-prob, and some four characters of text."""
+ROW_BYTES, STEP_BYTES = 320, 6_300
+"""In SQLite for each response, and in metrics and TensorBoard for each step: measured, docs/experiments.md."""
 OTHER_PROCESSES = 2
 """Coordinator and publisher; the weight server has no torch."""
 LEAST_TOKENS = 1024
@@ -41,6 +45,7 @@ class Needs:
         host: of the machine's memory, of all processes and shared buffers; page cache not counted.
         disk: of the run folder once everything that is kept is there.
         version, checkpoint: of one.
+        ledger: of the ledger and metrics, at most: every response of its largest length.
         frozen: of the model below an adapter, which machines with actors have beside the versions; 0 without one.
     """
 
@@ -49,6 +54,7 @@ class Needs:
     disk: int
     version: int
     checkpoint: int
+    ledger: int
     frozen: int = 0
 
 
@@ -77,7 +83,30 @@ def needs(config: RunConfig, size: ModelSize, plan: Plan, memory: RankMemory) ->
     if config.evaluation.every_steps is not None and config.evaluation.keep_best:
         # The best version, and the one that takes its place.
         disk += 2 * whole
-    return Needs(memory, host, disk, version, checkpoint, frozen)
+    return Needs(memory, host, disk, version, checkpoint, ledger_bytes(config), frozen)
+
+
+def ledger_bytes(config: RunConfig) -> int:
+    """The most that the ledger and metrics of a run come to; without a last step, the arrays alone, which come and go.
+
+    Arrays stay until every checkpoint that is kept contains them, rows and metrics for good.
+    """
+    checkpoint, steps = config.checkpoint, config.training.max_steps
+    responses = config.training.groups_per_step * config.sampling.group_size
+    behind = steps if checkpoint.keep_every_steps else checkpoint.keep_last * (checkpoint.interval_steps or 0)
+    arrays = TOKEN_BYTES * config.sampling.max_response_tokens * responses
+    arrays *= (behind or 0) + config.admission_window // config.training.groups_per_step
+    return arrays + (steps or 0) * (responses * ROW_BYTES + STEP_BYTES)
+
+
+def tight(need: Needs, machine: Machine) -> str | None:
+    """A word on a disk that holds all but the ledger of long responses; None where it holds that too."""
+    if need.disk + need.ledger <= machine.disk:
+        return None
+    return (
+        f"the disk of the run folder has {gb(machine.disk)} GB, checkpoints and versions take {gb(need.disk)} GB, and "
+        f"the ledger up to {gb(need.ledger)} GB more; make room, or a smaller checkpoint.interval_steps"
+    )
 
 
 def shortfall(need: Needs, plan: Plan, machine: Machine) -> Shortfall | None:

@@ -1,5 +1,6 @@
 """What this machine has: GPUs, memory, shared memory and disk, asked without starting CUDA."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -98,13 +99,15 @@ def smallest_gpu(gpus: Sequence[int], listed: Sequence[Gpu]) -> int | None:
 def _disk(folder: Path) -> int:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     run = RunFolder(folder)
-    own = (path for part in (run.checkpoints, run.weights) for path in part.rglob("*"))
+    # Unlike rglob, it passes over a folder that goes while it is looked at: a learner may be at work there.
+    walked = (found for part in (run.checkpoints, run.weights) for found in os.walk(part))
+    own = (Path(base) / name for base, _, names in walked for name in names)
     return shutil.disk_usage(existing).free + sum(map(_size, own))
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file; 0 for a folder, and for what has gone: actors of the run still let go of versions."""
+    """Bytes of a file; 0 for what has gone: actors of the run still let go of versions."""
     try:
-        return path.stat().st_size if path.is_file() else 0
+        return path.stat().st_size
     except FileNotFoundError:
         return 0

@@ -102,7 +102,7 @@ def size_lines(
     yield (
         f"disk: {gb(need.disk)} GB{there}: {config.checkpoint.keep_last} + 1 checkpoints of {gb(need.checkpoint)} GB, "
         f"{config.lag.keep_versions} + 1 versions of {gb(need.version)} GB, the export{below}; beside them "
-        "the ledger, 8 bytes a response token"
+        f"the ledger, at most {gb(need.ledger)} GB"
     )
     yield (
         f"/dev/shm: nothing here{'' if is_elsewhere else f' ({gb(machine.shared)} GB free)'}; "

@@ -10,6 +10,7 @@ import pytest
 
 from dcpo_async.commands.cli import main
 from dcpo_async.metrics.health import this_process
+from dcpo_async.metrics.live_table import sparkline
 
 
 def actor(session: str, speed: float | None, **changed: object) -> dict[str, Any]:
@@ -60,6 +61,12 @@ def shown(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> tupl
     with pytest.raises(SystemExit) as end:
         main(["status", str(folder), *words])
     return end.value.code, capsys.readouterr().out
+
+
+def test_sparklines_of_shares_are_on_one_scale_and_what_stays_the_same_is_at_half_the_height() -> None:
+    assert sparkline([0.0, 1.0]) == "▁█"
+    assert (sparkline([0.0, 0.0], is_share=True), sparkline([1.0, 1.0], is_share=True)) == ("▁▁", "██")
+    assert sparkline([4.0, 4.0, 4.0]) == "▄▄▄"
 
 
 def test_a_run_that_trains_is_shown_with_its_pace_and_its_actors_slowest_first(

@@ -80,8 +80,8 @@ def run_command(words: list[str]) -> int:
 
 def test_the_report_has_the_numbers_and_four_figures(report: Path) -> None:
     page = Reader((report / "report.html").read_text())
-    accuracy = "62.5 [-96.3, 221.3] %"
-    rates = ["56.2 [-23.2, 135.7] %", "75.0 [75.0, 75.0] %", "0.8000 [0.8000, 0.8000]", "1.0000 [1.0000, 1.0000] %"]
+    accuracy = "62.5 [0.0, 100.0] %"
+    rates = ["56.2 [0.0, 100.0] %", "75.0 [75.0, 75.0] %", "0.8000 [0.8000, 0.8000]", "1.0000 [1.0000, 1.0000] %"]
     assert [row for row in page.rows if row[0] in (HOSTILE, "GRPO")][:8] == [
         [HOSTILE, "2", "smooth"],
         ["GRPO", "1", "group"],

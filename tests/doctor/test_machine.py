@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dcpo_async.doctor import machine
-from dcpo_async.doctor.command import diagnose
+from dcpo_async.doctor import gpus, machine
 from dcpo_async.doctor.findings import Finding
 from dcpo_async.doctor.network import reachable
 from dcpo_async.transport.key_files import load_server_keys, write_peer_keys, write_server_keys
@@ -79,18 +78,18 @@ def nvidia(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
 def test_gpus_whose_driver_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         "2 GPUs are there and nvidia-smi does not answer"
-        in only(machine.gpus(nvidia(tmp_path, monkeypatch, "exit 9"))).what
+        in only(gpus.gpus(nvidia(tmp_path, monkeypatch, "exit 9"))).what
     )
 
 
 def test_gpus_in_mig_mode_or_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     devices = nvidia(tmp_path, monkeypatch, "echo '0, 570.1, Enabled'; echo '1, 570.1, Disabled'")
-    sliced, hidden = machine.gpus(devices)
+    sliced, hidden = gpus.gpus(devices)
     assert (sliced.what, hidden.what) == ("GPU 0 is in MIG mode", "CUDA_VISIBLE_DEVICES=1 shows 1 of 2 GPUs")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert not list(machine.gpus(nvidia(tmp_path, monkeypatch, "echo '0, 570.1, [N/A]'; echo '1, 570.1, Disabled'")))
-    assert not list(machine.gpus(tmp_path / "elsewhere"))
+    assert not list(gpus.gpus(nvidia(tmp_path, monkeypatch, "echo '0, 570.1, [N/A]'; echo '1, 570.1, Disabled'")))
+    assert not list(gpus.gpus(tmp_path / "elsewhere"))
 
 
 def test_too_little_memory(tmp_path: Path) -> None:
@@ -202,10 +201,3 @@ async def test_a_learner_that_asks_for_keys_or_has_none(tmp_path: Path) -> None:
     with listening(keys=folder) as address:
         assert not list(reachable(address, has_keys=True))
         assert "asks for keys" in only(reachable(address, has_keys=False)).what
-
-
-def test_a_machine_is_looked_at_as_a_whole(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text(f'folder = "{tmp_path}/run"\n[network]\nlisten = "tcp://192.0.2.1:5557"\n')
-    found = [finding.what for finding in diagnose(configs=[tmp_path / "run.toml"], learner="nowhere")]
-    assert [what for what in found if "192.0.2.1:5557, for the coordinator" in what]
-    assert [what for what in found if "nowhere is no address" in what]

@@ -2,16 +2,21 @@
 
 import json
 import subprocess
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dcpo_async.commands.cli import main
+from dcpo_async.doctor.disk import Grown, disk
 from dcpo_async.doctor.run import run, training
 from dcpo_async.metrics.health import this_process
+from dcpo_async.transport.gate import BROKE_OFF
 from tests.commands.test_status import actor, write_status
 
+RUNNING = {"evaluation": 2, "step": 40, "answered": 3, "problems": 100, "actors": 1}
 HEALTHY = {"total_groups_accepted": 1000.0, "generated_responses": 4000.0, "total_regraded": 400.0}
 
 
@@ -19,6 +24,12 @@ def found(folder: Path) -> list[str]:
     findings = list(run(folder))
     assert all(finding.remedy for finding in findings)
     return [f"{finding.severity}: {finding.what}" for finding in findings]
+
+
+def of_now(changed: dict[str, Any]) -> dict[str, Any]:
+    """With a last step so many seconds before the test, which may come long after it was collected."""
+    ago = changed.get("last_step_at")
+    return changed if ago is None else {**changed, "last_step_at": time.time() + ago}
 
 
 def gone() -> dict[str, object]:
@@ -62,7 +73,23 @@ def test_a_learner_that_was_killed_with_what_its_trainer_said(tmp_path: Path) ->
             {"actors_connected": [actor("a", 1.0, heard_seconds_ago=12.0)]},
             "warning: actor a on node-1 was not heard of for 12 s and is lost after 15 s",
         ),
-        ({"weights_version": 20}, "warning: actor fast on node-1 is 13 weights versions behind (generating)"),
+        ({"weights_version": 20}, "error: all 2 actors are at old weights, the nearest 13 versions behind"),
+        (
+            {"weights_version": 20, "actors_connected": [actor("a", 1.0, weights_version=19), actor("b", 1.0)]},
+            "warning: actor b on node-1 is 13 weights versions behind (generating)",
+        ),
+        (
+            {"groups_waiting": 8.0, "last_step_at": -200.0, "seconds_per_step": 3.0},
+            "error: 8 groups wait to be trained and nothing trains them, for 3 min 2",
+        ),
+        (
+            {"refused": [{"what": "a message: the peer speaks protocol version 6", "times": 1, "seconds_ago": 9.0}]},
+            "warning: refused 1 times, the last 9 s ago: a message: the peer speaks protocol version 6",
+        ),
+        (
+            {"evaluation": {"running": {**RUNNING, "quiet_seconds": 1200.0}, "last": None}},
+            "warning: the evaluation of step 40 has got no answer for 20 min: 3 of 100 problems answered, 1 actors",
+        ),
         (
             {"disk_free_bytes": 1e9, "last_step": {"checkpoint_bytes": 1.5e9, "publish_bytes": 0.5e9}},
             "error: 1.00 GB are free on the run's disk, a checkpoint and a version take 2.00 GB",
@@ -82,7 +109,7 @@ def test_a_learner_that_was_killed_with_what_its_trainer_said(tmp_path: Path) ->
     ],
 )
 def test_each_fault_is_found(tmp_path: Path, changed: dict[str, object], expected: str) -> None:
-    write_status(tmp_path, **{**HEALTHY, **changed})
+    write_status(tmp_path, **of_now({**HEALTHY, **changed}))
     lines = found(tmp_path)
     assert lines[0].startswith(expected)
     assert len(lines) <= 2, lines
@@ -100,6 +127,7 @@ def test_an_engine_that_disagrees_is_named_by_the_bound_of_the_run(tmp_path: Pat
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
+        ({"rur": 0.04}, "96% of the responses of the newest 20 steps have no advantage"),
         ({"step_skipped": 1.0}, "20 of the newest 20 steps were skipped"),
         ({"rur": 0.0, "reward": 0.0}, "no response of the newest 20 steps has an advantage, the mean reward is 0"),
         ({"truncated": 0.8}, "80% of the responses of the newest 20 steps were cut"),
@@ -111,6 +139,62 @@ def test_what_steps_show_is_told_once_there_are_enough(changed: dict[str, float]
     assert not list(training([step | changed] * 19))
     (finding,) = training([step | changed] * 20)
     assert finding.what.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"groups_waiting": 8.0, "last_step_at": -5.0},
+        {"groups_waiting": 8.0, "last_step_at": -200.0, "seconds_per_step": 60.0},
+        {"evaluation": {"running": {**RUNNING, "quiet_seconds": 300.0}, "last": None}},
+        {"refused": [{"what": "a message: the peer speaks version 6", "times": 9, "seconds_ago": 900.0}]},
+        {"refused": [{"what": f"a handshake: {BROKE_OFF}", "times": 2, "seconds_ago": 2.0}]},
+    ],
+)
+def test_what_is_like_a_fault_and_is_none(tmp_path: Path, changed: dict[str, object]) -> None:
+    write_status(tmp_path, **of_now({**HEALTHY, **changed}))
+    assert found(tmp_path) == []
+
+
+def test_a_disk_that_will_be_full_before_the_last_step() -> None:
+    status = {"step": 100, "max_steps": 1000, "disk_free_bytes": 2e9, "seconds_per_step": 60.0}
+    last = {"last_step": {"checkpoint_bytes": 1e9, "publish_bytes": 0.5e9}}
+    (finding,) = disk({**status, **last}, {}, Grown(rows=100_000_000, arrays=10**12))
+    assert finding.what == (
+        "the run's disk is full 500 steps from now, in 8 h 20 min: each keeps 1 MB, 900 steps are left"
+    )
+    assert not list(disk({**status, **last, "max_steps": 600}, {}, Grown(100_000_000, 10**12)))
+    assert not list(disk({**status, **last, "step": 10}, {}, Grown(100_000_000, 0))), "too early to say"
+    keeps_all = {"checkpoint": {"keep_every_steps": 100}}
+    (finding,) = disk({**status, **last, "max_steps": 200}, keeps_all, Grown(0, 10**9))
+    assert "full 25 steps from now, in 25 min: each keeps 20 MB, 100 steps are left" in finding.what
+    (finding,) = disk({**status, **last, "max_steps": None}, {}, Grown(100_000_000, 0))
+    assert finding.what.endswith("full 500 steps from now, in 8 h 20 min: each keeps 1 MB")
+    assert not list(disk({**status, **last, "max_steps": None, "seconds_per_step": 600.0}, {}, Grown(10**8, 0)))
+
+
+def test_a_learner_whose_clock_is_off_is_not_taken_for_a_silent_one(tmp_path: Path) -> None:
+    def write_on() -> None:
+        for _ in range(100):
+            write_status(beside, process=None, written_at=time.time() + ahead, **HEALTHY)
+            (beside / "status.json").replace(tmp_path / "status.json")
+            if over.wait(0.1):
+                return
+
+    (beside := tmp_path / "beside").mkdir()
+    for ahead in (-300.0, 40.0):
+        over = threading.Event()
+        writer = threading.Thread(target=write_on)
+        writer.start()
+        try:
+            while not (tmp_path / "status.json").exists():
+                time.sleep(0.01)
+            (line,) = found(tmp_path)
+        finally:
+            over.set()
+            writer.join()
+        assert line == f"warning: the learner's clock is {ahead:+.0f} s from this machine's"
+        (tmp_path / "status.json").unlink()
 
 
 def test_the_command_tells_what_to_do_and_exits_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
