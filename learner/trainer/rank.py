@@ -56,6 +56,7 @@ async def run_rank(config: RunConfig, options: argparse.Namespace) -> None:
         name=f"rank {rank}",
         rank=rank,
         num_ranks=num_ranks,
+        sequence_parallel=config.training.sequence_parallel,
     )
     try:
         engine, folder = TrainEngine(config), RunFolder(config.folder)
