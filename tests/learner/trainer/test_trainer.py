@@ -265,18 +265,9 @@ async def test_a_killed_and_resumed_run_ends_bit_identical(
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.parametrize("shared_by", [1, pytest.param(2, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
-    ("zero_stage", "shared_by"),
-    [
-        pytest.param(0, 1, marks=pytest.mark.thorough),
-        pytest.param(1, 1, marks=pytest.mark.thorough),
-        (2, 1),
-        (3, 1),
-        pytest.param(0, 2, marks=pytest.mark.thorough),
-        pytest.param(1, 2, marks=pytest.mark.thorough),
-        (2, 2),
-        pytest.param(3, 2, marks=pytest.mark.thorough),
-    ],
+    "zero_stage", [pytest.param(0, marks=pytest.mark.thorough), pytest.param(1, marks=pytest.mark.thorough), 2, 3]
 )
 async def test_two_ranks_train_as_one_does(
     reference: tuple[RunConfig, ScriptedCoordinator], tmp_path: Path, zero_stage: int, shared_by: int
@@ -292,10 +283,8 @@ async def test_two_ranks_train_as_one_does(
         for told in (killed.told + resumed.told, reference[1].told)
     ]
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-3)
-    tokens = [
-        [m.metrics["tokens"] for m in told if isinstance(m, StepDone)] for told in (resumed.told, reference[1].told)
-    ]
-    assert tokens[0] == tokens[1][-len(tokens[0]) :]
+    by_step = {m.step: m.metrics["tokens"] for m in reference[1].told if isinstance(m, StepDone)}
+    assert all(m.metrics["tokens"] == by_step[m.step] for m in resumed.told if isinstance(m, StepDone))
     expected, found = exported(reference[0]), exported(config)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=0)
