@@ -28,6 +28,7 @@ from dcpo_async.processes import be_private, private_folder
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import keep_running
 from learner.nodes.place import NodePlace
+from learner.ranks import require_sequence_parallel
 
 if TYPE_CHECKING:
     from dcpo_async.prompts import LoadedProblems
@@ -140,6 +141,8 @@ def node_place(devices: Devices, options: argparse.Namespace) -> NodePlace | Non
 
 async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace) -> None:
     place = node_place(devices, options)
+    if place is None or place.node == 0:
+        require_sequence_parallel(config.training.sequence_parallel, ranks_of(devices, place)[0], "ranks")
     config = config.model_copy(update={"model": resolved_model(config.model, devices, with_weights=not options.check)})
     if place is not None and place.node > 0:
         if options.check:

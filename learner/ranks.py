@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dcpo_async.devices import ON_LOOPBACK
+from dcpo_async.errors import ConfigError
 
 MEETING_PLACE = "DCPO_MEETING_PLACE"
 """Environment variable: the file by which ranks find each other, or tcp://HOST:PORT/ROUND."""
@@ -33,3 +34,17 @@ def rank_environments(num_ranks: int, folder: Path) -> list[Mapping[str, str]]:
         }
         for rank in range(num_ranks)
     ]
+
+
+def require_sequence_parallel(shared_by: int, num: int, of_what: str) -> None:
+    """Raise ConfigError where ranks cannot share tokens by so many.
+
+    Args:
+        shared_by: `training.sequence_parallel`.
+        num: ranks, or attention heads.
+        of_what: in words, such as `ranks`.
+    """
+    if num % shared_by:
+        fitting = [str(number) for number in range(1, num + 1) if num % number == 0]
+        listed = " or ".join(filter(None, (", ".join(fitting[:-1]), fitting[-1])))
+        raise ConfigError(f"training.sequence_parallel = {shared_by} does not divide {num} {of_what}; take {listed}")

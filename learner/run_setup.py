@@ -79,6 +79,7 @@ def prepare(
     model = SizedModel(Path(config.model.path), 2 if config.model.dtype == "bfloat16" else 4, adapter)
     model.require_weights()
     check_model(config, model.num_embeddings, max(tokenizer.get_vocab().values()))
+    model.require_shared_by(config.training.sequence_parallel)
     now = datetime.now()
     prompts = run_prompts(config.data, problems, tokenizer, now)
     config.require_window(len(prompts.encoded.prompts))

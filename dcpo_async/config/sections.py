@@ -151,6 +151,9 @@ class TrainingSettings(Section):
     micro_batch_tokens: Positive | Literal["auto"] = "auto"
     """Prompt and response tokens in one forward pass of a rank; a longer sample goes alone. auto is 16384, 2048 on a
     CPU."""
+    sequence_parallel: Positive = 1
+    """Ranks that share the tokens of a micro-batch, which may then have so many times micro_batch_tokens: for responses
+    of which one rank cannot hold the activations. Divides the ranks and the model's attention heads."""
     measured_share: Annotated[float, Field(gt=0, le=1)] = 0.125
     """Responses of advantage 0 have no gradient and are not computed; this share of them is looked at for metrics."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2

@@ -108,3 +108,16 @@ def _identity(tensor: Tensor) -> Any:
 
 def _room(tensor: Tensor) -> int:
     return -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+
+
+def without_restored(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state of DeepSpeed's without the weights that ranks restore from the optimizer's float32 ones.
+
+    Those are rounded to the type of the forward pass after each update, so that no bit is lost. Without ZeRO in
+    bfloat16 DeepSpeed does not restore them, and they stay.
+    """
+    restored = {name for group in state.get("param_shapes") or () for name in group}
+    restored |= {alias for alias, name in (state.get("shared_params") or {}).items() if name in restored}
+    if not restored:
+        return state
+    return {**state, "module": {name: value for name, value in state["module"].items() if name not in restored}}

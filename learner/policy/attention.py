@@ -8,6 +8,8 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from learner.policy.sequence_parallel import SequenceGroup
+
 NAME = "dcpo_packed"
 """Under which transformers knows it."""
 
@@ -26,6 +28,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    sequence_group: SequenceGroup | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention in the form that transformers calls it.
@@ -39,27 +42,46 @@ def packed_attention(
         max_length_q: tokens of the longest.
         scaling: of the products; None for 1/√size.
         sliding_window: how many tokens back a token sees, itself among them; None for all.
+        sequence_group: ranks that share the row, each of which has a part of it; None where this is all of it.
 
     Returns:
         [1, length, heads, size], and no attention weights.
     """
     assert attention_mask is None
+    if sequence_group is not None:
+        num_heads = query.shape[1]
+        query, key, value = (sequence_group.by_heads(tensor, num_heads) for tensor in (query, key, value))
+    out = _attended(query, key, value, cu_seq_lens_q, max_length_q, scaling, dropout, sliding_window)
+    return out if sequence_group is None else sequence_group.by_tokens(out), None
+
+
+def _attended(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    longest: int,
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+) -> Tensor:
+    """Attention over whole sequences, [1, length, heads, size]."""
     if query.is_cuda and query.dtype != torch.float32 and dropout == 0:
         out = varlen_attn(
             query[0].transpose(0, 1),
             key[0].transpose(0, 1),
             value[0].transpose(0, 1),
-            cu_seq_lens_q,
-            cu_seq_lens_q,
-            max_length_q,
-            max_length_q,
+            bounds,
+            bounds,
+            longest,
+            longest,
             scale=scaling,
             window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
             enable_gqa=True,
         )
         assert isinstance(out, Tensor)
-        return out[None], None
-    lengths = cu_seq_lens_q.diff().tolist()
+        return out[None]
+    lengths = bounds.diff().tolist()
     parts = [
         scaled_dot_product_attention(
             queries,
@@ -76,7 +98,7 @@ def packed_attention(
             lengths, *(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True
         )
     ]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
 def keeps_sequences_apart(model: Any) -> bool:

@@ -17,6 +17,7 @@ from learner.policy import attention
 from learner.policy.head import LogitTransform, TokenScores
 from learner.policy.model import PolicyModel
 from learner.policy.packing import pack_sequences
+from learner.policy.sequence_parallel import SequenceGroup
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +32,20 @@ def fit_to_model(policy: PolicyModel, device: torch.device) -> None:
     """Set what a policy has to know of its model; all ranks call it.
 
     Raises:
-        ConfigError: the model's logits are not its head's, scaled and capped as its config.json says.
+        ConfigError: the model's logits are not its head's, scaled and capped as its config.json says, or ranks are to
+            share the tokens of a row, and score them otherwise than one rank does.
     """
-    was_training = policy.training
+    was_training, group = policy.training, policy.sequence_group
     policy.eval()
+    # What is compared below is computed by each rank alone.
+    policy.sequence_group = None
     try:
         policy.transform = _transform(policy, device)
-        _pack_if_exact(policy, device)
+        difference = _pack_if_exact(policy, device)
+        if group is not None:
+            _share_if_exact(policy, group, difference, device)
+        elif difference:
+            log.info("%s trains on one sequence at a time: %s", type(policy.model).__name__, difference)
     finally:
         policy.train(was_training)
 
@@ -67,8 +75,8 @@ def _transform(policy: PolicyModel, device: torch.device) -> LogitTransform:
     return transform
 
 
-def _pack_if_exact(policy: PolicyModel, device: torch.device) -> None:
-    """Have micro-batches of several sequences where they score as each sequence does alone."""
+def _pack_if_exact(policy: PolicyModel, device: torch.device) -> str:
+    """Have micro-batches of several sequences where they score as each sequence does alone, else tell why not."""
     model, sequences = policy.model, _sequences(policy.model, device)
     alone = torch.cat([_logprobs(policy, [tokens]) for tokens in sequences])
     own = model.config._attn_implementation
@@ -86,20 +94,47 @@ def _pack_if_exact(policy: PolicyModel, device: torch.device) -> None:
         try:
             difference = float((_logprobs(policy, sequences) - alone).abs().max())
             # Written so that NaN is a difference too.
-            if not difference <= _ROUNDING.get(model.dtype, _ROUNDING_OF_OTHERS):
+            if not difference <= _rounding(model):
                 reason = f"sequences side by side score {difference:.2g} nats away from each alone"
             elif (window := attention.window_of(model)) not in windows:
                 # No sequence here is as long as a window is.
                 reason = f"its layers do not tell attention of their window of {window} tokens"
             else:
-                return
+                return ""
         except (RuntimeError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
         finally:
             AttentionInterface.register(attention.NAME, attention.packed_attention)
         policy.is_packed = False
         model.set_attn_implementation(own)
-    log.info("%s trains on one sequence at a time: %s", type(model).__name__, reason)
+    return reason
+
+
+def _share_if_exact(policy: PolicyModel, group: SequenceGroup, reason: str, device: torch.device) -> None:
+    """Have ranks share the tokens of a row, whose scores must stay what they are; raises ConfigError.
+
+    Args:
+        reason: why the policy takes one sequence at a time, where it does.
+    """
+    model, sequences = policy.model, _sequences(policy.model, device)
+    if not reason:
+        alone = _logprobs(policy, sequences)
+        policy.sequence_group = group
+        try:
+            difference = float((_logprobs(policy, sequences) - alone).abs().max())
+            if difference <= _rounding(model):
+                return
+            reason = f"its tokens score {difference:.2g} nats away from those of one rank"
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+    raise ConfigError(
+        f"training.sequence_parallel = {group.size}: the tokens of {type(model).__name__} cannot be shared among "
+        f"ranks: {reason}; leave it at 1"
+    )
+
+
+def _rounding(model: Any) -> float:
+    return _ROUNDING.get(model.dtype, _ROUNDING_OF_OTHERS)
 
 
 def _sequences(model: Any, device: torch.device) -> list[Tensor]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dcpo_async.algorithm import masked_weights, truncated_weights
@@ -11,6 +12,7 @@ from dcpo_async.config import AlgorithmSettings
 from dcpo_async.errors import ConfigError
 from learner.policy.head import LogitTransform, TokenLoss, TokenScores, head_scores, loss_and_slopes
 from learner.policy.packing import MicroBatch
+from learner.policy.sequence_parallel import RowPart, SequenceGroup, row_of, within
 
 Correction = Callable[[Tensor, Tensor], Tensor]
 
@@ -22,12 +24,14 @@ class PolicyModel(nn.Module):
 
     Attributes:
         is_packed: whether a micro-batch may have several sequences.
+        sequence_group: ranks that share the tokens of each micro-batch; None where this rank has them all.
     """
 
-    def __init__(self, model: Any, temperature: float) -> None:
+    def __init__(self, model: Any, temperature: float, sequence_group: SequenceGroup | None = None) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.sequence_group = sequence_group
         self.is_packed = False
         self.transform = LogitTransform()
         head = model.get_output_embeddings()
@@ -39,30 +43,46 @@ class PolicyModel(nn.Module):
     def forward(self, batch: MicroBatch, loss: TokenLoss | None = None, *, is_whole: bool = False) -> TokenScores:
         """Score a micro-batch's response tokens, and take the gradient of their loss.
 
+        Ranks that share a micro-batch all have it whole, and all learn the scores of all its tokens; the gradient of
+        each is that of its own tokens' loss, so that they add up.
+
         Args:
             batch: one sequence, or several where the policy `is_packed`.
             loss: of consecutive tokens, given their log-probs; None for scores alone.
             is_whole: the loss of a token depends on tokens of other chunks, so that it is called once, for all.
         """
-        packing: dict[str, Any] = {}
-        if self.is_packed:
-            longest = int(batch.longest)
-            packing = {"cu_seq_lens_q": batch.bounds, "cu_seq_lens_k": batch.bounds}
-            packing |= {"max_length_q": longest, "max_length_k": longest}
-        body = self.model.base_model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **packing
-        )
-        hidden = body.last_hidden_state[0, batch.states]
-        score = partial(self._score, token_ids=batch.token_ids)
-        if loss is None or not is_whole:
-            return score(hidden, loss=loss)
-        value, slopes = loss_and_slopes(loss, score(hidden.detach(), loss=None).logprobs, slice(None))
-        scores = score(hidden, loss=lambda logprobs, tokens: (logprobs * slopes[tokens]).sum())
+        row = row_of(batch) if self.sequence_group is None else self.sequence_group.part_of(batch)
+        hidden, own = self._states(row), row.tokens
+        score = partial(self._score, batch, own)
+        if loss is None:
+            return score(hidden, None)
+        if not is_whole:
+            return score(hidden, lambda logprobs, tokens: loss(logprobs, within(own, tokens)))
+        value, slopes = loss_and_slopes(loss, score(hidden.detach(), None).logprobs, slice(None))
+        scores = score(hidden, lambda logprobs, tokens: (logprobs * slopes[within(own, tokens)]).sum())
         return scores._replace(loss=scores.loss + (value - scores.loss).detach())
 
-    def _score(self, hidden: Tensor, token_ids: Tensor, loss: TokenLoss | None) -> TokenScores:
+    def _states(self, row: RowPart) -> Tensor:
+        """The states that response tokens are predicted from, [tokens, size]."""
+        packing: dict[str, Any] = {}
+        if self.is_packed:
+            packing = {"cu_seq_lens_q": row.bounds, "cu_seq_lens_k": row.bounds}
+            packing |= {"max_length_q": row.longest, "max_length_k": row.longest}
+        if self.sequence_group is not None:
+            packing["sequence_group"] = self.sequence_group
+        body = self.model.base_model(input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, **packing)
+        states: Tensor = body.last_hidden_state[0, row.states]
+        return states
+
+    def _score(self, batch: MicroBatch, own: slice, hidden: Tensor, loss: TokenLoss | None) -> TokenScores:
+        """Scores of all of a batch's tokens, from the states of this rank's own."""
         head = self.model.get_output_embeddings()
-        return TokenScores(*head(hidden, token_ids, self.temperature, self.transform, loss))
+        scores = TokenScores(*head(hidden, batch.token_ids[own], self.temperature, self.transform, loss))
+        if self.sequence_group is None:
+            return scores
+        both = torch.stack([scores.logprobs, scores.entropies])
+        logprobs, entropies = self.sequence_group.gathered(both, own, len(batch.token_ids))
+        return TokenScores(scores.loss, logprobs, entropies)
 
 
 def correction(settings: AlgorithmSettings) -> Correction | None:

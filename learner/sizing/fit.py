@@ -148,7 +148,7 @@ def smallest_change(config: RunConfig, size: ModelSize, plan: Plan, machine: Mac
                 return words + (f" ({gb(need.rank.total)} GB each)" if plan.on_gpus else "")
         return None
 
-    settings = list(_settings(plan))
+    settings = list(_settings(plan, size.heads))
     found = first(_combined(config, plan, settings))
     if found is None and plan.on_gpus:
         off_gpus = replace(plan, offload=True)
@@ -156,7 +156,7 @@ def smallest_change(config: RunConfig, size: ModelSize, plan: Plan, machine: Mac
             (f"{words} {OFFLOAD}".lstrip(), replace(off_gpus, **change), config)
             for words, change in ((" ".join(w), c) for w, c in _sets(settings))
         )
-        found = " or ".join(filter(None, (first(_on_more_gpus(config, plan)), offloaded))) or None
+        found = " or ".join(filter(None, (first(_on_more_gpus(config, size, plan)), offloaded))) or None
     return f"{found} would fit" if found else "no setting would fit: take a smaller model or another machine"
 
 
@@ -167,14 +167,16 @@ def _combined(config: RunConfig, plan: Plan, settings: Sequence[Setting]) -> Ite
         yield "--checkpoint.keep_last 1", plan, config.model_copy(update={"checkpoint": checkpoint})
     for words, change in _sets(settings):
         yield " ".join(words), replace(plan, **change), config
-    if not plan.on_gpus and plan.num_ranks > 1:
+    if not plan.on_gpus and plan.num_ranks > 1 and plan.sequence_parallel == 1:
         yield "--workers 1", plan.with_ranks(1), config
 
 
-def _on_more_gpus(config: RunConfig, plan: Plan) -> Iterator[Change]:
+def _on_more_gpus(config: RunConfig, size: ModelSize, plan: Plan) -> Iterator[Change]:
     for num_ranks in range(plan.num_ranks + 1, MOST_GPUS + 1):
+        if num_ranks % plan.sequence_parallel:
+            continue
         more = plan.with_ranks(num_ranks)
-        for words, change in _sets(list(_settings(more)), most=1):
+        for words, change in _sets(list(_settings(more, size.heads)), most=1):
             yield " ".join((f"{num_ranks} GPUs", *words)), replace(more, **change), config
 
 
@@ -187,10 +189,10 @@ def _sets(settings: Sequence[Setting], most: int = 3) -> Iterator[tuple[tuple[st
                 yield tuple(setting.words for setting in chosen), change
 
 
-def _settings(plan: Plan) -> Iterator[Setting]:
+def _settings(plan: Plan, num_heads: int) -> Iterator[Setting]:
     """What one setting can do."""
     tokens = plan.micro_batch_tokens // 2
-    while tokens >= max(LEAST_TOKENS, plan.length):
+    while tokens >= max(LEAST_TOKENS, -(-plan.length // plan.sequence_parallel)):
         yield Setting("tokens", f"--training.micro_batch_tokens {tokens}", {"micro_batch_tokens": tokens})
         tokens //= 2
     if not plan.checkpointing:
@@ -198,6 +200,12 @@ def _settings(plan: Plan) -> Iterator[Setting]:
     if plan.on_gpus and plan.num_ranks > 1:
         for stage in range(plan.zero_stage + 1, 4):
             yield Setting("zero", f"--training.zero_stage {stage}", {"zero_stage": stage})
+    # Of use where a response is longer than a micro-batch has to be, and goes alone.
+    is_long = plan.length > plan.micro_batch_tokens * plan.sequence_parallel
+    for number in range(plan.sequence_parallel + 1, plan.num_ranks + 1) if is_long else ():
+        if plan.num_ranks % number == 0 and num_heads % number == 0:
+            words = f"--training.sequence_parallel {number}"
+            yield Setting("sequence", words, {"sequence_parallel": number})
 
 
 def gb(num_bytes: int) -> str:

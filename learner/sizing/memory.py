@@ -30,6 +30,7 @@ class ModelSize:
         small: of those whose gradients are small blocks (SMALL_GRADIENT_BYTES).
         buffer_bytes: bytes of its buffers.
         adapter: those that are trained, where an adapter is; None where all are.
+        heads: of its attention, which ranks that share tokens share too.
     """
 
     parameters: int
@@ -37,6 +38,7 @@ class ModelSize:
     small: int = 0
     buffer_bytes: int = 0
     adapter: int | None = None
+    heads: int = 1
 
     @property
     def trained(self) -> int:
@@ -57,6 +59,7 @@ class Plan:
         bucket: elements that are reduced at once.
         has_reference: each rank holds the model that the run began with too, for a KL term.
         num_ranks, num_machines: ranks of all machines, which have as many each.
+        sequence_parallel: ranks that share the tokens of a micro-batch.
     """
 
     num_ranks: int
@@ -71,11 +74,17 @@ class Plan:
     bucket: int = DEFAULT_BUCKET
     has_reference: bool = False
     num_machines: int = 1
+    sequence_parallel: int = 1
 
     @property
     def tokens(self) -> int:
         """Of the largest micro-batch: a sequence that is longer than the bound goes alone."""
-        return max(self.length, min(self.micro_batch_tokens, self.rank_tokens))
+        return max(self.length, self.sequence_parallel * min(self.micro_batch_tokens, self.rank_tokens))
+
+    @property
+    def own_tokens(self) -> int:
+        """A rank's part of them."""
+        return -(-self.tokens // self.sequence_parallel)
 
     @classmethod
     def of(cls, config: RunConfig, num_ranks: int, num_machines: int = 1, *, on_gpus: bool) -> Self:
@@ -96,6 +105,7 @@ class Plan:
             offload=zero.get("offload_optimizer", {}).get("device", "none") != "none",
             bucket=int(zero.get("reduce_bucket_size", DEFAULT_BUCKET)),
             has_reference=config.algorithm.kl_coefficient > 0,
+            sequence_parallel=training.sequence_parallel,
         )
 
     def with_ranks(self, num_ranks: int) -> "Plan":

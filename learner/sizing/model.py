@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from dcpo_async.config import AdapterSettings, RunConfig
 from dcpo_async.errors import ConfigError
 from dcpo_async.model_folder import context_tokens
+from learner.ranks import require_sequence_parallel
 from learner.sizing.memory import ModelSize, Plan, RankMemory, rank_memory
 from learner.sizing.rehearsal import SMALL_GRADIENT_BYTES, Rehearsal, policy_without_data, rehearse
 from learner.weights.loading import require_checkpoint
@@ -41,7 +42,14 @@ class SizedModel:
         trained = [parameter.numel() for parameter in self._policy.parameters() if parameter.requires_grad]
         buffer_bytes = sum(buffer.nbytes for buffer in self._policy.buffers())
         small = sum(number for number in trained if number * value_bytes < SMALL_GRADIENT_BYTES)
-        self.size = ModelSize(sum(parameters), max(parameters), small, buffer_bytes, sum(trained) if adapter else None)
+        self.size = ModelSize(
+            sum(parameters),
+            max(parameters),
+            small,
+            buffer_bytes,
+            sum(trained) if adapter else None,
+            getattr(settings.get_text_config(), "num_attention_heads", 1),
+        )
         self.num_embeddings: int = self._policy.model.get_input_embeddings().num_embeddings
         self._rehearsed = cache(self._rehearse)
 
@@ -52,9 +60,18 @@ class SizedModel:
         """
         require_checkpoint(self._folder, self._stored.model)
 
+    def require_shared_by(self, num_ranks: int) -> None:
+        """Raise ConfigError where so many ranks (`training.sequence_parallel`) cannot share a micro-batch's tokens."""
+        require_sequence_parallel(num_ranks, self.size.heads, f"attention heads of {self._folder}")
+        if num_ranks > 1 and not self._policy.is_packed:
+            raise ConfigError(
+                f"training.sequence_parallel = {num_ranks}: not all layers of {self._folder} are plain attention, "
+                "which alone can be shared among ranks; leave it at 1"
+            )
+
     def memory(self, plan: Plan, rows: int | None = None) -> RankMemory:
-        """What a rank takes under a plan; rows are the response tokens of a micro-batch, all of it where unknown."""
-        tokens = plan.tokens if self._policy.is_packed else plan.length
+        """What a rank takes under a plan; rows are the response tokens of its micro-batch, all of it where unknown."""
+        tokens = plan.own_tokens if self._policy.is_packed else plan.length
         device, rows = "cuda" if plan.on_gpus else "cpu", rows or tokens
         whole = self._rehearsed(device, tokens, rows, plan.checkpointing)
         body = self._rehearsed(device, tokens, 1, plan.checkpointing)

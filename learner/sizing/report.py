@@ -88,7 +88,8 @@ def size_lines(
     adapter = "" if size.adapter is None else f", {size.adapter / 1e6:.3g} M of them an adapter's"
     yield (
         f"model: {config.model.path}, {size.parameters / 1e9:.3g} B parameters{adapter}, {dtype}; "
-        f"ZeRO {plan.zero_stage} over {plan.num_ranks}, micro-batches of {plan.tokens} tokens, "
+        f"ZeRO {plan.zero_stage} over {plan.num_ranks}, micro-batches of {plan.tokens} tokens"
+        f"{f' shared by {plan.sequence_parallel} ranks' if plan.sequence_parallel > 1 else ''}, "
         f"gradient checkpointing {'on' if plan.checkpointing else 'off'}"
     )
     yield f"each {device}: {gb(rank.total)} GB" + (f" of {gb(machine.gpu)} GB" if machine.gpu else "")

@@ -115,18 +115,25 @@ class RankLink(CoordinatorLink):
 
     Attributes:
         rank, num_ranks: who this is.
+        sequence_parallel: ranks that share the tokens of their samples; neighbours ask for the same shards.
         pair_cost: of the model, by which the ranks' work is balanced; the same on all of them.
         is_stopped: the run will go on later; known once there is no further shard.
     """
 
     rank: int
     num_ranks: int
+    sequence_parallel: int = 1
     pair_cost: float = 0.0
     is_stopped: bool = False
 
     async def join(self, step: int) -> None:
         """Say hello, with the steps that this rank's state has behind it."""
         await self.tell(TrainerHello(rank=self.rank, num_ranks=self.num_ranks, step=step))
+
+    async def tell_once(self, fact: Message, arrays: Mapping[str, Array]) -> None:
+        """Send something about a shard once, whichever ranks share it."""
+        if self.rank % self.sequence_parallel == 0:
+            await self.tell(fact, arrays)
 
     async def ask_for_shard(
         self, step: int, deadline_seconds: float = BATCH_DEADLINE_SECONDS
@@ -136,7 +143,9 @@ class RankLink(CoordinatorLink):
         Raises:
             TrainerError: no answer within the deadline, or a refusal.
         """
-        request = ShardWant(rank=self.rank, num_ranks=self.num_ranks, step=step, pair_cost=self.pair_cost)
+        shared = self.sequence_parallel
+        shard, num_shards = self.rank // shared, self.num_ranks // shared
+        request = ShardWant(rank=shard, num_ranks=num_shards, step=step, pair_cost=self.pair_cost)
         answer = await self._ask(request, step, (ShardMessage, TrainerFinished), deadline_seconds)
         if isinstance(answer.message, TrainerFinished):
             self.is_stopped = answer.message.is_stopped

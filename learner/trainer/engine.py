@@ -26,12 +26,13 @@ from learner.checkpoints.folder import CheckpointLayout, described_checkpoint, s
 from learner.checkpoints.other_ranks import load_resliced
 from learner.checkpoints.places import folder_of
 from learner.checkpoints.reslicing import SlicedCheckpoint
-from learner.checkpoints.snapshot import Snapshot
+from learner.checkpoints.snapshot import Snapshot, without_restored
 from learner.nodes.meeting import met
 from learner.policy.fitting import fit_to_model
 from learner.policy.head import TokenLoss, TokenScores
 from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch, micro_batch_tokens, pack_sequences
+from learner.policy.sequence_parallel import SequenceGroup, joined_sequence_group
 from learner.ranks import MEETING_PLACE
 from learner.trainer.settings import deepspeed_settings, forward_dtype, learning_rate
 from learner.weights.adapter_folders import adapter_views
@@ -78,7 +79,8 @@ class TrainEngine:
         has_adapter: an adapter is trained and published, and the model's own weights stay as they are.
         tokenizer: of the model.
         schema: of the weights that are published.
-        micro_batch_tokens: of a forward pass.
+        sequence_group: the ranks that this one shares the tokens of each micro-batch with; None where it has them all.
+        micro_batch_tokens: of a forward pass of all ranks that share it.
         reference: scores micro-batches under the model that the run began with; None where the loss has no KL term.
     """
 
@@ -103,7 +105,8 @@ class TrainEngine:
             views, tied = adapter_views(model, self.tokenizer, config, writes=self.rank == 0), {}
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        policy = PolicyModel(model, config.sampling.temperature).train()
+        self.sequence_group = joined_sequence_group(config.training.sequence_parallel, deadline)
+        policy = PolicyModel(model, config.sampling.temperature, self.sequence_group).train()
         optimizer = torch.optim.AdamW(
             [parameter for parameter in policy.parameters() if parameter.requires_grad],
             lr=self._settings.learning_rate,
@@ -122,9 +125,11 @@ class TrainEngine:
         self._sign("DeepSpeed takes it over", start_seconds)
         self._deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         fit_to_model(self._deepspeed.module, self._deepspeed.device)
-        self.reference = reference_policy(config, self._deepspeed) if config.algorithm.kl_coefficient else None
+        has_reference, group = config.algorithm.kl_coefficient > 0, self.sequence_group
+        self.reference = reference_policy(config, self._deepspeed, group) if has_reference else None
         self.device: torch.device = self._deepspeed.device
-        self.micro_batch_tokens = micro_batch_tokens(config.training.micro_batch_tokens, self.device.type)
+        of_rank = micro_batch_tokens(config.training.micro_batch_tokens, self.device.type)
+        self.micro_batch_tokens = of_rank * config.training.sequence_parallel
         self.schema = Schema(layout=Layout.of(self.model, self.dtype), views=views, tied=tied)
         self._snapshot = Snapshot()
         self.layout = CheckpointLayout(
@@ -216,7 +221,9 @@ class TrainEngine:
         return int(tensor)
 
     def add_over_ranks(self, values: Tensor) -> None:
-        """Replace values by their sums over all ranks, which all call it."""
+        """Replace values by their sums over all ranks, which all call it; ranks that share tokens have the same."""
+        if self.sequence_group is not None and self.sequence_group.rank > 0:
+            values.zero_()
         dist.all_reduce(values)
 
     def swap_slices(self, own: Tensor | None, sizes: Mapping[int, int]) -> dict[int, Tensor]:
@@ -243,8 +250,9 @@ class TrainEngine:
 
     def failing_together(self, step: int, work: Callable[[], T]) -> T:
         """Do a rank's local work; if it fails on one rank, all raise TrainerError instead of waiting for that one."""
-        if self.layout.zero_stage == 3 or self.num_ranks == 1:
-            # The forward pass of ZeRO-3 is itself a collective: the learner ends the others.
+        if self.layout.zero_stage == 3 or self.num_ranks == 1 or self.sequence_group is not None:
+            # The forward pass of ZeRO-3, and of ranks that share tokens, is itself a collective: the learner ends the
+            # others.
             return work()
         failure, result = None, None
         try:
@@ -359,26 +367,14 @@ class _Handover(TorchCheckpointEngine):  # type: ignore[misc]
         self._snapshot.add(Path(path), without_restored(state_dict))
 
 
-def without_restored(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A state of DeepSpeed's without the weights that ranks restore from the optimizer's float32 ones.
-
-    Those are rounded to the type of the forward pass after each update, so that no bit is lost. Without ZeRO in
-    bfloat16 DeepSpeed does not restore them, and they stay.
-    """
-    restored = {name for group in state.get("param_shapes") or () for name in group}
-    restored |= {alias for alias, name in (state.get("shared_params") or {}).items() if name in restored}
-    if not restored:
-        return state
-    return {**state, "module": {name: value for name, value in state["module"].items() if name not in restored}}
-
-
-def reference_policy(config: RunConfig, engine: Any) -> Any:
+def reference_policy(config: RunConfig, engine: Any, group: SequenceGroup | None) -> Any:
     """The model that a run begins with, frozen: whole on each rank, or under ZeRO-3 partitioned as the trained one.
 
     Args:
         engine: that trains.
+        group: ranks that share the tokens of a micro-batch.
     """
-    policy = PolicyModel(loaded_model(config.model.path, forward_dtype(config)), config.sampling.temperature)
+    policy = PolicyModel(loaded_model(config.model.path, forward_dtype(config)), config.sampling.temperature, group)
     policy.eval().requires_grad_(False)
     if engine.zero_optimization_stage() == 3:
         settings = {

@@ -57,6 +57,7 @@ async def run_rank(config: RunConfig, options: argparse.Namespace) -> None:
         rank=rank,
         num_ranks=num_ranks,
         work_seconds=config.training.step_timeout_seconds,
+        sequence_parallel=config.training.sequence_parallel,
     )
     try:
         engine, folder = TrainEngine(config), RunFolder(config.folder)

@@ -137,7 +137,7 @@ class Trainer:
             indices=tuple(sample.index for sample in samples),
             lengths=tuple(len(sample.token_ids) for sample in samples),
         )
-        await self.link.tell(message, {"old_logprobs": joined([sample.old_logprobs for sample in samples], "<f4")})
+        await self.link.tell_once(message, {"old_logprobs": joined([one.old_logprobs for one in samples], "<f4")})
         return samples
 
     async def report(self, metrics: Mapping[str, float]) -> None:

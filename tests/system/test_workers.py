@@ -9,21 +9,24 @@ from safetensors.torch import load
 from tests.system.conftest import STEADY
 from tests.system.services import Services
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1300)]
 
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module", params=["0", "2"], ids=["without ZeRO", "with ZeRO-2"])
+@pytest.fixture(
+    scope="module", params=[("0", "1"), ("2", "1"), ("3", "2")], ids=["without ZeRO", "with ZeRO-2", "sharing tokens"]
+)
 def two_workers(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model: Path
 ) -> Iterator[Services]:
     """The steady run again, with two trainer processes."""
     with Services(tmp_path_factory.mktemp("workers"), model) as services:
-        words = ("--workers", "2", "--training.zero_stage", request.param)
+        zero_stage, shared_by = request.param
+        words = ("--workers", "2", "--training.zero_stage", zero_stage, "--training.sequence_parallel", shared_by)
         learner, actor = services.start_learner(*STEADY, *words), services.start_actor()
-        services.ends_well(learner)
-        services.ends_well(actor)
+        services.ends_well(learner, seconds=600)
+        services.ends_well(actor, seconds=600)
         assert "trainer rank 1 of 2" in learner.log
         yield services
 

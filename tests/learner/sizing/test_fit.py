@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from dcpo_async.config import ModelSettings, RunConfig
+from dcpo_async.errors import ConfigError
+from learner.ranks import require_sequence_parallel
 from learner.sizing.fit import needs, shortfall, smallest_change, told
 from learner.sizing.machine import Machine
 from learner.sizing.memory import ModelSize, Plan, RankMemory, rank_memory
@@ -21,7 +23,7 @@ CONFIG = RunConfig(model=ModelSettings(dtype="bfloat16"))
 def memory_of(size: ModelSize, plan: Plan) -> RankMemory:
     """With activations that grow with the tokens: 0.5 and 0.9 MB a token with checkpointing, seven times without."""
     per_token = (500_000 if size is QWEN_7B else 915_000) * (1 if plan.checkpointing else 7)
-    body = Rehearsal(plan.tokens * per_token, 0)
+    body = Rehearsal(plan.own_tokens * per_token, 0)
     whole = Rehearsal(body.peak + 1_900_000_000, 0)
     return rank_memory(size, plan, whole, body, whole)
 
@@ -123,3 +125,21 @@ def test_versions_and_checkpoints_of_an_adapter_are_small_and_its_model_is_kept(
     # Its own copy, that of the store, and the export.
     assert need.disk == 3 * 240_000_000 + 4 * 40_000_000 + 3 * whole
     assert needs(CONFIG, QWEN_7B, plan, memory_of(QWEN_7B, plan)).frozen == 0
+
+
+def test_ranks_that_share_a_long_response_have_their_part_of_it() -> None:
+    sampling = CONFIG.sampling.model_copy(update={"max_response_tokens": 31_744})
+    config = CONFIG.model_copy(update={"sampling": sampling})
+    size = replace(QWEN_7B, heads=28)
+    plan = Plan.of(config, 4, on_gpus=True)
+    assert (plan.length, plan.tokens, plan.own_tokens) == (32_768, 32_768, 32_768)
+    shared = replace(plan, sequence_parallel=2)
+    assert (shared.tokens, shared.own_tokens) == (32_768, 16_384)
+    assert (line := refusal(size, 4, replace(MACHINE, gpu=70 * 10**9), config))
+    assert line.endswith("; --training.sequence_parallel 2 (67.5 GB each) would fit")
+
+
+def test_the_number_of_ranks_that_share_divides_ranks_and_heads() -> None:
+    with pytest.raises(ConfigError, match=r"sequence_parallel = 3 does not divide 4 ranks; take 1, 2 or 4$"):
+        require_sequence_parallel(3, 4, "ranks")
+    require_sequence_parallel(1, 1, "ranks")

@@ -159,3 +159,17 @@ def test_columns_of_different_lengths_are_refused() -> None:
     cut = envelope.message.model_copy(update={"advantages": (0.5,)})
     with pytest.raises(ProtocolError, match="columns of"):
         samples_of(replace(envelope, message=cut))
+
+
+async def test_ranks_that_share_tokens_ask_for_one_shard_and_one_of_them_tells_of_it() -> None:
+    link, router = link_and_router()
+    link.rank, link.num_ranks, link.sequence_parallel = 3, 4, 2
+    with pytest.raises(TrainerError):
+        await link.ask_for_shard(7, deadline_seconds=0.05)
+    wants = await heard(router)
+    assert {(want.rank, want.num_ranks) for want in wants if isinstance(want, ShardWant)} == {(1, 2)}
+    await link.tell_once(TrainerHello(rank=3, num_ranks=4, step=7), {})
+    link.rank = 2
+    await link.tell_once(TrainerHello(rank=2, num_ranks=4, step=7), {})
+    hellos = [message for message in await heard(router) if isinstance(message, TrainerHello)]
+    assert [hello.rank for hello in hellos] == [2]

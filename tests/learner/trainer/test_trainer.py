@@ -265,13 +265,15 @@ async def test_a_killed_and_resumed_run_ends_bit_identical(
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.parametrize("shared_by", [1, pytest.param(2, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     "zero_stage", [pytest.param(0, marks=pytest.mark.thorough), pytest.param(1, marks=pytest.mark.thorough), 2, 3]
 )
 async def test_two_ranks_train_as_one_does(
-    reference: tuple[RunConfig, ScriptedCoordinator], tmp_path: Path, zero_stage: int
+    reference: tuple[RunConfig, ScriptedCoordinator], tmp_path: Path, zero_stage: int, shared_by: int
 ) -> None:
-    config = make_config(tmp_path / "run", training={"zero_stage": zero_stage, "micro_batch_tokens": 200})
+    training = {"zero_stage": zero_stage, "micro_batch_tokens": 200 // shared_by, "sequence_parallel": shared_by}
+    config = make_config(tmp_path / "run", training=training)
     killed = await run_trainer(config, num_ranks=2, until=lambda message: isinstance(message, Checkpointed))
     resumed = await run_trainer(config, num_ranks=2, num_versions=10)
     assert killed.losses()[:2] + resumed.losses() == pytest.approx(reference[1].losses(), abs=1e-5)
@@ -281,6 +283,8 @@ async def test_two_ranks_train_as_one_does(
         for told in (killed.told + resumed.told, reference[1].told)
     ]
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-3)
+    by_step = {m.step: m.metrics["tokens"] for m in reference[1].told if isinstance(m, StepDone)}
+    assert all(m.metrics["tokens"] == by_step[m.step] for m in resumed.told if isinstance(m, StepDone))
     expected, found = exported(reference[0]), exported(config)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=0)
