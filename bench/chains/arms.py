@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from bench.ablation.arms import CONFIGS, RESTS, Arm, Settings, algorithm_of, words
 from dcpo_async.config.loading import load_config
 from dcpo_async.demo.chains import ChainSizes
+from dcpo_async.demo.tasks import BEYOND_THE_CHAIN
 
 CONFIG = CONFIGS / "chains.toml"
-BEYOND_THE_CHAIN = 5
-"""Tokens of the longest response beside one for each state: a box, the end, and two for a model that errs."""
 
 
 @dataclass(frozen=True, slots=True)
