@@ -93,8 +93,12 @@ class Plan:
         ]
 
     def runs(self, seed: int) -> list[Run]:
-        """The runs that count, under a seed; their learning rates have to be chosen by then."""
+        """The runs that count, under a seed; raises ConfigError while the learning rate of an arm is not chosen."""
         rates = self.chosen_rates()
+        if open_arms := [arm.name for arm in self.tuned if arm.name not in rates]:
+            raise ConfigError(
+                f"the learning rates of {', '.join(open_arms)} are not chosen yet: run without --report-only"
+            )
         return [
             Run(arm, seed, rates[arm.tuned_as or arm.name], self.out / f"{_slug(arm.name)}-seed{seed}")
             for arm in self.arms

@@ -10,6 +10,7 @@ from bench.chains.plan import FACTS_NAME, SET, START_NAME, TENTHS, Plan, is_fini
 from dcpo_async.comparison.figures import NOTHING, across_runs, written
 from dcpo_async.comparison.report import compare
 from dcpo_async.comparison.runs import ComparedRun, Cost, read_run
+from dcpo_async.errors import ConfigError
 from dcpo_async.evaluation.results import SUMMARY_NAME
 from dcpo_async.run_folder import RunFolder
 
@@ -64,8 +65,13 @@ def finished(plan: Plan) -> dict[str, dict[int, Found]]:
 
 
 def report(plan: Plan) -> str:
-    """The tables, once `dcpo compare` has written its report with the curves beside them."""
+    """The tables, once `dcpo compare` has written its report with the curves beside them.
+
+    Raises ConfigError where nothing is finished.
+    """
     found = finished(plan)
+    if not found:
+        raise ConfigError(f"{plan.out}: no run of these arms and seeds is finished yet")
     runs = [f"{name}={found[name][seed].run.folder}" for name in found for seed in found[name]]
     compare(runs, plan.out / f"report-{plan.suite}.html", json_path=plan.out / f"report-{plan.suite}.json")
     tables = [_accuracies(found), _training(found), _by_tenth(found), _conditions(plan, found)]

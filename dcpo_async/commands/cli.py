@@ -36,9 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--control", action="store_true", help="also run with every advantage set to zero")
     demo.add_argument("--engine", choices=("vllm", "scripted"), default="vllm")
     demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument(
-        "--warm-up-steps", type=int, help="steps of the supervised warm-up (default 250; chains 800)"
-    )
+    demo.add_argument("--warm-up-steps", type=int, help="steps of the supervised warm-up (default 250; chains 800)")
     demo.add_argument("--task", choices=("largest", "chains"), default="largest", help="what is trained on")
     demo.add_argument("--sizes", nargs="+", default=[], metavar="NAME=VALUE", help="of chains: states, operations, …")
     demo.set_defaults(command=_demo)

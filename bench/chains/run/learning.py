@@ -69,8 +69,8 @@ class Learning:
             found = loss(scores.logprobs, slice(None))
             sums.add(batch, scores, found)
             tenths += by_tenth(batch, found)
-        norm, rate = self._policy.update(self.step)
         self._passes.measure([sample for sample in chosen if not sample.has_gradient], sums)
+        norm, rate = self._policy.update(self.step)
         self.step += 1
         return {
             **sums.summary(),
