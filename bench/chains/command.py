@@ -13,9 +13,8 @@ from bench.chains.suite import run_all
 from bench.chains.table import report
 from dcpo_async.config.loading import load_config
 from dcpo_async.demo.chains import ChainSizes
+from dcpo_async.demo.tasks import CHAIN_WARM_UP_STEPS
 from dcpo_async.errors import ConfigError, DcpoError
-
-WARM_UP_STEPS = 800
 
 
 def parser_of() -> argparse.ArgumentParser:
@@ -30,7 +29,7 @@ def parser_of() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="ARM", help="arms by name; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     parser.add_argument("--sizes", nargs="+", default=[], metavar="NAME=VALUE", help="of the task, such as states=16")
-    parser.add_argument("--warm-up-steps", type=int, default=WARM_UP_STEPS)
+    parser.add_argument("--warm-up-steps", type=int, default=CHAIN_WARM_UP_STEPS)
     parser.add_argument("--responses", type=int, default=89_600, help="that each run generates (default 89,600)")
     parser.add_argument("--every", type=int, default=100, help="optimizer steps between two measurements")
     parser.add_argument("--samples", type=int, default=8, help="responses to each held-out problem (default 8)")

@@ -15,7 +15,7 @@ from dcpo_async.demo.chains import ChainSizes, ChainTask
 from dcpo_async.demo.imitation import CHAT_TEMPLATE, END, PADDING, ROLES, imitate, make_model, save
 from dcpo_async.demo.problems import write_problems
 
-BATCH_SIZE, LEARNING_RATE, STEPS = 128, 2e-3, 800
+BATCH_SIZE, LEARNING_RATE = 128, 2e-3
 UNKNOWN = "<|unknown|>"
 
 

@@ -8,6 +8,7 @@ from dcpo_async.demo.chains import ChainSizes
 from dcpo_async.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+CHAIN_WARM_UP_STEPS = 800
 BEYOND_THE_CHAIN = 5
 """Tokens of the longest response beside one for each state: a box, the end, and two for a model that errs."""
 
@@ -41,7 +42,7 @@ def demo_task(name: str, sizes: Sequence[str]) -> DemoTask:
             # Each of the 640 problems comes back about 17 times.
             settings=("--training.max_steps", "700", "--sampling.max_response_tokens", longest),
             warm_up=("dcpo_async.demo.chain_model", "--sizes", *chosen.words),
-            warm_up_steps=800,
+            warm_up_steps=CHAIN_WARM_UP_STEPS,
             has_facts=True,
         )
     if sizes:
