@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 LINE = (
     "-m bench.ablation --task chains --only DCPO GRPO --seeds 0 --rates 1e-3 --at-once 1 --warm-up-steps 60 "
-    "--sizes states=4 operations=3 longest=2 prompts=24 held_out=6 --responses 1280 --every 40 --samples 2 "
+    "--sizes states=6 operations=3 longest=2 prompts=24 held_out=6 --responses 1280 --every 40 --samples 2 "
     "--training.groups_per_step 4 --sampling.group_size 4"
 )
 TIMES = ("seconds", "cpu_seconds")
