@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bench.chains.run.sampling import Sampled, sampled_groups
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.config import RunConfig
+from dcpo_async.errors import TrainerError
 from dcpo_async.grading import grade
 from dcpo_async.prompts import PromptOrder
 from dcpo_async.records import Group, Prompt, Response, VersionSegment
@@ -18,6 +19,9 @@ from learner.coordinator.scoring import score
 from learner.coordinator.shards import StepGroup
 from learner.visits.coming import selection_of
 from learner.visits.selection import History
+
+MOST_BATCHES = 100
+"""As many batches' worth of visits are made for one batch, where dynamic sampling discards."""
 
 
 class Visits:
@@ -99,10 +103,18 @@ class Rollout:
         Args:
             model: samples them.
             version: of its weights.
+
+        Raises TrainerError where hardly a group is worth keeping.
         """
         wanted = self._config.algorithm.updates_per_batch * self._config.training.groups_per_step
         groups: list[StepGroup] = []
+        visited = 0
         while len(groups) < wanted:
+            if visited > MOST_BATCHES * wanted:
+                raise TrainerError(
+                    f"dynamic sampling discards nearly all of {visited} groups: nothing is left to learn"
+                )
+            visited += wanted - len(groups)
             visits = [self._visits.next() for _ in range(wanted - len(groups))]
             sampled = sampled_groups(
                 model,
