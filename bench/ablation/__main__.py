@@ -2,12 +2,13 @@
 
 import argparse
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.ablation.arms import DEMO, SUITES, settings_of, words
-from bench.ablation.runs import Plan, run_all, settled
+from bench.ablation.runs import Plan, leaves, run_all, settled
 from bench.ablation.table import table
+from bench.chains import command as chains
 from dcpo_async.config.loading import load_config
 from dcpo_async.errors import ConfigError, DcpoError
 
@@ -28,18 +29,23 @@ def check(plan: Plan) -> None:
             )
 
 
-def leaves(errors: BaseExceptionGroup[DcpoError]) -> Iterator[DcpoError]:
-    """Every error of a group and of the groups in it."""
-    for error in errors.exceptions:
-        yield from leaves(error) if isinstance(error, BaseExceptionGroup) else (error,)
-
-
 def main() -> None:
+    """Hand over to the task that is asked for; the demo's is this one."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--task", choices=("largest", "chains"), default="largest")
+    options, rest = parser.parse_known_args()
+    if options.task == "chains":
+        chains.main(rest)
+    else:
+        largest(rest)
+
+
+def largest(arguments: Sequence[str]) -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.ablation",
         description="DCPO, its rivals and its parts on the demo's task, from the same warm starts. The same command "
-        "goes on where an earlier one was ended.",
+        "goes on where an earlier one was ended. --task chains has words of its own.",
         epilog="Any setting of all runs can be overridden by its dotted name, such as --training.learning_rate 1e-4.",
     )
     parser.add_argument("--suite", choices=tuple(SUITES), default="algorithms")
@@ -51,7 +57,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=("vllm", "scripted"), default="vllm")
     parser.add_argument("--at-once", type=int, default=2, help="runs that share the machine (default 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    options, rest = parser.parse_known_args()
+    options, rest = parser.parse_known_args(arguments)
     overrides = {name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2], strict=False)}
     if words(overrides) != rest:
         parser.error(f"unknown words: {' '.join(rest)}; give settings as --NAME VALUE")

@@ -94,19 +94,23 @@ def settings_of(arm: Arm, steps: int, others: Settings) -> dict[str, object]:
         steps: optimizer steps of a run; every version that it publishes is kept.
         others: settings of all arms, which come last.
     """
-    demo, preset = load_config(DEMO), load_config(CONFIGS / f"{arm.preset}.toml")
-    algorithm = preset.algorithm.model_dump(exclude_defaults=True)
-    if "overlong_buffer_tokens" in algorithm:
-        # In proportion to the demo's short responses.
-        algorithm["overlong_buffer_tokens"] = int(OVERLONG_SHARE * demo.sampling.max_response_tokens)
     length = {"training.max_steps": steps, "checkpoint.interval_steps": steps, "lag.keep_versions": steps + 2}
     return {
         **COMMON,
         **length,
-        **{f"algorithm.{name}": value for name, value in algorithm.items()},
+        **algorithm_of(arm, load_config(DEMO).sampling.max_response_tokens),
         **arm.overrides,
         **others,
     }
+
+
+def algorithm_of(arm: Arm, max_response_tokens: int) -> dict[str, object]:
+    """What an arm's preset says under [algorithm], by dotted name; lengths in proportion to the longest response."""
+    preset = load_config(CONFIGS / f"{arm.preset}.toml")
+    algorithm = preset.algorithm.model_dump(exclude_defaults=True)
+    if "overlong_buffer_tokens" in algorithm:
+        algorithm["overlong_buffer_tokens"] = int(OVERLONG_SHARE * max_response_tokens)
+    return {f"algorithm.{name}": value for name, value in algorithm.items()}
 
 
 def words(settings: Settings) -> list[str]:

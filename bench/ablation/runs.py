@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from bench.ablation.arms import DEMO, Arm, Settings, settings_of, words
 from dcpo_async.config.loading import load_config
 from dcpo_async.demo.services import free_address, measure, train, warm_up
 from dcpo_async.durable import write_json
-from dcpo_async.errors import ConfigError
+from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.places import version_folder, versions
 from dcpo_async.weights.store import prune, read_manifest
@@ -127,3 +128,9 @@ def settled(plan: Plan) -> None:
         raise ConfigError(f"{plan.out} holds runs of {found}, now it is {wanted}: choose another --out")
     plan.out.mkdir(parents=True, exist_ok=True)
     write_json(path, wanted)
+
+
+def leaves(errors: BaseExceptionGroup[DcpoError]) -> Iterator[DcpoError]:
+    """Every error of a group and of the groups in it."""
+    for error in errors.exceptions:
+        yield from leaves(error) if isinstance(error, BaseExceptionGroup) else (error,)

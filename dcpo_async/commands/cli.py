@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--control", action="store_true", help="also run with every advantage set to zero")
     demo.add_argument("--engine", choices=("vllm", "scripted"), default="vllm")
     demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--warm-up-steps", type=int, default=250, help="steps of the supervised warm-up (default 250)")
+    demo.add_argument("--warm-up-steps", type=int, help="steps of the supervised warm-up (default 250; chains 800)")
+    demo.add_argument("--task", choices=("largest", "chains"), default="largest", help="what is trained on")
+    demo.add_argument("--sizes", nargs="+", default=[], metavar="NAME=VALUE", help="of chains: states, operations, …")
     demo.set_defaults(command=_demo)
 
     evaluate = commands.add_parser("eval", help="accuracy of models or of a run on problem sets", add_help=False)
@@ -160,7 +162,8 @@ def _demo(options: argparse.Namespace, rest: list[str]) -> int:
     from dcpo_async.demo.run import DemoOptions, run_demo
 
     out, engine, with_control = options.out, options.engine, options.control
-    run_demo(DemoOptions(out, engine, with_control, options.seed, options.warm_up_steps, tuple(rest)))
+    task, sizes = options.task, tuple(options.sizes)
+    run_demo(DemoOptions(out, engine, with_control, options.seed, options.warm_up_steps, tuple(rest), task, sizes))
     return 0
 
 

@@ -1,12 +1,10 @@
 """Problems that ask for the largest of four numbers, in sets that share none, and guesses at them."""
 
-import hashlib
-import json
 import math
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+
+from dcpo_async.demo.problems import problem_id
 
 NUMBERS = range(10, 40)
 PHRASES = ("\\boxed{{{}}}", "It is \\boxed{{{}}}.", "The answer is \\boxed{{{}}}.")
@@ -31,8 +29,8 @@ class Comparison:
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits of the digest of problem and answer."""
-        return hashlib.sha256(f"{self.problem}\n{self.answer}".encode()).hexdigest()[:16]
+        """Digest of problem and answer."""
+        return problem_id(self.problem, self.answer)
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,3 @@ def problem_sets(seed: int, num_train: int = 320, num_held_out: int = 256, num_w
 def guessed_response(comparison: Comparison, rng: random.Random) -> str:
     """Write a well-formed response that names any of the four numbers: right in one case of four."""
     return rng.choice(PHRASES).format(rng.choice(comparison.numbers))
-
-
-def write_problems(comparisons: Iterable[Comparison], path: Path) -> None:
-    """Write one JSON object a line with the fields id, problem and answer, all of them strings."""
-    with path.open("w", encoding="utf-8") as file:
-        for comparison in comparisons:
-            fields = {"id": comparison.id, "problem": comparison.problem, "answer": comparison.answer}
-            file.write(json.dumps(fields) + "\n")

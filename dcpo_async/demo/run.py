@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.live import Live
 
 from dcpo_async.config.loading import load_config
-from dcpo_async.demo.services import free_address, measure, train, warm_up
+from dcpo_async.demo.services import free_address, measure, run_to_end, train, warm_up
+from dcpo_async.demo.tasks import demo_task
 from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError
 from dcpo_async.metrics.curves import plot_curves
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.metrics.live_table import read_status, run_table
+from dcpo_async.processes import module_argv
 from dcpo_async.run_folder import RunFolder
 
-CONFIG = Path(__file__).parents[2] / "configs" / "demo.toml"
 EVALUATION_SAMPLES = 8
 MARKER = ".dcpo-demo"
 
@@ -34,16 +35,20 @@ class DemoOptions:
         engine: "vllm", or "scripted" for a look at the plumbing without a model's answers.
         with_control: run a second time with every advantage set to zero.
         seed: of problems, warm-up and run.
-        warm_up_steps: optimizer steps of the supervised warm-up.
+        warm_up_steps: optimizer steps of the supervised warm-up; None for those of the task.
         overrides: settings of the run by their dotted names.
+        task: "largest" or "chains".
+        sizes: of the task, NAME=VALUE.
     """
 
     out: Path
     engine: str
     with_control: bool
     seed: int
-    warm_up_steps: int
+    warm_up_steps: int | None
     overrides: tuple[str, ...]
+    task: str = "largest"
+    sizes: tuple[str, ...] = ()
 
 
 def run_demo(options: DemoOptions) -> dict[str, Any]:
@@ -61,11 +66,11 @@ class Demo:
 
     def __init__(self, options: DemoOptions) -> None:
         self.options, self.out, self.console = options, options.out, Console()
-        self.started = time.monotonic()
+        self.started, self.task = time.monotonic(), demo_task(options.task, options.sizes)
         _prepare(self.out)
         self.words = self._settings("run", zero_advantages=False)
         # Checked before anything slow begins.
-        self.config = load_config(CONFIG, self.words)
+        self.config = load_config(self.task.config, self.words)
 
     async def run(self) -> dict[str, Any]:
         """Warm up, train, measure, and write down."""
@@ -84,14 +89,15 @@ class Demo:
             self._say("2b", "control: the same run with every advantage set to zero")
             words = self._settings("control", zero_advantages=True)
             await self._train(words, "control, zero advantages")
-            models["control"] = RunFolder(load_config(CONFIG, words).folder).export
+            models["control"] = RunFolder(load_config(self.task.config, words).folder).export
         self._say(
             "3/4",
             f"measuring on held-out problems, {EVALUATION_SAMPLES} responses each, same sampling for all",
         )
         accuracies = await self._evaluate(models)
+        facts = await self._read_facts(models) if self.task.has_facts else {}
         self._say("4/4", "writing curves and summary")
-        return self._finish(accuracies, training_seconds)
+        return self._finish(accuracies, facts, training_seconds)
 
     def _say(self, stage: str, text: str) -> None:
         self.console.print(f"[bold]{stage}[/bold] [{time.monotonic() - self.started:5.0f} s] {text}", highlight=False)
@@ -99,7 +105,8 @@ class Demo:
     async def _make_model(self) -> None:
         with self.console.status("warm-up …"):
             options, log = self.options, self.out / "logs" / "warm-up.log"
-            await warm_up(self.out, options.seed, options.warm_up_steps, log)
+            steps = options.warm_up_steps or self.task.warm_up_steps
+            await warm_up(self.out, options.seed, steps, log, self.task.warm_up)
 
     def _settings(self, name: str, zero_advantages: bool) -> list[str]:
         """Overrides of the demo's configuration for one run."""
@@ -110,6 +117,7 @@ class Demo:
             *("--data.source", str(self.out / "train.jsonl")),
             *("--network.listen", free_address()),
             *("--algorithm.zero_advantages", str(zero_advantages).lower()),
+            *self.task.settings,
             *self.options.overrides,
         ]
 
@@ -117,7 +125,7 @@ class Demo:
         """Start the two services as any user would, watch them, and wait for the run's end."""
         with Live(console=self.console, refresh_per_second=2) as live:
             await train(
-                CONFIG,
+                self.task.config,
                 words,
                 self.out / "logs",
                 ("--engine", self.options.engine),
@@ -132,7 +140,22 @@ class Demo:
         summary = json.loads((out / "summary.json").read_text())
         return {name: summary[name]["sets"]["held_out"]["sampled"]["accuracy"]["mean"] for name in models}
 
-    def _finish(self, accuracies: dict[str, float], training_seconds: float) -> dict[str, Any]:
+    async def _read_facts(self, models: dict[str, Path]) -> dict[str, dict[str, float]]:
+        """Ask each model for every fact of the task."""
+        path, log = self.out / "facts.json", self.out / "logs" / "facts.log"
+        argv = module_argv("dcpo_async.demo.chain_reading", str(self.out), *(f"{k}={v}" for k, v in models.items()))
+        await run_to_end("reading of facts", [*argv, "--out", str(path)], log)
+        found: dict[str, dict[str, float]] = json.loads(path.read_text())
+        for name, facts in found.items():
+            self.console.print(
+                f"facts {name:8} known of those taught {facts['known']:6.1%}, of the others {facts['learned']:6.1%}",
+                highlight=False,
+            )
+        return found
+
+    def _finish(
+        self, accuracies: dict[str, float], facts: dict[str, dict[str, float]], training_seconds: float
+    ) -> dict[str, Any]:
         status = read_status(self.config.folder)
         metrics = read_metrics(self.config.folder)
         plot = self.out / "curves.png"
@@ -140,6 +163,7 @@ class Demo:
         shutil.copyfile(RunFolder(self.config.folder).metrics, self.out / "metrics.jsonl")
         summary = {
             **{f"accuracy_{name}": value for name, value in accuracies.items()},
+            **({"facts": facts} if facts else {}),
             "steps": status["step"],
             "seconds": round(time.monotonic() - self.started, 1),
             "training_seconds": round(training_seconds, 1),

@@ -64,9 +64,16 @@ async def train(
     return config
 
 
-async def warm_up(out: Path, seed: int, steps: int, log: Path) -> None:
-    """Write the demo's problems and its warm model into a folder; raises EngineError when that fails."""
-    argv = module_argv("dcpo_async.demo.warmup", str(out), "--seed", str(seed), "--steps", str(steps))
+async def warm_up(
+    out: Path, seed: int, steps: int, log: Path, task: Sequence[str] = ("dcpo_async.demo.warmup",)
+) -> None:
+    """Write a task's problems and its warm model into a folder; raises EngineError when that fails.
+
+    Args:
+        task: the module that does it, and its further words.
+    """
+    module, *words = task
+    argv = module_argv(module, str(out), "--seed", str(seed), "--steps", str(steps), *words)
     # Threads that spin while they wait for each other are many times slower where others use the cores too.
     await run_to_end("warm-up", argv, log, {"OMP_WAIT_POLICY": "PASSIVE"})
 

@@ -11,19 +11,12 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn import functional
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from dcpo_async.demo.arithmetic import Comparison, guessed_response, problem_sets, write_problems
-
-PADDING, END, ROLES = "<|pad|>", "<|end|>", ("<|system|>", "<|user|>", "<|assistant|>")
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-IGNORED = -100
+from dcpo_async.demo.arithmetic import Comparison, guessed_response, problem_sets
+from dcpo_async.demo.imitation import CHAT_TEMPLATE, END, PADDING, ROLES, Example, imitate, make_model, save
+from dcpo_async.demo.problems import write_problems
 
 
 def make_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -55,26 +48,6 @@ def make_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Make a Llama of 0.95 million parameters in float32, with random weights from torch's global generator."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=2,
-            num_attention_heads=6,
-            num_key_value_heads=6,
-            max_position_embeddings=128,
-            initializer_range=0.05,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
 def warm_up(
     comparisons: Sequence[Comparison],
     folder: Path,
@@ -84,56 +57,21 @@ def warm_up(
     batch_size: int = 64,
     learning_rate: float = 3e-3,
 ) -> float:
-    """Train a new model on fresh guesses at comparisons and save it to folder, with its tokenizer.
+    """Train a new model of 0.95 million parameters on guesses at comparisons; save it to folder, with its tokenizer.
 
-    The learning rate rises over the first 40 steps and falls linearly to zero. The same seed gives the same weights
-    on the same machine with the same number of threads; torch's global generator is left as it was. Returns the last
-    batch's loss, in nats per response token.
+    The same seed gives the same weights on the same machine with the same number of threads; torch's global generator
+    is left as it was. Returns the last batch's loss, in nats per response token.
     """
     rng = random.Random(seed)
     tokenizer = make_tokenizer([f"{c.problem}\n{guessed_response(c, rng)}" for c in comparisons[:1000]])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = make_model(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 40, 1) * (1 - step / steps))
-    loss = torch.zeros(())
-    for _ in range(steps):
-        ids, labels = guessed_batch(tokenizer, rng.choices(comparisons, k=batch_size), rng)
-        logits = model(input_ids=ids[:, :-1]).logits
-        loss = functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.generation_config = GenerationConfig(
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return loss.item()
+    model = make_model(tokenizer, hidden=192, intermediate=512, layers=2, seed=seed)
 
+    def draw() -> list[Example]:
+        return [(chosen.problem, guessed_response(chosen, rng)) for chosen in rng.choices(comparisons, k=batch_size)]
 
-def guessed_batch(
-    tokenizer: PreTrainedTokenizerFast, comparisons: Sequence[Comparison], rng: random.Random
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels [len(comparisons), longest], padded on the right; labels are −100 outside the responses."""
-    rows = []
-    for comparison in comparisons:
-        question = [{"role": "user", "content": comparison.problem}]
-        prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
-        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
-        response_ids = tokenizer.encode(guessed_response(comparison, rng) + END, add_special_tokens=False)
-        rows.append((prompt_ids, response_ids))
-    longest = max(len(prompt_ids) + len(response_ids) for prompt_ids, response_ids in rows)
-    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), longest), IGNORED)
-    for row, (prompt_ids, response_ids) in enumerate(rows):
-        end = len(prompt_ids) + len(response_ids)
-        ids[row, :end] = torch.tensor(prompt_ids + response_ids)
-        labels[row, len(prompt_ids) : end] = torch.tensor(response_ids)
-    return ids, labels
+    loss = imitate(model, tokenizer, draw, steps=steps, learning_rate=learning_rate)
+    save(model, tokenizer, folder)
+    return loss
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,24 +10,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcpo_async.algorithm import BOUNDS, LOSSES, PolicyLoss
+from dcpo_async.algorithm.loss import Bounds
 from dcpo_async.columns import parted
 from dcpo_async.config import AlgorithmSettings
 from dcpo_async.records import TrainingSample
 from learner.policy.model import correction
 from learner.policy.packing import MicroBatch, pack, plan_micro_batches
-from learner.trainer.engine import TrainEngine
 from learner.trainer.loss_terms import loss_terms
 from learner.trainer.step_sums import StepSums
 
+if TYPE_CHECKING:
+    # DeepSpeed takes seconds, and another engine than its own may do.
+    from learner.trainer.engine import TrainEngine
+
 
 class Passes:
-    """Passes over samples, by the algorithm of the run; all ranks make the same calls."""
+    """Passes over samples, by the algorithm of the run; all ranks make the same calls.
 
-    def __init__(self, algorithm: AlgorithmSettings, engine: TrainEngine) -> None:
+    Args:
+        bounds: of the clip, where they are none that the settings can name.
+    """
+
+    def __init__(self, algorithm: AlgorithmSettings, engine: "TrainEngine", bounds: Bounds | None = None) -> None:
         self._algorithm, self._engine = algorithm, engine
         self._correction, self._loss = correction(algorithm), LOSSES[algorithm.loss]
         self._terms = loss_terms(algorithm.kl_coefficient, engine.reference)
-        self._bounds = partial(
+        self._bounds = bounds or partial(
             BOUNDS[algorithm.clip],
             epsilon_low=algorithm.epsilon_low,
             epsilon_high=algorithm.epsilon_high,

@@ -3,7 +3,8 @@ import random
 
 import pytest
 
-from dcpo_async.demo.arithmetic import Comparison, guessed_response, problem_sets, write_problems
+from dcpo_async.demo.arithmetic import Comparison, guessed_response, problem_sets
+from dcpo_async.demo.problems import write_problems
 
 
 def test_a_problem_reads_like_a_question_and_knows_its_answer():

@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dcpo_async.demo.arithmetic import guessed_response, problem_sets
-from dcpo_async.demo.warmup import guessed_batch, make_tokenizer, warm_up
+from dcpo_async.demo.imitation import example_encoder, padded
+from dcpo_async.demo.warmup import make_tokenizer, warm_up
 from dcpo_async.grading import grade
 
 PROBLEMS = problem_sets(0).warm_up
@@ -38,7 +39,9 @@ def test_responses_are_short_and_graded_as_well_formed(tokenizer):
 
 
 def test_labels_cover_the_response_with_its_end_and_nothing_else(tokenizer):
-    ids, labels = guessed_batch(tokenizer, PROBLEMS[:8], random.Random(2))
+    encode, rng = example_encoder(tokenizer), random.Random(2)
+    rows = [encode((problem.problem, guessed_response(problem, rng))) for problem in PROBLEMS[:8]]
+    ids, labels = padded(rows, tokenizer.pad_token_id)
     for row, problem in enumerate(PROBLEMS[:8]):
         learned = tokenizer.decode(labels[row][labels[row] >= 0])
         assert learned.endswith("<|end|>")

@@ -1,0 +1,1 @@
+"""The comparison on chains: `python -m bench.ablation --task chains`."""

@@ -1,0 +1,1 @@
+"""One run on chains in one process: the learner's own decisions and losses, without services between them."""
