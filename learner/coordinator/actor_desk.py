@@ -146,10 +146,8 @@ class ActorDesk:
                 self.evaluations.failed(name, failed)
             case LeaseFailed() as failed:
                 actor.failures += 1
-                is_prompts = failed.is_prompts_fault
-                self._intake.fail(
-                    name, failed.position, failed.attempt, failed.reason, is_prompts_fault=is_prompts, now=now
-                )
+                at, attempt, blamed = failed.position, failed.attempt, failed.is_prompts_fault
+                self._intake.fail(name, at, attempt, failed.reason, is_prompts_fault=blamed, now=now)
             case other:
                 self._post(name, Reject(reason="invalid", detail=f"an actor does not send {other.kind}"))
 
