@@ -5,7 +5,6 @@ import contextlib
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +25,7 @@ from learner.checkpoints.folder import (
 from learner.ledger.checking import check_records
 from learner.ledger.copy import open_copy, save_copy
 from learner.ledger.reader import is_needed, newest_record, num_groups, segment_ends, segments_folder
+from learner.life.events import now
 from learner.life.held import HeldFiles
 
 BACKUP_NAME = "backup.json"
@@ -185,7 +185,7 @@ def _written(run: RunFolder, writing: Path) -> Backup:
             raise ConfigError(f"{run.path}: its learner has not got so far as to name the run; try again in a minute")
         return Backup(
             run_id=run_id,
-            made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            made_at=now(),
             release=__version__,
             step=step,
             next_step=reader.next_batch_step(),

@@ -40,8 +40,21 @@ def events(reader: LedgerReader) -> list[Event]:
 
 def write_event(ledger: Ledger, step: int, kind: EventKind, **content: Any) -> Event:
     """Keep what is done now; it is durable with the ledger's next commit."""
-    event = Event(step, datetime.now(UTC).isoformat(timespec="seconds"), kind, content)
-    number = len(meta_from(ledger, PREFIX)) + 1
-    text = json.dumps({"step": event.step, "at": event.at, "kind": event.kind, "content": dict(content)})
-    ledger.set_meta(f"{PREFIX}{number:08d}", text)
+    event = Event(step, now(), kind, content)
+    ledger.set_meta(event_key(len(meta_from(ledger, PREFIX)) + 1), as_text(event))
     return event
+
+
+def event_key(number: int) -> str:
+    """The name of the word that keeps event number `number`, from 1."""
+    return f"{PREFIX}{number:08d}"
+
+
+def as_text(event: Event) -> str:
+    """An event as it is kept."""
+    return json.dumps({"step": event.step, "at": event.at, "kind": event.kind, "content": dict(event.content)})
+
+
+def now() -> str:
+    """UTC, as ISO 8601 writes it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
