@@ -335,3 +335,11 @@ def meta_from(reader: LedgerReader, prefix: str) -> list[tuple[str, str]]:
     """Words about the run whose names begin so, by name."""
     rows = reader._rows.find(META, "WHERE substr(key, 1, ?) = ? ORDER BY key", (len(prefix), prefix))
     return [(key, value) for key, value in rows]
+
+
+def first_steps(reader: LedgerReader) -> dict[int, int]:
+    """The step from which each start's trainer went on, by incarnation: that of the first version it was granted."""
+    found: dict[int, int] = {}
+    for _, step, incarnation in reader._rows.find(VERSIONS, "ORDER BY weights_version"):
+        found.setdefault(incarnation, step)
+    return found

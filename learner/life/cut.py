@@ -70,7 +70,7 @@ def write_cut(source: LedgerReader, rows: Rows, cut: Cut) -> None:
     trained = {position for step, _, position in _each(source, STEPS) if step < end}
     last = max(trained, default=-1)
     visits = [_as_then(visit, trained) for visit in _each(source, VISITS) if visit[0] <= last]
-    counted = {visit[0]: visit[1] for visit in visits if visit[5] in ("accepted", "too_old", "discarded")}
+    counted = {visit[0]: visit[1] for visit in visits if visit[-1] in ("accepted", "too_old", "discarded")}
     _write(rows, PROMPTS, _each(source, PROMPTS))
     _write(rows, VISITS, visits)
     _write(rows, GROUPS, (row for row in _each(source, GROUPS) if row[0] in counted))

@@ -5,9 +5,11 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from dcpo_async.config import RunConfig
+from dcpo_async.config.live import changed_settings
 from dcpo_async.durable import write_json
 from dcpo_async.errors import DcpoError, TrainerError
 from dcpo_async.run_folder import RunFolder
@@ -64,7 +66,15 @@ async def run_rank(config: RunConfig, options: argparse.Namespace) -> None:
         # Nothing is offered now, so that the publisher reads no skeleton.
         if rank == 0:
             write_skeleton(folder.skeleton, engine.model, engine.tokenizer, Path(config.model.path))
-        await Trainer(config, engine, link, publication).train()
+        trainer = Trainer(config, engine, link, publication)
+
+        def use(settings: Mapping[str, float | None]) -> None:
+            changed = changed_settings(config, settings)
+            engine.settings = changed.training
+            trainer.checkpoints.use(changed.checkpoint)
+
+        link.on_settings = use
+        await trainer.train()
         engine.close()
     except RuntimeError as error:
         # torch.distributed says RuntimeError to a peer that is gone and to a deadline that has passed.

@@ -72,7 +72,10 @@ def test_a_restored_run_has_all_but_the_name_of_the_run(stopped_run: Path, tmp_p
     backup, run_id = restore(tmp_path / "backup", tmp_path / "again")
     assert (backup.run_id, backup.step, backup.next_step, backup.groups) == ("run-1234", 3, 5, 10)
     assert run_id.startswith("again-")
-    with open_copy(stopped_run / "ledger") as before, open_copy(tmp_path / "again" / "ledger", is_checked=True) as after:
+    with (
+        open_copy(stopped_run / "ledger") as before,
+        open_copy(tmp_path / "again" / "ledger", is_checked=True) as after,
+    ):
         assert after.visits() == before.visits()
         assert after.meta("run_id") == run_id
         (event,) = events(after)
