@@ -1,6 +1,7 @@
-"""`dcpo set`, `dcpo drain`, `dcpo stop`: asks the learner that is at work on a run, and says whether it has taken it."""
+"""`dcpo set`, `dcpo drain`, `dcpo stop`: asks the learner at work on a run, and says whether it took it."""
 
 import argparse
+import contextlib
 import json
 import secrets
 import sys
@@ -18,7 +19,7 @@ from learner.ledger.copy import open_copy
 from learner.ledger.lock import holder
 from learner.life.events import events
 
-REQUEST, ANSWER = ".request", ".answer"
+REQUEST, TAKEN, ANSWER = ".request", ".taken", ".answer"
 ANSWER_SECONDS = 60.0
 """A learner looks twice a second; one that is swapped out or stopped does not."""
 LOOK_SECONDS, TELL_SECONDS = 0.2, 5.0
@@ -73,7 +74,7 @@ def ask(run: RunFolder, kind: str, **content: Any) -> Mapping[str, Any]:
 
     Raises:
         ConfigError: no learner is at work on it, or it refuses.
-        DcpoError: it has not answered within ANSWER_SECONDS, and has not taken the request.
+        DcpoError: it has not looked within ANSWER_SECONDS, or it has ended before it answered.
     """
     _require_learner(run)
     path = run.requests / f"{time.time_ns():020d}-{secrets.token_hex(4)}{REQUEST}"
@@ -82,19 +83,24 @@ def ask(run: RunFolder, kind: str, **content: Any) -> Mapping[str, Any]:
         write_json(path, {"kind": kind, "content": content})
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}; ask as the user of the learner") from None
-    deadline = time.monotonic() + ANSWER_SECONDS
+    deadline, taken_path = time.monotonic() + ANSWER_SECONDS, path.with_suffix(TAKEN)
     while not answer_path.exists():
-        if not path.exists() and not answer_path.exists():
-            raise ConfigError(f"{run.path}: the learner was started again and has not taken it; ask again")
-        if time.monotonic() > deadline or holder(run.ledger) is None:
+        who = holder(run.ledger)
+        if who is None or not (path.exists() or taken_path.exists() or answer_path.exists()):
             path.unlink(missing_ok=True)
             if answer_path.exists():
                 break
-            _require_learner(run)
             raise _UnansweredError(
-                f"{run.path}: the learner (process {holder(run.ledger)}) has not answered for {ANSWER_SECONDS:g} s, and "
-                "has not taken it; dcpo doctor --run says what it does"
+                f"{run.path}: the learner has ended before it answered; dcpo history {run.path} says whether it took it"
             )
+        if time.monotonic() > deadline:
+            # Whoever takes it renames it: what can still be removed was not taken.
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                raise _UnansweredError(
+                    f"{run.path}: the learner (process {who}) has not looked for {ANSWER_SECONDS:g} s, and has "
+                    f"not taken it; dcpo doctor --run {run.path} says what it does"
+                )
         time.sleep(LOOK_SECONDS)
     answer: Mapping[str, Any] = json.loads(answer_path.read_text())
     answer_path.unlink(missing_ok=True)
@@ -108,8 +114,8 @@ def _require_learner(run: RunFolder) -> None:
         raise ConfigError(f"{run.path}: no run; name the folder of one that has been started")
     if holder(run.ledger) is None or not run.requests.is_dir():
         raise ConfigError(
-            f"{run.path}: no learner is at work on it, and nothing has changed (dcpo history says what the ledger has); "
-            "settings of a stopped run are given at its next start"
+            f"{run.path}: no learner is at work on it, and nothing has changed; settings of a stopped run are given at "
+            "its next start"
         )
 
 

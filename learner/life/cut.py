@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.errors import LedgerError
 from learner.ledger.reader import FIRST_SEGMENT, NEXT_POSITION, LedgerReader, newest_record
-from learner.ledger.rows import Row, Rows
+from learner.ledger.rows import Row, Rows, Table
 from learner.ledger.schema import (
     BEGAN_IN_MILLIONTHS,
     EVALUATION_RESULTS,
@@ -21,7 +21,6 @@ from learner.ledger.schema import (
     STEPS,
     VERSIONS,
     VISITS,
-    Table,
 )
 from learner.life.events import PREFIX, Event, as_text, event_key, events, now
 

@@ -16,7 +16,7 @@ from dcpo_async.limits import quoted
 from dcpo_async.run_folder import RunFolder
 from learner.coordinator.coordinator import Coordinator
 from learner.coordinator.intake import Intake
-from learner.life.asking import ANSWER, REQUEST
+from learner.life.asking import ANSWER, REQUEST, TAKEN
 from learner.life.live_settings import LiveSettings
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,9 @@ class LifeDesk:
             "waits": lambda content: {"waits": self._waits()},
         }
         folder.mkdir(mode=0o700, exist_ok=True)
-        for path in (*folder.glob(f"*{REQUEST}"), *folder.glob(f"*{ANSWER}")):
-            path.unlink()
+        for suffix in (REQUEST, TAKEN, ANSWER):
+            for path in folder.glob(f"*{suffix}"):
+                path.unlink()
 
     async def run(self) -> None:
         """Look for requests until cancelled; a folder that cannot be read is told of once, and training goes on."""
@@ -83,9 +84,14 @@ class LifeDesk:
     def look(self) -> None:
         """Answer what lies there, and let those go that have drained."""
         for path in sorted(self._folder.glob(f"*{REQUEST}")):
-            answer = self._answer(path)
-            write_json(path.with_suffix(ANSWER), answer)
-            path.unlink()
+            taken = path.with_suffix(TAKEN)
+            try:
+                path.rename(taken)
+            except FileNotFoundError:
+                # Whoever asked has given up.
+                continue
+            write_json(path.with_suffix(ANSWER), self._answer(taken))
+            taken.unlink()
         self._dismiss_drained()
 
     def _answer(self, path: Path) -> Answer:

@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 2 on bad input, 1 on a failure."""
     parser = argparse.ArgumentParser(
         prog="dcpo fork",
-        description="Make a run of its own that goes on from a checkpoint of another, with the ledger as it was at that "
-        "step. The other one stays as it is; its learner may be at work.",
+        description="Make a run of its own that goes on from a checkpoint of another, with the ledger as it was at "
+        "that step. The other one stays as it is; its learner may be at work.",
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("new", type=Path, help="run folder, which is made, and never replaced")
@@ -80,8 +80,8 @@ def _require_checkpoint(source: RunFolder, step: int) -> None:
     if step not in steps:
         there = f"those of steps {', '.join(map(str, steps))} do" if steps else "none does"
         raise ConfigError(
-            f"{source.path}: no checkpoint of step {step} stands; {there} (checkpoint.keep_last and keep_every_steps say "
-            "which stay)"
+            f"{source.path}: no checkpoint of step {step} stands; {there} (checkpoint.keep_last and "
+            "keep_every_steps say which stay)"
         )
 
 

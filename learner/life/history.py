@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 2 on bad input."""
     parser = argparse.ArgumentParser(
         prog="dcpo history",
-        description="What has happened to a run: starts, settings that were changed, stops, evaluations. Works beside a "
-        "learner and after it.",
+        description="What has happened to a run: starts, settings that were changed, stops, evaluations. Works beside "
+        "a learner and after it.",
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each entry")
