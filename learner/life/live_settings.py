@@ -100,9 +100,8 @@ class LiveSettings:
         if at_step is not None and (others := sorted(asked.keys() - OF_RANKS)):
             raise ConfigError(f"{', '.join(others)}: the coordinator takes them over at once, --at-step is for others")
         if step < free or step % updates:
-            raise ConfigError(
-                f"--at-step {step}: the next batch that can have it begins after step {free}, of {updates}"
-            )
+            which = f"step {free}" if updates == 1 else f"step {free}, and each is of {updates} steps"
+            raise ConfigError(f"--at-step {step}: the next batch that can have it begins after {which}")
         latest = max([step, *(event.step for event in self._events)])
         settings = checked_changes(changed_settings(self._config, set_at(self._events, latest)), asked)
         event = write_event(self._ledger, step, "set", settings=settings, by="dcpo set")

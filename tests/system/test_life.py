@@ -25,6 +25,10 @@ def dcpo(*words: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+def reach(services: Services, step: int) -> None:
+    services.until(f"step {step}", lambda: len(services.metrics()) >= step, seconds=600)
+
+
 def rates(services: Services) -> dict[int, set[float]]:
     """Every learning rate that a step was ever trained with."""
     found: dict[int, set[float]] = {}
@@ -38,7 +42,7 @@ def test_a_run_is_changed_killed_backed_up_stopped_and_forked(tmp_path: Path, mo
         run = services.run
         learner = services.start_learner(*WORDS)
         services.start_actor("--tokens-per-second", "50")
-        services.until_step(5)
+        reach(services, 5)
 
         # A setting is changed, with its step; what may not change says why.
         code, said = dcpo("set", run, f"training.learning_rate={RATE}")
@@ -50,7 +54,7 @@ def test_a_run_is_changed_killed_backed_up_stopped_and_forked(tmp_path: Path, mo
         assert f"from step {since + 1} on" in said
         code, said = dcpo("set", run, "lag.max_lag=3")
         assert (code, "decides which groups may train" in said) == (2, True)
-        services.until_step(since + 1)
+        reach(services, since + 1)
 
         # Killed before the next checkpoint: the steps since the last are trained again, each as it was.
         learner.signal(signal.SIGKILL)
@@ -58,7 +62,7 @@ def test_a_run_is_changed_killed_backed_up_stopped_and_forked(tmp_path: Path, mo
         code, said = dcpo("set", run, "training.learning_rate=1")
         assert (code, "no learner is at work" in said) == (2, True)
         learner = services.start_learner(*WORDS)
-        services.until_step(since + 2)
+        reach(services, since + 2)
 
         # A backup while it trains restores to a ledger that passes a recount by a reader of its own.
         code, said = dcpo("backup", run, "--to", tmp_path / "backup")
@@ -92,7 +96,7 @@ def test_a_run_is_changed_killed_backed_up_stopped_and_forked(tmp_path: Path, mo
         assert code == 0, said
         whole, services.run = run, tmp_path / "fork"
         learner = services.start_learner(*WORDS, "--training.max_steps", str(last), "--folder", str(services.run))
-        services.until("the fork's learner", lambda: services.status().get("step") == 4)
+        services.until("the fork's learner", lambda: services.status().get("step") == 4, seconds=600)
         code, said = dcpo("set", services.run, f"training.learning_rate={RATE}", "--at-step", since)
         assert code == 0, said
         services.start_actor()
