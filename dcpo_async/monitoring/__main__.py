@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.limits import plain_log
 from dcpo_async.monitoring.alerts import Teller
 from dcpo_async.monitoring.server import DEFAULT_LISTEN, MonitorServer, WatchedRun, checked_listen
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--alert-webhook", metavar="URL", help="http(s) address that each event is posted to as JSON")
     parser.add_argument("--learner-pid", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    plain_log()
     os.nice(NICENESS)
     try:
         if not options.run.is_dir():

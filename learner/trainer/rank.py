@@ -12,6 +12,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.config.live import changed_settings
 from dcpo_async.durable import write_json
 from dcpo_async.errors import DcpoError, TrainerError
+from dcpo_async.limits import plain_log
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.key_files import load_peer_keys
 from dcpo_async.transport.zmq_channel import DealerChannel
@@ -29,7 +30,7 @@ def main() -> int:
     """Run one rank; returns its exit code."""
     options = _parser().parse_args()
     who = f"rank {os.environ['RANK']} " if os.environ["WORLD_SIZE"] != "1" else ""
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {who}%(name)s %(levelname)s %(message)s")
+    plain_log(who)
     config = RunConfig.model_validate_json(options.config.read_bytes())
     try:
         asyncio.run(run_rank(config, options))

@@ -25,8 +25,9 @@ def dcpo(*words: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def reach(services: Services, step: int) -> None:
-    services.until(f"step {step}", lambda: len(services.metrics()) >= step, seconds=600)
+def reach(services: Services, num_lines: int) -> None:
+    """Wait for so many lines of metrics, those of steps that were trained again among them."""
+    services.until(f"{num_lines} lines", lambda: len(services.metrics()) >= num_lines, seconds=600)
 
 
 def rates(services: Services) -> dict[int, set[float]]:
@@ -61,8 +62,9 @@ def test_a_run_is_changed_killed_backed_up_stopped_and_forked(tmp_path: Path, mo
         learner.process.wait()
         code, said = dcpo("set", run, "training.learning_rate=1")
         assert (code, "no learner is at work" in said) == (2, True)
+        lines = len(services.metrics())
         learner = services.start_learner(*WORDS)
-        reach(services, since + 2)
+        reach(services, lines + 2)
 
         # A backup while it trains restores to a ledger that passes a recount by a reader of its own.
         code, said = dcpo("backup", run, "--to", tmp_path / "backup")
@@ -74,7 +76,7 @@ def test_a_run_is_changed_killed_backed_up_stopped_and_forked(tmp_path: Path, mo
 
         # Stopped, its actor waits, and goes on with the next learner.
         code, said = dcpo("stop", run, "--keep-actors")
-        assert code == 0, said
+        assert code == 0, said + services.log_ends()
         assert "stopped after step" in said
         services.ends_well(learner)
         with open_copy(run / "ledger") as reader:

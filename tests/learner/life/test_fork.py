@@ -98,7 +98,10 @@ def test_what_was_counted_and_had_not_trained_is_leased_again(tmp_path: Path) ->
     assert found == [(0, "accepted", 0), (1, "leased", None), (2, "accepted", 0)]
     again = make_intake(make_config(tmp_path / "fork", groups_per_step=2, max_lag=2))
     publish(again, 1)
-    positions = [lease.position for lease in (again.grant(b"b", now=0.0) for _ in range(3)) if lease is not None]
+    # Nobody lists it, as after any start.
+    again.start_clock(0.0)
+    again.release_unlisted(100.0)
+    positions = [lease.position for lease in (again.grant(b"b", now=100.0) for _ in range(3)) if lease is not None]
     assert positions == [1, 3, 4]
     again.ledger.close()
 
