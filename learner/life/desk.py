@@ -115,7 +115,7 @@ class LifeDesk:
 
     def _drain(self, content: Answer) -> Answer:
         wanted = content["actor"]
-        names = [name for name in self._actors.connected if wanted in (None, name.decode(errors="replace"))]
+        names = [name for name in self._actors.connected if wanted in (None, quoted(name))]
         if wanted is not None and not names:
             there = ", ".join(sorted(quoted(name) for name in self._actors.connected)) or "none"
             return {"taken": False, "says": f"no actor {wanted} is connected; there are {there}"}
