@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from actor.weights_follower import WeightsFollower, WeightsPlan
 from actor.weights_options import add_weights_arguments
 from dcpo_async.errors import DcpoError
 from dcpo_async.grading.rewards import grading_of
+from dcpo_async.limits import plain_log
 from dcpo_async.protocol.messages import Welcome
 from dcpo_async.supervision import sign_of_progress
 from dcpo_async.transport.key_files import load_peer_keys
@@ -30,7 +30,7 @@ would idle for ever."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits as `dcpo-actor` does."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    plain_log()
     try:
         asyncio.run(_serve(_parser().parse_args(argv)))
     except DcpoError as error:

@@ -15,6 +15,7 @@ from actor.weights_options import add_relay_arguments, add_weights_arguments, ch
 from dcpo_async import __version__
 from dcpo_async.devices import checked_gpus, cuda_environment, require_choice
 from dcpo_async.errors import ConfigError, DcpoError, EngineError, OutdatedError, UnsoundError, WeightsError
+from dcpo_async.limits import plain_log
 from dcpo_async.processes import be_private, last_lines, module_argv, private_folder
 from dcpo_async.supervision import IMPORT_SECONDS, Child, endless, keep_running
 from dcpo_async.transport.key_files import load_peer_keys
@@ -31,7 +32,7 @@ RESTART_SECONDS = 2.0
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 0 when the learner ends or SIGTERM drained the actor, 2 on bad input, 1 on a failure."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    plain_log()
     be_private()
     options = _parser().parse_args(argv)
     try:

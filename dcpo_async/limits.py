@@ -174,8 +174,14 @@ class Refusals:
         ]
 
 
+def plain_log(who: str = "") -> None:
+    """Log to standard error as all processes do: date with its zone, level, and who says it."""
+    form = f"%(asctime)s %(levelname)s {who}%(name)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%d %H:%M:%S%z")
+
+
 def limited_log() -> None:
-    """Log to standard error as all processes do, no more than `LineLimit` lets through."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    """The same, no more than `LineLimit` lets through."""
+    plain_log()
     for handler in logging.getLogger().handlers:
         handler.addFilter(LineLimit())

@@ -80,6 +80,11 @@ class RunFolder:
         return self.path / "timing"
 
     @property
+    def requests(self) -> Path:
+        """What commands ask of the learner that is at work, and its answers; a file each."""
+        return self.path / "requests"
+
+    @property
     def trainer_error(self) -> Path:
         """Why the rank that failed first ended, for the launcher; JSON."""
         return self.path / "trainer_error.json"

@@ -27,6 +27,7 @@ from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import be_private, private_folder
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import keep_running
+from learner.life.events import write_event
 from learner.nodes.place import NodePlace
 from learner.ranks import require_sequence_parallel
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from dcpo_async.prompts import LoadedProblems
     from dcpo_async.transport.interfaces import Router
     from learner.coordinator.coordinator import Coordinator
+    from learner.life.desk import LifeDesk
     from learner.parts import Parts
     from learner.problems import TrainingProblems
 
@@ -192,6 +194,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         # Imported here since they bring torch, which takes longer than all that has been checked by now.
         from dcpo_async.metrics.tensorboard import TensorBoardWriter
         from learner.coordinator.coordinator import Coordinator
+        from learner.life.desk import life_desk
         from learner.nodes.joining import tell_finished, versions
         from learner.run_setup import described, prepare, require_room, set_up
         from learner.sizing.machine import this_machine
@@ -234,7 +237,8 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
             parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, words, place, nodes)
             monitor = asyncio.create_task(keep_monitor(RunFolder(config.folder), monitor_words))
             try:
-                await Launcher(config, coordinator, parts, dismiss=options.dismiss).run()
+                launcher = Launcher(config, coordinator, parts, dismiss=options.dismiss)
+                await launcher.run(life_desk(config, coordinator, run.intake, launcher.asked_to_stop))
             finally:
                 monitor.cancel()
                 await asyncio.gather(monitor, return_exceptions=True)
@@ -308,8 +312,8 @@ class Launcher:
         self._dismiss = dismiss
         self._stopping, self._hurrying = asyncio.Event(), asyncio.Event()
 
-    async def run(self) -> None:
-        """Run all parts until the run is finished, a signal comes, or a part fails for good."""
+    async def run(self, life: "LifeDesk") -> None:
+        """Run all parts until the run is finished, a signal or a command comes, or a part fails for good."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
@@ -320,6 +324,7 @@ class Launcher:
             asyncio.create_task(keep_running(publisher), name="publisher"),
             asyncio.create_task(keep_running(trainer, self._stopping), name="trainer"),
             asyncio.create_task(self._out_of_time(), name="stop"),
+            asyncio.create_task(life.run(), name="requests"),
         ]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -330,6 +335,13 @@ class Launcher:
             for part in parts:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
+
+    def asked_to_stop(self, dismiss: bool) -> int:
+        """A command asks for the end; returns how many steps have no checkpoint yet."""
+        self._dismiss = dismiss
+        if not self._stopping.is_set():
+            self._stop()
+        return self._coordinator.ranks.unsaved
 
     def _stop(self) -> None:
         """A signal has come: the first lets the trainer write a checkpoint, the second does not wait for it."""
@@ -378,6 +390,8 @@ class Launcher:
         elif ranks.unsaved:
             log.warning("stopped without a checkpoint of the last %d steps, which are trained again", ranks.unsaved)
         is_finished = ranks.is_finished
+        if not is_finished:
+            write_event(self._coordinator.ledger, ranks.step, "stopped", unsaved=ranks.unsaved)
         log.info("the run is finished" if is_finished else "stopped; the same command goes on from here")
         log.info("%s", self._coordinator.status.advice())
         reason = "the run is finished" if is_finished else "the learner stops"

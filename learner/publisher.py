@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import DcpoError
+from dcpo_async.limits import plain_log
 from dcpo_async.processes import until_told
 from dcpo_async.protocol.trainer_messages import Published
 from dcpo_async.run_folder import AdapterFolders, RunFolder
@@ -156,7 +157,7 @@ async def _run(config: RunConfig, options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; runs until it is ended, exits 1 on a failure."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    plain_log()
     parser = argparse.ArgumentParser(prog="learner.publisher", description="Publishes the weights of a trainer.")
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration, JSON")
     parser.add_argument("--coordinator", required=True, help="address of the coordinator")

@@ -24,6 +24,7 @@ from learner.coordinator.intake import Intake
 from learner.evaluations.problems import HeldOut, held_out
 from learner.initial_model import model_identity, require_numbers
 from learner.ledger.ledger import Ledger, expect_meta
+from learner.life.live_settings import settle
 from learner.problems import TrainingProblems
 from learner.run_prompts import RunPrompts, data_record, run_prompts
 from learner.sizing.fit import needs, tight, told
@@ -141,6 +142,7 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
     intake = Intake(config, encoded.prompts, prepared.model.num_embeddings, ledger)
     intake.offer(newest_policy(folder.weights))
     log.info("%s", write_start(ledger, config.model_dump(mode="json"), __version__, datetime.now(UTC)))
+    settle(ledger, config, ledger.starts())
     ledger.commit()
     write_text(folder.config, config.model_dump_json(indent=2))
     write_json(folder.data, data_record(problems, prepared.prompts))

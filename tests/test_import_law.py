@@ -79,12 +79,13 @@ SERVICES = {
     "learner/trainer": "checkpoints nodes policy ranks timing weights",
     "learner/publisher": "trainer weights",
     "learner/sizing": "policy ranks weights",
+    "learner/life": "checkpoints coordinator ledger",
     "learner/starts": "ledger",
     "learner/initial_model": "",
     "learner/run_prompts": "problems",
-    "learner/run_setup": "coordinator evaluations initial_model ledger problems run_prompts sizing starts visits",
+    "learner/run_setup": "coordinator evaluations initial_model ledger life problems run_prompts sizing starts visits",
     "learner/parts": "coordinator nodes ranks",
-    "learner/launcher": "coordinator evaluations nodes parts problems ranks run_setup sizing",
+    "learner/launcher": "coordinator evaluations life nodes parts problems ranks run_setup sizing",
 }
 # Decisions: they know the nouns and nothing else.
 PURE = {"learner/scheduling": {"dcpo_async/records"}}

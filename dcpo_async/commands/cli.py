@@ -15,6 +15,18 @@ Command = Callable[[argparse.Namespace, list[str]], int]
 EXIT_OF_DOCTOR = "Exits 0 where nothing is wrong, 1 where something is."
 
 
+LIFE = (
+    ("stop", "stop a run: a checkpoint is written, and its actors end unless they are kept"),
+    ("drain", "let the actors of a run, or one of them, finish what they hold and leave"),
+    ("set", "change settings of a run while it goes on"),
+    ("history", "what has happened to a run: starts, settings, stops, evaluations"),
+    ("backup", "copy all that a run needs to go on, while it goes on, and check the copy"),
+    ("restore", "make a run folder of a backup"),
+    ("fork", "make a run of its own that goes on from a checkpoint of another"),
+)
+"""Commands about the life of a run, which the learner's side has."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 2 on bad input, 1 on a failure."""
     options, rest = _parser().parse_known_args(argv)
@@ -100,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     release.set_defaults(command=_become("learner.reports.release"))
 
+    for name, help_text in LIFE:
+        life = commands.add_parser(name, help=help_text, add_help=False)
+        asks = name in ("set", "drain", "stop")
+        life.set_defaults(command=_become("learner.life.asking", name) if asks else _become(f"learner.life.{name}"))
+
     stats = commands.add_parser("stats", help="statistics of every prompt of a run, as tables and plot", add_help=False)
     stats.set_defaults(command=_become("learner.reports.stats"))
 
@@ -167,11 +184,11 @@ def _demo(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _become(module: str) -> Command:
+def _become(module: str, *words: str) -> Command:
     """A command that another module has, in place of this process: this package imports neither service."""
 
     def command(options: argparse.Namespace, rest: list[str]) -> int:
-        os.execv(sys.executable, [sys.executable, "-m", module, *rest])
+        os.execv(sys.executable, [sys.executable, "-m", module, *words, *rest])
 
     return command
 

@@ -33,7 +33,10 @@ class ShardWant(Message):
 
 
 class ShardMessage(Message):
-    """A rank's samples of one optimizer step, as parallel columns; arrays hold the samples one after another."""
+    """A rank's samples of one optimizer step, as parallel columns; arrays hold the samples one after another.
+
+    `settings` are those that were changed while the run went on, as they are at this step, by their dotted names.
+    """
 
     kind = "shard"
     array_dtypes = {
@@ -52,6 +55,7 @@ class ShardMessage(Message):
     token_weights: tuple[float, ...]
     token_counts: tuple[float, ...]
     kl_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    settings: Annotated[dict[str, int | float | None], Field(max_length=64)] = {}
 
 
 class OldLogprobs(Message):

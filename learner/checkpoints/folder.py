@@ -177,10 +177,11 @@ def _files(folder: Path) -> list[str]:
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
     # Hashing releases the interpreter lock, and checkpoints of billions of parameters are 100 GB.
     with ThreadPoolExecutor(max_workers=8) as threads:
-        return dict(zip(names, threads.map(_digest, (folder / name for name in names)), strict=True))
+        return dict(zip(names, threads.map(file_digest, (folder / name for name in names)), strict=True))
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """The xxh3_128 of a file's bytes, as descriptions of checkpoints have it."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):

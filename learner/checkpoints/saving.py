@@ -18,7 +18,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from dcpo_async.config import RunConfig
+from dcpo_async.config import CheckpointSettings, RunConfig
 from dcpo_async.errors import CheckpointError, DcpoError, TrainerError
 from dcpo_async.protocol.messages import Message
 from dcpo_async.protocol.trainer_messages import Checkpointed, CheckpointFailed
@@ -115,6 +115,10 @@ class Checkpoints:
         self._telling: Future[None] | None = None
         self._failures = self._num_put_off = self._standing_step = 0
         self._is_first = True
+
+    def use(self, settings: CheckpointSettings) -> None:
+        """Take and keep checkpoints by other settings from now on; all ranks do so before the same batch."""
+        self._settings = self._schedule.settings = settings
 
     def begin(self, step: int) -> None:
         """Begin from a state of `step`, loaded or untrained, after clearing up what a start before has left."""

@@ -1,7 +1,7 @@
 """The coordinator's side of its talk with actors and evaluators: sessions, leases out, groups in."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import MalformedError, ProtocolError, RevokedError
@@ -83,8 +83,7 @@ class ActorDesk:
         self._rate, self._relays = TokenRate(), RelayTree()
         self._spans, self._leased_at = spans, dict[int, float]()
         self._sessions = SessionTable(MAX_PEERS)
-        self._canary_refusals: dict[str, int] = {}
-        self._num_canary_refusals = 0
+        self._canary_refusals, self._num_canary_refusals = dict[str, int](), 0
         self._stopping: Reject | None = None
         intake.start_clock(clock())
         self.rotation, self.untold = Rotation(), Untold()
@@ -200,9 +199,15 @@ class ActorDesk:
         self.evaluations.published(self._clock())
         self.untold.begin(self.connected)
 
-    def dismiss(self, reason: str) -> None:
-        """Tell everybody that no more groups are taken."""
-        for peer in self.connected:
+    def use(self, config: RunConfig) -> None:
+        """Work by other settings from now on, of those that may change while the run goes on."""
+        self._config = self._intake.config = config
+        for part in (self._regrader, self.stragglers, self.evaluations):
+            part.use(config)
+
+    def dismiss(self, reason: str, only: Collection[bytes] | None = None) -> None:
+        """Tell everybody, or only some, that no more groups are taken."""
+        for peer in self.connected if only is None else only:
             self._post(peer, Reject(reason="draining", detail=reason))
 
     def pause(self, reason: str) -> None:

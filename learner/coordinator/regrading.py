@@ -34,6 +34,10 @@ class Regrader:
         self._random = random.Random(config.seed)
         self._waiting: asyncio.Queue[tuple[int, Submission, float]] = asyncio.Queue(MAX_WAITING)
 
+    def use(self, config: RunConfig) -> None:
+        """Take another share from now on."""
+        self._config = config
+
     def sample(self, message: GroupMessage, arrays: Mapping[str, Array], prompt: Prompt) -> None:
         """Take a share of a sound group's responses; more than can wait are left out."""
         share = self._config.actor.regrade_share if self._config.grading_of(prompt.source).reward_repeats else 0.0

@@ -45,6 +45,9 @@ class Status:
         sinks: take the metrics of each step.
         clock: monotonic seconds, as the desks have it.
         num_gpus: of the trainer, 0 on a CPU.
+
+    Attributes:
+        marks: metrics of a step that say what had been set while the run went on.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Status:
     ) -> None:
         self._config, self._run_id, self._intake, self._ledger = config, run_id, intake, ledger
         self._actors, self._ranks, self._sinks, self._clock = actors, ranks, sinks, clock
+        self.marks: Callable[[int], Mapping[str, float]] = lambda step: {}
         self._last_report: dict[str, float] = {}
         self._num_gpus = num_gpus
         self._steps: deque[tuple[float, float]] = deque(maxlen=ADVICE_STEPS)
@@ -74,7 +78,7 @@ class Status:
 
     def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write and log what a step says of itself, with what has been counted until now."""
-        report = {**metrics, **self._actors.metrics(), **self._intake.summary()}
+        report = {**metrics, **self._actors.metrics(), **self._intake.summary(), **self.marks(step)}
         self._last_report = report
         busy = sum(metrics.get(f"{name}_seconds", 0.0) for name in ("step", "publish_stall", "checkpoint_stall"))
         self._ends.append(self._clock())

@@ -66,6 +66,10 @@ class Stragglers:
         self._waiting_since: float | None = None
         self._told_after = TOLD_SECONDS
 
+    def use(self, config: RunConfig) -> None:
+        """Wait for other times from now on."""
+        self.progress.stall_seconds = config.actor.stall_seconds
+
     def wanted(self, session: bytes, num_leases: int, now: float) -> None:
         """A session has room for this many leases; it gets credit for those that it would finish."""
         num_held = self._num_held(session)

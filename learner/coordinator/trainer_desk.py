@@ -68,6 +68,7 @@ class TrainerDesk:
 
     Attributes:
         on_step: called with the step that is done, and its metrics.
+        settings_of: what was changed of the settings while the run went on, as it is at a step.
         step: optimizer steps that the trainer has taken; before ranks join, those of the newest checkpoint.
         restarts: of the trainer since this start.
         num_published: versions since this start.
@@ -88,6 +89,7 @@ class TrainerDesk:
         self._config, self._intake, self._ledger, self.router, self._mail = config, intake, ledger, router, mail
         self._on_published, self._spans = on_published, spans
         self.on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
+        self.settings_of: Callable[[int], Mapping[str, float | None]] = lambda step: {}
         self._is_proximal = config.algorithm.old == "proximal"
         self.restarts = self.num_published = 0
         # Where the ranks will say that they are, once they have loaded it.
@@ -143,7 +145,9 @@ class TrainerDesk:
             elif self._intake.commit_batch(want.step):
                 self._begin(want.step)
                 samples = self._split(want)[want.rank]
-                self._mail.post(self.router, peer, *shard_message(samples, want.step))
+                message, arrays = shard_message(samples, want.step)
+                settings = dict(self.settings_of(want.step))
+                self._mail.post(self.router, peer, message.model_copy(update={"settings": settings}), arrays)
             else:
                 continue
             del self.waiting[peer]
@@ -151,6 +155,11 @@ class TrainerDesk:
     def lose(self, peer: bytes) -> None:
         """A rank cannot be reached."""
         self.waiting.pop(peer, None)
+
+    @property
+    def next_free_step(self) -> int:
+        """The first step of which nothing is decided: no rank has a shard of it, and no batch is committed for it."""
+        return max(self._begun, self._ledger.next_batch_step())
 
     @property
     def unsaved(self) -> int:

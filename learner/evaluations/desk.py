@@ -106,6 +106,10 @@ class EvaluationDesk:
             self._go_on(rows[-1], now)
         self._note_whether_over()
 
+    def use(self, config: RunConfig) -> None:
+        """Measure as often as other settings say from now on."""
+        self._schedule.every_steps = config.evaluation.every_steps
+
     async def run(self) -> None:
         """Write down what evaluations have found, until cancelled; a failure of it is told, and training goes on."""
         try:

@@ -106,13 +106,14 @@ class EvaluationSchedule:
     def __init__(self, terms: Terms, num_problems: int, last_step: int | None) -> None:
         assert num_problems <= MAX_PROBLEMS
         self._terms, self._num_problems, self._last_step = terms, num_problems, last_step
+        self.every_steps = terms.every_steps
         self.running: Running | None = None
 
     # ---- what is measured
 
     def is_due(self, step: int) -> bool:
         """Whether a version of this step, just published, begins an evaluation."""
-        every = self._terms.every_steps
+        every = self.every_steps
         if every is None or not self._num_problems or self.running is not None:
             return False
         return self._last_step is None or step // every > self._last_step // every

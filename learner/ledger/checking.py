@@ -1,10 +1,13 @@
 """Reads a whole ledger before a learner goes on in it: every page, every row, and the statistics once more."""
 
+from collections.abc import Collection
 from functools import lru_cache
 
 from dcpo_async.algorithm.reward_stats import to_nano
+from learner.ledger.reader import LedgerReader
 from learner.ledger.rows import Rows, damaged
-from learner.ledger.schema import BEGAN_IN_MILLIONTHS, META, PROMPT_STATS, TABLES
+from learner.ledger.schema import BEGAN_IN_MILLIONTHS, GROUPS, META, OLD_LOGPROBS, PROMPT_STATS, TABLES
+from learner.ledger.segments import Place
 
 
 def check(rows: Rows, acknowledged: int | None) -> None:
@@ -57,6 +60,19 @@ def check_statistics(rows: Rows) -> None:
                 f"table prompt_stats, prompt_id {prompt_id}: visits, count, sum and squares are "
                 f"{stored.get(prompt_id)}, its groups say {recounted.get(prompt_id)}",
             )
+
+
+def check_records(reader: LedgerReader, segments: Collection[int]) -> int:
+    """Read every record of these segments; returns how many, and raises LedgerError where one is not as it was."""
+    places = [
+        Place(*row[start : start + 4])
+        for table, start in ((GROUPS, 1), (OLD_LOGPROBS, 2))
+        for row in reader._rows.each(f"SELECT * FROM {table.name}")
+        if row[start] in segments
+    ]
+    for place in places:
+        reader._segments.read(place)
+    return len(places)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dcpo_async.errors import LedgerError
-from learner.ledger.acknowledged import read_acknowledged
+from learner.ledger.acknowledged import Acknowledged, read_acknowledged
 from learner.ledger.checking import check, check_pages
 from learner.ledger.reader import LedgerReader
-from learner.ledger.rows import Rows
+from learner.ledger.rows import Rows, translated
 from learner.ledger.schema import LEDGER_NAME, prepare_tables
 
 MAX_COPIES = 20
@@ -53,6 +53,62 @@ def open_copy(folder: Path, *, is_checked: bool = False) -> Iterator[LedgerReade
             if is_checked:
                 check(rows, acknowledged)
             yield LedgerReader(folder, rows)
+
+
+def save_copy(folder: Path, to: Path) -> None:
+    """Keep the rows of a ledger, as of one commit, as a ledger without segments in another folder.
+
+    Read page by page under SQLite's own locks it could not be where the ledger lies on a network's file system, whose
+    learner locks all others out (`learner.ledger.lock`); and nothing of a reader holds up that learner's commits.
+
+    Args:
+        folder: of the ledger, that a learner may be writing to.
+        to: a folder; no learner reads it yet.
+
+    Raises:
+        LedgerError: there is no ledger, it is damaged, or it cannot be copied.
+    """
+    acknowledged = read_acknowledged(folder)
+    copy = to / LEDGER_NAME
+    if not (folder / LEDGER_NAME).is_file():
+        raise LedgerError(f"{folder / LEDGER_NAME}: no such file; name the folder of a run that has been started")
+    try:
+        copy_consistently(folder / LEDGER_NAME, copy)
+        with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+            # One file from here on: what the log holds is moved into the database, in a transaction.
+            connection.execute("PRAGMA journal_mode=DELETE")
+            rows = Rows(connection, folder / LEDGER_NAME)
+            check_pages(rows)
+            rows.query("BEGIN IMMEDIATE")
+            prepare_tables(rows)
+            check(rows, acknowledged)
+            rows.query("COMMIT")
+        with contextlib.closing(Acknowledged(to)) as file:
+            file.write(rows.commits)
+    except (sqlite3.Error, OSError) as error:
+        raise translated(folder / LEDGER_NAME, error) from error
+
+
+@contextlib.contextmanager
+def new_tables(folder: Path) -> Iterator[Rows]:
+    """Rows of a ledger that is made in a folder; they are checked and durable when the block ends.
+
+    Raises LedgerError where they do not fit together, or the disk refuses.
+    """
+    path = folder / LEDGER_NAME
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            rows = Rows(connection, path)
+            rows.query("BEGIN IMMEDIATE")
+            prepare_tables(rows)
+            yield rows
+            rows.write_totals()
+            check(rows, None)
+            rows.query("COMMIT")
+        with contextlib.closing(Acknowledged(folder)) as file:
+            file.write(rows.commits)
+    except (sqlite3.Error, OSError) as error:
+        raise translated(path, error) from error
 
 
 def copy_consistently(path: Path, copy: Path, copy_file: Callable[[Path, Path], object] = shutil.copyfile) -> None:

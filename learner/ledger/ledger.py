@@ -19,7 +19,17 @@ from dcpo_async.records import Prompt
 from learner.ledger.acknowledged import Acknowledged
 from learner.ledger.copy import open_copy
 from learner.ledger.lock import LOCK_SECONDS, WriterLock, is_on_network
-from learner.ledger.reader import EvaluationRow, LedgerReader, Start, StoredGroup, VisitRow, segments_folder
+from learner.ledger.reader import (
+    EvaluationRow,
+    LedgerReader,
+    Start,
+    StoredGroup,
+    VisitRow,
+    is_needed,
+    newest_record,
+    num_groups,
+    segments_folder,
+)
 from learner.ledger.rows import Rows, damaged, translated
 from learner.ledger.schema import (
     EVALUATION_RESULTS,
@@ -79,12 +89,12 @@ class Ledger(LedgerReader):
             self._acknowledged = opened.enter_context(contextlib.closing(Acknowledged(folder)))
             self.incarnation = int(self.meta("incarnation") or 0) + 1
             self.set_meta("incarnation", str(self.incarnation))
-            segments = Segments(segments_folder(folder), *self._newest_record(), segment_bytes)
+            segments = Segments(segments_folder(folder), *newest_record(self), segment_bytes)
             self._segments: Segments = segments
             opened.callback(segments.abandon)
             for path in (folder, folder.parent):
                 sync(path)
-            self.num_groups = int(self._rows.query("SELECT COUNT(*) FROM groups")[0][0])
+            self.num_groups = num_groups(self)
             self.commit()
             self._opened = opened.pop_all()
 
@@ -212,28 +222,7 @@ class Ledger(LedgerReader):
         is committed first: only rows that will be found again may take the place of a file.
         """
         self.commit()
-        return self._segments.release(lambda segment: self._is_needed(segment, oldest_retained_step))
-
-    def _is_needed(self, segment: int, oldest_step: int) -> bool:
-        """Whether it holds arrays of a group that may still be trained at `oldest_step` or later."""
-        found = self._rows.query(
-            "SELECT 1 FROM (SELECT position FROM groups WHERE segment = :segment "
-            "UNION SELECT position FROM old_logprobs WHERE segment = :segment) AS held "
-            "JOIN visits v ON v.position = held.position LEFT JOIN steps s ON s.position = held.position "
-            "WHERE v.state NOT IN ('too_old', 'discarded') AND (s.step IS NULL OR s.step >= :oldest_step) LIMIT 1",
-            {"segment": segment, "oldest_step": oldest_step},
-        )
-        return bool(found)
-
-    def _newest_record(self) -> tuple[int, int]:
-        """Number of the newest segment that a row points to, and where its last record ends."""
-        found = self._rows.query(
-            "SELECT segment, MAX(byte_offset + num_bytes) FROM "
-            "(SELECT segment, byte_offset, num_bytes FROM groups UNION ALL "
-            "SELECT segment, byte_offset, num_bytes FROM old_logprobs) "
-            "GROUP BY segment ORDER BY segment DESC LIMIT 1"
-        )
-        return found[0] if found else (1, 0)
+        return self._segments.release(lambda segment: is_needed(self, segment, oldest_retained_step))
 
 
 def num_changes(ledger: Ledger) -> int:

@@ -31,6 +31,8 @@ NEXT_POSITION = "next_position"
 were passed over."""
 LAST_CHARACTER = "\U0010ffff"
 """Texts that begin so lie between the beginning and it with this character behind: an index finds them."""
+FIRST_SEGMENT = "first_segment"
+"""The word about a fork that says where its own segments begin: those before are the original's, and are not there."""
 VisitState = Literal["leased", "accepted", "too_old", "discarded", "quarantined"]
 EvaluationState = Literal["running", "complete", "incomplete"]
 
@@ -266,6 +268,39 @@ class LedgerReader:
         return self._segments.read(Place(*found[0][2:]))[0] if found else None
 
 
+def is_needed(reader: LedgerReader, segment: int, oldest_step: int) -> bool:
+    """Whether a segment holds arrays of a group that may still be trained at `oldest_step` or later."""
+    found = reader._rows.query(
+        "SELECT 1 FROM (SELECT position FROM groups WHERE segment = :segment "
+        "UNION SELECT position FROM old_logprobs WHERE segment = :segment) AS held "
+        "JOIN visits v ON v.position = held.position LEFT JOIN steps s ON s.position = held.position "
+        "WHERE v.state NOT IN ('too_old', 'discarded') AND (s.step IS NULL OR s.step >= :oldest_step) LIMIT 1",
+        {"segment": segment, "oldest_step": oldest_step},
+    )
+    return bool(found)
+
+
+def num_groups(reader: LedgerReader) -> int:
+    """Groups that were ever counted."""
+    return int(reader._rows.query("SELECT COUNT(*) FROM groups")[0][0])
+
+
+def segment_ends(reader: LedgerReader) -> dict[int, int]:
+    """Every segment that a row points to, ascending, and where its last record ends, in bytes."""
+    found = reader._rows.query(
+        "SELECT segment, MAX(byte_offset + num_bytes) FROM "
+        "(SELECT segment, byte_offset, num_bytes FROM groups UNION ALL "
+        "SELECT segment, byte_offset, num_bytes FROM old_logprobs) GROUP BY segment ORDER BY segment"
+    )
+    return dict(found)
+
+
+def newest_record(reader: LedgerReader) -> tuple[int, int]:
+    """Number of the newest segment that a learner needs to go on, and where its last record ends."""
+    own = int(reader.meta(FIRST_SEGMENT) or 1), 0
+    return max([own, *segment_ends(reader).items()])
+
+
 def segments_folder(folder: Path) -> Path:
     """Where the segment files of the ledger in a folder are."""
     return folder / "segments"
@@ -296,3 +331,17 @@ def evaluation_results(reader: LedgerReader, evaluation: int) -> dict[int, Any]:
     """What was answered of an evaluation: by the number of the problem, as it was written."""
     rows = reader._rows.find(EVALUATION_RESULTS, "WHERE evaluation = ? ORDER BY problem", (evaluation,))
     return {problem: json.loads(result) for _, problem, result in rows}
+
+
+def meta_from(reader: LedgerReader, prefix: str) -> list[tuple[str, str]]:
+    """Words about the run whose names begin so, by name."""
+    rows = reader._rows.find(META, "WHERE substr(key, 1, ?) = ? ORDER BY key", (len(prefix), prefix))
+    return [(key, value) for key, value in rows]
+
+
+def first_steps(reader: LedgerReader) -> dict[int, int]:
+    """The step from which each start's trainer went on, by incarnation: that of the first version it was granted."""
+    found: dict[int, int] = {}
+    for _, step, incarnation in reader._rows.find(VERSIONS, "ORDER BY weights_version"):
+        found.setdefault(incarnation, step)
+    return found

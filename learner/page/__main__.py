@@ -1,13 +1,13 @@
 """The process that answers over HTTP for runs: a child of a learner, or beside it, or after it (`dcpo serve`)."""
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dcpo_async.errors import DcpoError
+from dcpo_async.limits import plain_log
 from dcpo_async.monitoring.listen import DEFAULT_LISTEN
 
 NICENESS = 10
@@ -17,7 +17,7 @@ NICENESS = 10
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends with SIGTERM, and exits 2 on bad input."""
     options = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    plain_log()
     os.nice(NICENESS)
     # The web server and what reads ledgers take a second, which a look at the options must not cost.
     from learner.page.service import serve

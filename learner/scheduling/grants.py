@@ -14,10 +14,14 @@ class Rotation:
     join nor the last is favoured, even where leases come up one by one.
 
     Example: a and b have credit 2 and 1; they are granted a, b, a.
+
+    Attributes:
+        drained: sessions that get none any more, whatever they want.
     """
 
     def __init__(self) -> None:
         self._credit: OrderedDict[bytes, int] = OrderedDict()
+        self.drained = set[bytes]()
 
     def __len__(self) -> int:
         return len(self._credit)
@@ -36,10 +40,15 @@ class Rotation:
 
     def want(self, session: bytes, num_leases: int) -> None:
         """A session has room for this many leases from now on; its turn stays where it is."""
-        if num_leases > 0:
+        if num_leases > 0 and session not in self.drained:
             self._credit[session] = num_leases
         else:
             self._credit.pop(session, None)
+
+    def drain(self, session: bytes) -> None:
+        """A session gets no lease any more."""
+        self.drained.add(session)
+        self.want(session, 0)
 
     def granted(self, session: bytes) -> None:
         """A session has got a lease: one less, and it is the turn of the others."""

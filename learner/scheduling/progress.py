@@ -96,7 +96,7 @@ class Progress:
     """
 
     def __init__(self, max_response_tokens: int, stall_seconds: float, batches_open: int, fair_share: int) -> None:
-        self._max_tokens, self._stall_seconds = max_response_tokens, stall_seconds
+        self._max_tokens, self.stall_seconds = max_response_tokens, stall_seconds
         self._batches_open, self._fair_share = batches_open, fair_share
         self._paces: dict[bytes, Pace] = {}
         self.fleet_speed: float | None = None
@@ -209,11 +209,11 @@ class Progress:
         as the longest response takes at the holder's speed.
         """
         pace = self.pace(session)
-        patience = self._stall_seconds * (1.0 if pace.activity in WORKING else PATIENCE)
+        patience = self.stall_seconds * (1.0 if pace.activity in WORKING else PATIENCE)
         last_sign = max(pace.finished_at, max((slot.changed_at for slot in held), default=now))
         if held and now - last_sign >= patience:
             pace.strikes += 1
-            pause = min(self._stall_seconds * 2.0 ** (pace.strikes - 1), MAX_PAUSE_SECONDS)
+            pause = min(self.stall_seconds * 2.0 ** (pace.strikes - 1), MAX_PAUSE_SECONDS)
             pace.allowance, pace.paused_until = 1, now + pause
             reason = f"its actor ({pace.activity}) has made no token for {now - last_sign:.0f} s"
             return [Late(slot, f"{reason} and gets no lease for {pause:.0f} s") for slot in held]
@@ -226,9 +226,9 @@ class Progress:
         for slot in held:
             age, still = now - slot.leased_at, now - slot.changed_at
             explained = f"at {pace.speed:.3g} tokens/s the longest response takes {longest:.0f} s"
-            if still >= self._stall_seconds * PATIENCE + longest:
+            if still >= self.stall_seconds * PATIENCE + longest:
                 yield Late(slot, f"its tokens have stood still for {still:.0f} s, {explained}")
-            elif age >= self._stall_seconds * PATIENCE + AGE_RATIO * longest:
+            elif age >= self.stall_seconds * PATIENCE + AGE_RATIO * longest:
                 yield Late(slot, f"it is {age:.0f} s old, {explained}")
 
     def _is_slow(self, pace: Pace) -> bool:

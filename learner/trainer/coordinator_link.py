@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dcpo_async.columns import parted
@@ -118,6 +118,7 @@ class RankLink(CoordinatorLink):
         sequence_parallel: ranks that share the tokens of their samples; neighbours ask for the same shards.
         pair_cost: of the model, by which the ranks' work is balanced; the same on all of them.
         is_stopped: the run will go on later; known once there is no further shard.
+        on_settings: called before a batch is trained with what was changed of the settings while the run went on.
     """
 
     rank: int
@@ -125,6 +126,7 @@ class RankLink(CoordinatorLink):
     sequence_parallel: int = 1
     pair_cost: float = 0.0
     is_stopped: bool = False
+    on_settings: Callable[[Mapping[str, float | None]], None] = lambda settings: None
 
     async def join(self, step: int) -> None:
         """Say hello, with the steps that this rank's state has behind it."""
@@ -150,6 +152,8 @@ class RankLink(CoordinatorLink):
         if isinstance(answer.message, TrainerFinished):
             self.is_stopped = answer.message.is_stopped
             return None
+        assert isinstance(answer.message, ShardMessage)
+        self.on_settings(answer.message.settings)
         return samples_of(answer)
 
 

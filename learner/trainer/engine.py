@@ -95,7 +95,7 @@ class TrainEngine:
         self.local_rank, self.num_local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
         self._stage, start_seconds = "the start", max(START_SECONDS, self._step_seconds)
         self._sign("the model is read", start_seconds)
-        self._settings, self.dtype = config.training, forward_dtype(config)
+        self.settings, self.dtype = config.training, forward_dtype(config)
         self.has_adapter = config.adapter.rank is not None
         model = loaded_model(config.model.path, self.dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
@@ -109,9 +109,9 @@ class TrainEngine:
         policy = PolicyModel(model, config.sampling.temperature, self.sequence_group).train()
         optimizer = torch.optim.AdamW(
             [parameter for parameter in policy.parameters() if parameter.requires_grad],
-            lr=self._settings.learning_rate,
-            betas=self._settings.betas,
-            weight_decay=self._settings.weight_decay,
+            lr=self.settings.learning_rate,
+            betas=self.settings.betas,
+            weight_decay=self.settings.weight_decay,
             fused=True,
         )
         # Small integers are agreed on between CPUs, so that no agreement waits for a GPU.
@@ -204,7 +204,7 @@ class TrainEngine:
         """Set the rate of the update that leads from `step` to `step + 1`, which begins, and return it."""
         self._stage = f"step {step + 1}"
         self._sign("forward")
-        rate = learning_rate(step, self._settings)
+        rate = learning_rate(step, self.settings)
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -312,7 +312,7 @@ class TrainEngine:
         for group, settings in zip(engine.optimizer.param_groups, ours, strict=True):
             group.update(settings)
         if hasattr(engine.optimizer, "clip_grad"):
-            engine.optimizer.clip_grad = self._settings.gradient_clip
+            engine.optimizer.clip_grad = self.settings.gradient_clip
 
     def _sign(self, what: str, next_within: float = 0.0) -> None:
         """Tell the learner where this rank is, and how long that may take: as long as a step unless said otherwise."""

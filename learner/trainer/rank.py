@@ -5,11 +5,14 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from dcpo_async.config import RunConfig
+from dcpo_async.config.live import changed_settings
 from dcpo_async.durable import write_json
 from dcpo_async.errors import DcpoError, TrainerError
+from dcpo_async.limits import plain_log
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.key_files import load_peer_keys
 from dcpo_async.transport.zmq_channel import DealerChannel
@@ -27,7 +30,7 @@ def main() -> int:
     """Run one rank; returns its exit code."""
     options = _parser().parse_args()
     who = f"rank {os.environ['RANK']} " if os.environ["WORLD_SIZE"] != "1" else ""
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {who}%(name)s %(levelname)s %(message)s")
+    plain_log(who)
     config = RunConfig.model_validate_json(options.config.read_bytes())
     try:
         asyncio.run(run_rank(config, options))
@@ -66,7 +69,15 @@ async def run_rank(config: RunConfig, options: argparse.Namespace) -> None:
         # Nothing is offered now, so that the publisher reads no skeleton.
         if rank == 0:
             write_skeleton(folder.skeleton, engine.model, engine.tokenizer, Path(config.model.path))
-        await Trainer(config, engine, link, publication).train()
+        trainer = Trainer(config, engine, link, publication)
+
+        def use(settings: Mapping[str, float | None]) -> None:
+            changed = changed_settings(config, settings)
+            engine.settings = changed.training
+            trainer.checkpoints.use(changed.checkpoint)
+
+        link.on_settings = use
+        await trainer.train()
         engine.close()
     except RuntimeError as error:
         # torch.distributed says RuntimeError to a peer that is gone and to a deadline that has passed.

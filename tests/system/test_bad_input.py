@@ -254,7 +254,7 @@ def refusal(command: str) -> str:
     name, ended = command.split()[0], run(command)
     assert ended.returncode == 2, ended.stderr
     assert ended.stdout == ""
-    said = [line for line in ended.stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d \w", line)]
+    said = [line for line in ended.stderr.splitlines() if not re.match(r"\d{4}-\d\d-\d\d \d\d:", line)]
     assert len(said) == 1, ended.stderr
     assert said[0].startswith(f"{name}: ")
     return said[0].removeprefix(f"{name}: ")

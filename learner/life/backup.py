@@ -1,0 +1,228 @@
+"""`dcpo backup`: all that a run needs to go on, copied while it goes on, and checked."""
+
+import argparse
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dcpo_async import __version__
+from dcpo_async.durable import publish_folder, write_text
+from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.processes import be_private
+from dcpo_async.run_folder import RunFolder
+from learner.checkpoints.folder import (
+    complete_steps,
+    described_checkpoint,
+    file_digest,
+    step_folder,
+    verified_checkpoint,
+)
+from learner.ledger.checking import check_records
+from learner.ledger.copy import open_copy, save_copy
+from learner.ledger.reader import is_needed, newest_record, num_groups, segment_ends, segments_folder
+from learner.life.events import now
+from learner.life.held import HeldFiles
+
+BACKUP_NAME = "backup.json"
+MAX_TRIES = 10
+"""Copies that are begun anew since a file went while they were begun, until the next is given up."""
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Backup(BaseModel):
+    """backup.json: what a backup is, and the digest of each of its files.
+
+    Attributes:
+        run_id: of the run that it is of.
+        made_at: UTC, as ISO 8601 writes it.
+        release: of dcpo-async that made it.
+        step: of the checkpoint in it; 0 where none stood.
+        next_step: the first step that the ledger has no batch for.
+        groups: that the ledger has counted.
+        files: xxh3_128 of each, by path inside the backup.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    run_id: str
+    made_at: str
+    release: str
+    step: Count
+    next_step: Count
+    groups: Count
+    files: dict[str, str]
+
+
+class _GoneError(Exception):
+    """The run has removed or replaced a file before all were held."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; exits 2 on bad input, 1 on a failure."""
+    parser = argparse.ArgumentParser(
+        prog="dcpo backup",
+        description="Copy what a run needs to go on: ledger, arrays that may still train, newest checkpoint, settings, "
+        "metrics, evaluations. Its learner may be at work meanwhile. The copy is read back and checked.",
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="is made, and never replaced")
+    options = parser.parse_args(argv)
+    be_private()
+    try:
+        print(told(options.to, *back_up(options.run, options.to)))
+    except DcpoError as error:
+        print(f"dcpo backup: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+def told(folder: Path, backup: Backup, records: int) -> str:
+    """A line about a backup whose files, and so many records of arrays in them, were read and are as they were."""
+    what = f"the checkpoint of step {backup.step}" if backup.step else "no checkpoint, since none stood"
+    return (
+        f"{folder}: run {backup.run_id}, {backup.groups} groups, steps 0 to {backup.next_step - 1} and {what}; "
+        f"{len(backup.files)} files and {records} records of arrays are as they were written"
+    )
+
+
+def back_up(run: Path, to: Path) -> tuple[Backup, int]:
+    """Copy a run into a folder that stands whole under its name, or not at all; returns what is in it, and
+    how many records of arrays were read back.
+
+    Args:
+        run: run folder; a learner may work on it.
+        to: is made; an empty one may be there.
+
+    Raises:
+        ConfigError: something stands at the folder, it cannot be written, or files go faster than they are opened.
+        LedgerError, CheckpointError: there is no run, or it is damaged.
+    """
+    with new_folder(to) as writing:
+        for _ in range(MAX_TRIES):
+            with contextlib.suppress(_GoneError):
+                backup = _written(RunFolder(run), writing)
+                write_text(writing / BACKUP_NAME, backup.model_dump_json(indent=2))
+                # Read back, as a restore reads it.
+                return verified(writing)
+            for path in writing.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    raise ConfigError(f"{run}: files went during each of {MAX_TRIES} copies that were begun; try again")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when the block ends, whole and on disk; else it goes.
+
+    Raises ConfigError where something stands there, or it cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there already, and is not replaced; name another folder")
+    writing = folder.with_name(f".writing-{folder.name}")
+    try:
+        # Of a process that died.
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        yield writing
+        publish_folder(writing, folder)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+
+
+def verified(folder: Path) -> tuple[Backup, int]:
+    """What a backup says that it is, once every byte of it was read and is as it was; and its records of arrays.
+
+    Raises:
+        ConfigError: it is no backup, or a file is missing, was added or has changed.
+        LedgerError, CheckpointError: what is in it does not fit together.
+    """
+    try:
+        backup = Backup.model_validate_json((folder / BACKUP_NAME).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigError(
+            f"{folder}: no backup, since {BACKUP_NAME} is missing or malformed ({type(error).__name__}); name the "
+            "folder that dcpo backup was given with --to"
+        ) from None
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {BACKUP_NAME}
+    if present != backup.files.keys():
+        names = ", ".join(sorted(present ^ backup.files.keys())[:5])
+        raise ConfigError(f"{folder}: {names} missing from the backup, or added to it; use another backup")
+    if changed := [name for name, digest in backup.files.items() if file_digest(folder / name) != digest]:
+        raise ConfigError(f"{folder}: {', '.join(changed[:5])} changed since the backup was made; use another backup")
+    copied = RunFolder(folder)
+    if backup.step:
+        layout = described_checkpoint(copied.checkpoints, backup.step).layout
+        verified_checkpoint(copied.checkpoints, backup.step, layout)
+    with open_copy(copied.ledger, is_checked=True) as reader:
+        records = check_records(reader, _numbers(copied))
+    return backup, records
+
+
+def _written(run: RunFolder, writing: Path) -> Backup:
+    """Everything but backup.json."""
+    copied = RunFolder(writing)
+    copied.ledger.mkdir()
+    segments_folder(copied.ledger).mkdir()
+    with contextlib.closing(HeldFiles(run.path)) as held:
+        try:
+            step, lengths = _hold(run, held, copied.ledger)
+        except FileNotFoundError as error:
+            raise _GoneError from error
+        if not held.all_stand():
+            raise _GoneError
+        digests = held.copy(writing, lengths)
+    for path in copied.ledger.iterdir():
+        if path.is_file():
+            digests[str(path.relative_to(writing))] = file_digest(path)
+    with open_copy(copied.ledger) as reader:
+        run_id = reader.meta("run_id")
+        if run_id is None:
+            raise ConfigError(f"{run.path}: its learner has not got so far as to name the run; try again in a minute")
+        return Backup(
+            run_id=run_id,
+            made_at=now(),
+            release=__version__,
+            step=step,
+            next_step=reader.next_batch_step(),
+            groups=num_groups(reader),
+            files=digests,
+        )
+
+
+def _hold(run: RunFolder, held: HeldFiles, ledger: Path) -> tuple[int, dict[str, int]]:
+    """Open all files, and copy the ledger; returns the checkpoint's step, and the bytes to take of each segment.
+
+    The checkpoint is opened before the ledger is copied, which then has every batch that it contains; the segments
+    after, when it is known which. A learner deletes none of these before the checkpoint has lost its name.
+    """
+    step = max(complete_steps(run.checkpoints), default=0)
+    if step:
+        held.hold_all(run.checkpoints / step_folder(step))
+    for path in (run.config, run.data, run.metrics, *run.path.glob("reasoning-gym-*.jsonl")):
+        if path.exists():
+            held.hold(path)
+    held.hold_all(run.evaluation)
+    save_copy(run.ledger, ledger)
+    with open_copy(ledger) as reader:
+        newest = newest_record(reader)
+        ends = dict([*segment_ends(reader).items(), newest])
+        needed = [number for number in ends if number == newest[0] or is_needed(reader, number, step)]
+    lengths = {f"ledger/segments/{number:06d}.segment": ends[number] for number in needed}
+    for name, length in lengths.items():
+        # A fork has none before its learner was started.
+        if length or (run.path / name).exists():
+            held.hold(run.path / name)
+    return step, lengths
+
+
+def _numbers(copied: RunFolder) -> set[int]:
+    return {int(path.stem) for path in segments_folder(copied.ledger).glob("*.segment")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The learner's side of what commands ask of it while it is at work: files in its folder, each answered by another."""
+
+import asyncio
+import json
+import logging
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dcpo_async.config import RunConfig
+from dcpo_async.durable import write_json
+from dcpo_async.errors import DcpoError
+from dcpo_async.limits import quoted
+from dcpo_async.run_folder import RunFolder
+from learner.coordinator.coordinator import Coordinator
+from learner.coordinator.intake import Intake
+from learner.life.asking import ANSWER, REQUEST, TAKEN
+from learner.life.live_settings import LiveSettings
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5
+MAX_REQUEST_BYTES = 1 << 16
+Answer = dict[str, Any]
+
+
+def life_desk(config: RunConfig, coordinator: Coordinator, intake: Intake, stop: Callable[[bool], int]) -> "LifeDesk":
+    """The desk of a learner that is about to work, with what was set before it in force again."""
+    ranks = coordinator.ranks
+    live = LiveSettings(config, coordinator.ledger, lambda: ranks.next_free_step, coordinator.actors.use)
+    ranks.settings_of, coordinator.status.marks = live.of_step, live.marks
+    return LifeDesk(RunFolder(config.folder).requests, coordinator, intake, live, stop)
+
+
+class LifeDesk:
+    """Takes requests in turn: to set something, to drain actors, to stop.
+
+    Who may write into the folder of a run may ask: it and its files are its user's alone.
+
+    Args:
+        folder: of requests; those of before are removed unanswered, so that nothing is done twice.
+        coordinator, intake: of the run.
+        live: what is set while it goes on.
+        stop: ends the learner, and its actors where the argument says so; returns how many steps no checkpoint has.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        coordinator: Coordinator,
+        intake: Intake,
+        live: LiveSettings,
+        stop: Callable[[bool], int],
+    ) -> None:
+        self._folder, self._live, self._stop = folder, live, stop
+        self._actors, self._intake, self._ranks = coordinator.actors, intake, coordinator.ranks
+        self._draining_all = self._has_asked_to_stop = False
+        self._handlers: Mapping[str, Callable[[Answer], Answer]] = {
+            "set": self._set,
+            "stop": self._stop_all,
+            "drain": self._drain,
+            "waits": lambda content: {"waits": self._waits()},
+        }
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for suffix in (REQUEST, TAKEN, ANSWER):
+            for path in folder.glob(f"*{suffix}"):
+                path.unlink()
+
+    async def run(self) -> None:
+        """Look for requests until cancelled; a folder that cannot be read is told of once, and training goes on."""
+        has_failed = False
+        while True:
+            try:
+                self.look()
+                has_failed = False
+            except OSError as error:
+                if not has_failed:
+                    log.warning("%s cannot be read, commands are not heard: %s", self._folder, error)
+                has_failed = True
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def look(self) -> None:
+        """Answer what lies there, and let those go that have drained."""
+        for path in sorted(self._folder.glob(f"*{REQUEST}")):
+            taken = path.with_suffix(TAKEN)
+            try:
+                path.rename(taken)
+            except FileNotFoundError:
+                # Whoever asked has given up.
+                continue
+            write_json(path.with_suffix(ANSWER), self._answer(taken))
+            taken.unlink()
+        self._dismiss_drained()
+
+    def _answer(self, path: Path) -> Answer:
+        try:
+            request = _read(path)
+            return {"taken": True, **self._handlers[request["kind"]](request["content"])}
+        except DcpoError as error:
+            return {"taken": False, "says": str(error)}
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("the request %s is not understood: %s", quoted(path.name), quoted(str(error)))
+            return {"taken": False, "says": f"the learner does not understand it ({error}); is it of another release?"}
+
+    # ---- what is asked
+
+    def _set(self, content: Answer) -> Answer:
+        return {"says": self._live.change(content["settings"], content["at_step"])}
+
+    def _stop_all(self, content: Answer) -> Answer:
+        unsaved = self._stop(not content["keep_actors"])
+        return {"unsaved": unsaved, "step": self._ranks.step}
+
+    def _drain(self, content: Answer) -> Answer:
+        wanted = content["actor"]
+        names = [name for name in self._actors.connected if wanted in (None, quoted(name))]
+        if wanted is not None and not names:
+            there = ", ".join(sorted(quoted(name) for name in self._actors.connected)) or "none"
+            return {"taken": False, "says": f"no actor {wanted} is connected; there are {there}"}
+        self._draining_all |= wanted is None
+        for name in names:
+            self._actors.rotation.drain(name)
+        return {"waits": self._waits()}
+
+    def _waits(self) -> dict[str, int]:
+        """Leases that draining actors still work on, by actor."""
+        drained = self._actors.rotation.drained & self._actors.connected.keys()
+        return {quoted(name): len(self._intake.table.held.get(name, {})) for name in sorted(drained)}
+
+    def _dismiss_drained(self) -> None:
+        rotation, connected = self._actors.rotation, self._actors.connected
+        if self._draining_all:
+            for name in connected:
+                rotation.drain(name)
+        free = [name for name in rotation.drained & connected.keys() if not self._intake.table.held.get(name)]
+        if self._draining_all:
+            if len(free) == len(connected) and not self._has_asked_to_stop:
+                self._has_asked_to_stop = True
+                log.info("all actors have answered what they held: the learner stops")
+                self._stop(True)
+        elif free:
+            self._actors.dismiss("it was drained: everything that it held is answered", free)
+            rotation.drained.difference_update(free)
+
+
+def _read(path: Path) -> Answer:
+    """A request; raises ValueError where it is not of this user alone."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with os.fdopen(descriptor) as file:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
+            raise ValueError("others than the learner's user can write it")
+        if found.st_size > MAX_REQUEST_BYTES:
+            raise ValueError(f"{found.st_size} bytes")
+        request: Answer = json.loads(file.read())
+    return request

@@ -1,0 +1,71 @@
+"""Files of a folder that goes on changing, held open so that they can be copied as they stood at one moment."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+
+_BLOCK_BYTES = 8 << 20
+
+
+class HeldFiles:
+    """Files that are read to their end, whatever is removed or put in their place meanwhile.
+
+    Args:
+        root: that their names begin from.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._files = root, dict[str, BinaryIO]()
+
+    def hold(self, path: Path) -> None:
+        """Open a file; raises FileNotFoundError where it is not there."""
+        self._files[str(path.relative_to(self._root))] = path.open("rb")
+
+    def hold_all(self, folder: Path) -> None:
+        """Open every file below a folder but those under a name that is written or removed just now."""
+        for path in sorted(folder.rglob("*")):
+            inside = path.relative_to(folder).parts
+            if path.is_file() and not any(part.startswith(".") for part in inside):
+                self.hold(path)
+
+    def all_stand(self) -> bool:
+        """Whether each file still stands under its name: then all of them stood there together."""
+        return all(_is_at(self._root / name, file) for name, file in self._files.items())
+
+    def copy(self, to: Path, ends: Mapping[str, int]) -> dict[str, str]:
+        """Write the files below another folder, durable once that folder is synced.
+
+        Args:
+            to: exists.
+            ends: how many bytes of a file, by name, where it is not all of them.
+
+        Returns:
+            The xxh3_128 of what was read, by name.
+        """
+        return {name: _copy(file, to / name, ends.get(name)) for name, file in self._files.items()}
+
+    def close(self) -> None:
+        """Let go of all."""
+        for file in self._files.values():
+            file.close()
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _copy(file: BinaryIO, to: Path, end: int | None) -> str:
+    digest, left = xxhash.xxh3_128(), end
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with to.open("xb") as copy:
+        while block := file.read(_BLOCK_BYTES if left is None else min(_BLOCK_BYTES, left)):
+            copy.write(block)
+            digest.update(block)
+            left = None if left is None else left - len(block)
+    return digest.hexdigest()

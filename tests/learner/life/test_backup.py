@@ -1,0 +1,139 @@
+"""Backups of a run that goes on are whole, and what they restore to goes on as the run would have."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.chaos.recount import recount
+from dcpo_async.errors import ConfigError, LedgerError
+from learner.ledger.copy import open_copy
+from learner.life.backup import back_up, main, verified
+from learner.life.events import events
+from learner.life.restore import main as restore_main
+from learner.life.restore import restore
+from tests.learner.life.made_run import begin, go_on, take_checkpoint
+from tests.learner.small_run import stored_groups
+
+
+@pytest.fixture
+def busy_run(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a run that another process trains all the time."""
+    words = [sys.executable, "-m", "tests.learner.life.made_run", str(tmp_path / "run")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as learner:
+        assert learner.stdout is not None
+        learner.stdout.readline()
+        yield tmp_path / "run"
+        learner.kill()
+
+
+@pytest.fixture
+def stopped_run(tmp_path: Path) -> Path:
+    """A run of five steps, with a checkpoint of the third, and the lease of a sixth."""
+    intake = begin(tmp_path / "run")
+    go_on(intake, 3)
+    take_checkpoint(intake)
+    go_on(intake, 2)
+    intake.grant(b"a", now=0.0)
+    intake.ledger.close()
+    return tmp_path / "run"
+
+
+def faults(run: Path) -> tuple[str, ...]:
+    """What a recount by a reader of its own has against a run's ledger."""
+    ledger = run / "ledger" / "ledger.sqlite"
+    return recount(ledger, groups_per_step=2, max_lag=0, checkpoint_interval=1).faults
+
+
+def test_backups_under_load_restore_to_ledgers_that_pass_the_recount(busy_run: Path, tmp_path: Path) -> None:
+    steps = []
+    for number in range(3):
+        backup, _ = back_up(busy_run, tmp_path / f"backup-{number}")
+        assert 0 < backup.step <= backup.next_step
+        restored = tmp_path / f"restored-{number}"
+        restore(tmp_path / f"backup-{number}", restored)
+        assert faults(restored) == ()
+        steps.append(backup.step)
+        intake = begin(restored)
+        # What a trainer that begins at the checkpoint asks for is there, array by array.
+        for step in range(backup.step, backup.next_step):
+            assert len(stored_groups(intake, step)) == 2
+        go_on(intake, 2)
+        intake.ledger.close()
+        assert faults(restored) == ()
+    assert steps == sorted(set(steps))
+
+
+def test_a_restored_run_has_all_but_the_name_of_the_run(stopped_run: Path, tmp_path: Path) -> None:
+    back_up(stopped_run, tmp_path / "backup")
+    backup, run_id = restore(tmp_path / "backup", tmp_path / "again")
+    assert (backup.run_id, backup.step, backup.next_step, backup.groups) == ("run-1234", 3, 5, 10)
+    assert run_id.startswith("again-")
+    with (
+        open_copy(stopped_run / "ledger") as before,
+        open_copy(tmp_path / "again" / "ledger", is_checked=True) as after,
+    ):
+        assert after.visits() == before.visits()
+        assert after.meta("run_id") == run_id
+        (event,) = events(after)
+    assert (event.kind, event.step, event.content["run_id"]) == ("restored", 3, "run-1234")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["folder"] == str(tmp_path / "again")
+    assert (tmp_path / "again" / "metrics.jsonl").read_text() == (stopped_run / "metrics.jsonl").read_text()
+
+
+def test_a_run_before_its_first_checkpoint_is_backed_up_with_all_its_arrays(tmp_path: Path) -> None:
+    intake = begin(tmp_path / "run")
+    go_on(intake, 2)
+    intake.ledger.close()
+    backup, records = back_up(tmp_path / "run", tmp_path / "backup")
+    assert (backup.step, records) == (0, 4)
+
+
+@pytest.mark.parametrize("name", ["ledger/ledger.sqlite", "checkpoints/step-00000003/optim_states.pt", "config.json"])
+def test_a_backup_with_a_byte_changed_is_not_restored(stopped_run: Path, tmp_path: Path, name: str) -> None:
+    back_up(stopped_run, tmp_path / "backup")
+    path = tmp_path / "backup" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=f"{name} changed since the backup was made"):
+        restore(tmp_path / "backup", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_backup_that_lost_a_file_is_not_restored(stopped_run: Path, tmp_path: Path) -> None:
+    back_up(stopped_run, tmp_path / "backup")
+    (tmp_path / "backup" / "ledger" / "segments" / "000001.segment").unlink()
+    with pytest.raises(ConfigError, match="segment missing from the backup"):
+        verified(tmp_path / "backup")
+
+
+def test_a_damaged_run_is_not_backed_up(stopped_run: Path, tmp_path: Path) -> None:
+    segment = stopped_run / "ledger" / "segments" / "000001.segment"
+    segment.write_bytes(segment.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(LedgerError, match="do not match their digest"):
+        back_up(stopped_run, tmp_path / "backup")
+    assert not list(tmp_path.glob("*backup*"))
+
+
+def test_commands_say_what_is_there_and_what_to_do(
+    stopped_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(stopped_run), "--to", str(tmp_path / "backup")])
+    assert "run run-1234, 10 groups, steps 0 to 4 and the checkpoint of step 3" in capsys.readouterr().out
+    restore_main([str(tmp_path / "backup"), "--check"])
+    assert "10 records of arrays are as they were written" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main([str(stopped_run), "--to", str(tmp_path / "backup")])
+    assert end.value.code == 2
+    with pytest.raises(SystemExit) as end:
+        restore_main([str(stopped_run), "--to", str(tmp_path / "again")])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "is not replaced" in said
+    assert "no backup, since backup.json is missing" in said
+    restore_main([str(tmp_path / "backup"), "--to", str(tmp_path / "again")])
+    assert f"dcpo-learner CONFIG --folder {tmp_path}/again" in capsys.readouterr().out
