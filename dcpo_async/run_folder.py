@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+REQUESTS = "requests"
+"""The folder of what commands ask of the learner that is at work, and of its answers; a file each."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -78,11 +81,6 @@ class RunFolder:
     def timing(self) -> Path:
         """What took how long: JSON lines of spans, in files of bounded size, and the traces of `training.profile`."""
         return self.path / "timing"
-
-    @property
-    def requests(self) -> Path:
-        """What commands ask of the learner that is at work, and its answers; a file each."""
-        return self.path / "requests"
 
     @property
     def trainer_error(self) -> Path:

@@ -21,8 +21,6 @@ from dcpo_async.config.showing import as_toml, given, help_lines
 from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, limited_log
-from dcpo_async.metrics.jsonl import MetricsWriter
-from dcpo_async.metrics.sink import Thinning
 from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import be_private, private_folder
 from dcpo_async.run_folder import RunFolder
@@ -192,11 +190,10 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         if elsewhere is not None:
             closing.callback(elsewhere.close)
         # Imported here since they bring torch, which takes longer than all that has been checked by now.
-        from dcpo_async.metrics.tensorboard import TensorBoardWriter
         from learner.coordinator.coordinator import Coordinator
         from learner.life.desk import life_desk
         from learner.nodes.joining import tell_finished, versions
-        from learner.run_setup import described, prepare, require_room, set_up
+        from learner.run_setup import described, prepare, require_room, set_up, sinks_of
         from learner.sizing.machine import this_machine
         from learner.sizing.memory import Plan
 
@@ -217,9 +214,6 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
             if nodes:
                 await tell_finished(nodes, ranks)
         else:
-            whole_steps, board = config.training.whole_metrics_steps, RunFolder(config.folder).tensorboard
-            thinning = Thinning(whole_steps, config.evaluation.every_steps) if whole_steps else None
-            sinks = (MetricsWriter(config.folder, thinning), TensorBoardWriter(board, thinning))
             weights_port = actors.port + 1
             coordinator = Coordinator(
                 config,
@@ -230,7 +224,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
                 ranks,
                 weights_port=weights_port,
                 num_gpus=len(devices.gpus),
-                sinks=sinks,
+                sinks=sinks_of(config),
                 held_out=run.held_out,
             )
             words = security_words(options)

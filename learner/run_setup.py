@@ -16,6 +16,9 @@ from dcpo_async import __version__
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json, write_text
 from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.metrics.jsonl import MetricsWriter
+from dcpo_async.metrics.sink import Sink, Thinning
+from dcpo_async.metrics.tensorboard import TensorBoardWriter
 from dcpo_async.model_folder import load_tokenizer
 from dcpo_async.prompts import LoadedProblems
 from dcpo_async.run_folder import RunFolder
@@ -194,6 +197,13 @@ def _as_begun(ledger: Ledger, config: RunConfig, prepared: Prepared) -> Prepared
     prompts = run_prompts(config.data, prepared.problems, prepared.tokenizer, then)
     asked = held_out(config, prepared.measured, prepared.tokenizer, prepared.model.num_embeddings, then)
     return replace(prepared, prompts=prompts, held_out=asked, rendered_at=then)
+
+
+def sinks_of(config: RunConfig) -> tuple[Sink, ...]:
+    """Where the numbers of each step go."""
+    whole_steps, folder = config.training.whole_metrics_steps, RunFolder(config.folder)
+    thinning = Thinning(whole_steps, config.evaluation.every_steps) if whole_steps else None
+    return MetricsWriter(folder.path, thinning), TensorBoardWriter(folder.tensorboard, thinning)
 
 
 def _identify(ledger: Ledger, config: RunConfig, data_digest: str, model: str) -> str:

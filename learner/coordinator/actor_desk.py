@@ -32,7 +32,7 @@ from learner.evaluations.desk import EvaluationDesk, is_of_evaluation, of_traini
 from learner.evaluations.problems import HeldOut
 from learner.scheduling.grants import Rotation, Untold
 from learner.scheduling.relay_tree import RelayTree
-from learner.scheduling.sessions import ConnectedActor, Session, SessionTable, fleet_metrics
+from learner.scheduling.sessions import CanaryRefusals, ConnectedActor, Session, SessionTable, fleet_metrics
 from learner.scheduling.token_rate import TokenRate
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ LEASES_AT_ONCE, ROUNDS_AT_ONCE = 512, 64
 """Leases, and rounds of one to each hungry actor, before anything else is done: far fewer than a channel queues."""
 UNSEEN_SECONDS = 5.0
 """A lease that has not arrived by then does not count as on its way any more."""
-MAX_REFUSALS_A_VERSION = 8
 MAX_REFUSED = 3
 """Leases in a row for which a session's groups are refused, before the session is."""
 
@@ -83,7 +82,7 @@ class ActorDesk:
         self._rate, self._relays = TokenRate(), RelayTree()
         self._spans, self._leased_at = spans, dict[int, float]()
         self._sessions = SessionTable(MAX_PEERS)
-        self._canary_refusals, self._num_canary_refusals = dict[str, int](), 0
+        self._canary_refusals = CanaryRefusals(MAX_PEERS)
         self._stopping: Reject | None = None
         intake.start_clock(clock())
         self.rotation, self.untold = Rotation(), Untold()
@@ -256,7 +255,11 @@ class ActorDesk:
     def metrics(self) -> dict[str, float]:
         """Actors connected, how much they generate and how full they are, and how well they hold their weights."""
         rates = {"actor_tokens_per_second": self._rate.per_second(self._clock())}
-        return {**fleet_metrics(self.connected.values()), **rates, "canary_refusals": float(self._num_canary_refusals)}
+        return {
+            **fleet_metrics(self.connected.values()),
+            **rates,
+            "canary_refusals": float(self._canary_refusals.total),
+        }
 
     # ---- what comes in
 
@@ -364,18 +367,9 @@ class ActorDesk:
             log.warning("%s has lost the relay %s: nobody is sent there for %.0f s", name_of(peer), relay, seconds)
 
     def _count_refusals(self, session: Session, canary_refusals: int) -> None:
-        """Take a session's own count; it outlives the session, so that one that is lost and comes back counts once."""
-        counted = self._canary_refusals.get(session.secret, 0)
-        # Whatever a peer says: there were not more versions to refuse, though it may try one more than once.
-        most = MAX_REFUSALS_A_VERSION * self._intake.versions.newest.weights_version
-        canary_refusals = min(canary_refusals, most)
-        if canary_refusals > counted:
-            self._canary_refusals[session.secret] = canary_refusals
-            self._num_canary_refusals += canary_refusals - counted
-            if len(self._canary_refusals) > MAX_PEERS:
-                del self._canary_refusals[next(iter(self._canary_refusals))]
-            name = name_of(session.name)
-            log.warning("actor %s: the canary has refused %d weights versions there", name, canary_refusals)
+        num_versions, name = self._intake.versions.newest.weights_version, name_of(session.name)
+        if refused := self._canary_refusals.count(session.secret, canary_refusals, num_versions):
+            log.warning("actor %s: the canary has refused %d weights versions there", name, refused)
 
     def _newest_for(self, peer: bytes) -> VersionMessage:
         newest = self._intake.versions.newest

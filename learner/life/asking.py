@@ -14,7 +14,7 @@ from dcpo_async.config.live import require_reloadable
 from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.processes import be_private
-from dcpo_async.run_folder import RunFolder
+from dcpo_async.run_folder import REQUESTS, RunFolder
 from learner.ledger.copy import open_copy
 from learner.ledger.lock import holder
 from learner.life.events import events
@@ -77,7 +77,7 @@ def ask(run: RunFolder, kind: str, **content: Any) -> Mapping[str, Any]:
         DcpoError: it has not looked within ANSWER_SECONDS, or it has ended before it answered.
     """
     _require_learner(run)
-    path = run.requests / f"{time.time_ns():020d}-{secrets.token_hex(4)}{REQUEST}"
+    path = run.path / REQUESTS / f"{time.time_ns():020d}-{secrets.token_hex(4)}{REQUEST}"
     answer_path = path.with_suffix(ANSWER)
     try:
         write_json(path, {"kind": kind, "content": content})
@@ -112,7 +112,7 @@ def ask(run: RunFolder, kind: str, **content: Any) -> Mapping[str, Any]:
 def _require_learner(run: RunFolder) -> None:
     if not run.ledger.is_dir():
         raise ConfigError(f"{run.path}: no run; name the folder of one that has been started")
-    if holder(run.ledger) is None or not run.requests.is_dir():
+    if holder(run.ledger) is None or not (run.path / REQUESTS).is_dir():
         raise ConfigError(
             f"{run.path}: no learner is at work on it, and nothing has changed; settings of a stopped run are given at "
             "its next start"

@@ -13,7 +13,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json
 from dcpo_async.errors import DcpoError
 from dcpo_async.limits import quoted
-from dcpo_async.run_folder import RunFolder
+from dcpo_async.run_folder import REQUESTS
 from learner.coordinator.coordinator import Coordinator
 from learner.coordinator.intake import Intake
 from learner.life.asking import ANSWER, REQUEST, TAKEN
@@ -31,7 +31,7 @@ def life_desk(config: RunConfig, coordinator: Coordinator, intake: Intake, stop:
     ranks = coordinator.ranks
     live = LiveSettings(config, coordinator.ledger, lambda: ranks.next_free_step, coordinator.actors.use)
     ranks.settings_of, coordinator.status.marks = live.of_step, live.marks
-    return LifeDesk(RunFolder(config.folder).requests, coordinator, intake, live, stop)
+    return LifeDesk(config.folder / REQUESTS, coordinator, intake, live, stop)
 
 
 class LifeDesk:
@@ -119,7 +119,8 @@ class LifeDesk:
         if wanted is not None and not names:
             there = ", ".join(sorted(quoted(name) for name in self._actors.connected)) or "none"
             return {"taken": False, "says": f"no actor {wanted} is connected; there are {there}"}
-        self._draining_all |= wanted is None
+        if wanted is None:
+            self._draining_all = self._actors.rotation.is_closed = True
         for name in names:
             self._actors.rotation.drain(name)
         return {"waits": self._waits()}

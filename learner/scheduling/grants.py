@@ -17,11 +17,12 @@ class Rotation:
 
     Attributes:
         drained: sessions that get none any more, whatever they want.
+        is_closed: whether nobody does, whoever joins.
     """
 
     def __init__(self) -> None:
         self._credit: OrderedDict[bytes, int] = OrderedDict()
-        self.drained = set[bytes]()
+        self.drained, self.is_closed = set[bytes](), False
 
     def __len__(self) -> int:
         return len(self._credit)
@@ -40,7 +41,7 @@ class Rotation:
 
     def want(self, session: bytes, num_leases: int) -> None:
         """A session has room for this many leases from now on; its turn stays where it is."""
-        if num_leases > 0 and session not in self.drained:
+        if num_leases > 0 and not self.is_closed and session not in self.drained:
             self._credit[session] = num_leases
         else:
             self._credit.pop(session, None)

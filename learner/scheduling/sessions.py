@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from dcpo_async.records import Activity
 
+MAX_REFUSALS_A_VERSION = 8
+
 
 @dataclass(slots=True)
 class Session:
@@ -120,3 +122,36 @@ class SessionTable:
             self._num_renamed += 1
             name = wished + b"~%d" % self._num_renamed
         return name
+
+
+class CanaryRefusals:
+    """Versions that canaries have refused, by each session's own count.
+
+    A count outlives its session, so that one that is lost and comes back counts once.
+
+    Args:
+        max_sessions: that are remembered.
+
+    Attributes:
+        total: of all sessions.
+    """
+
+    def __init__(self, max_sessions: int) -> None:
+        self._counted: dict[str, int] = {}
+        self._max_sessions, self.total = max_sessions, 0
+
+    def count(self, secret: str, refusals: int, num_versions: int) -> int:
+        """Take a session's count; returns it where it has grown, else 0.
+
+        Args:
+            refusals: whatever a peer says, of each version at most MAX_REFUSALS_A_VERSION count.
+            num_versions: that there were to refuse.
+        """
+        counted, refusals = self._counted.get(secret, 0), min(refusals, MAX_REFUSALS_A_VERSION * num_versions)
+        if refusals <= counted:
+            return 0
+        self._counted[secret] = refusals
+        self.total += refusals - counted
+        if len(self._counted) > self._max_sessions:
+            del self._counted[next(iter(self._counted))]
+        return refusals

@@ -24,7 +24,7 @@ from dcpo_async.protocol.trainer_messages import (
     VersionGrant,
     VersionWant,
 )
-from learner.coordinator.actor_desk import MAX_REFUSALS_A_VERSION
+from learner.scheduling.sessions import MAX_REFUSALS_A_VERSION
 from tests.learner.coordinator.running import heartbeat, holding_one_lease, learning, trained_once, until
 from tests.learner.small_run import OpenIntake, make_config
 

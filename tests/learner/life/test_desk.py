@@ -11,7 +11,7 @@ import pytest
 
 from dcpo_async.errors import ConfigError
 from dcpo_async.protocol.messages import Ack, Reject, Want
-from dcpo_async.run_folder import RunFolder
+from dcpo_async.run_folder import REQUESTS, RunFolder
 from learner.life.asking import ask, main
 from learner.life.desk import LifeDesk, life_desk
 from tests.learner.coordinator.running import Learner, holding_one_lease, learning, until
@@ -109,12 +109,13 @@ async def test_what_others_could_have_written_or_nobody_understands_is_refused(
 
 
 def test_requests_of_before_a_start_are_not_done(tmp_path: Path, open_intake: OpenIntake) -> None:
-    folder = RunFolder(tmp_path).requests
+    folder = tmp_path / REQUESTS
     folder.mkdir()
     (folder / "1.request").write_text(json.dumps({"kind": "stop", "content": {"keep_actors": False}}))
     learner = Learner(make_config(tmp_path), open_intake)
     desk = life_desk(learner.intake.config, learner.coordinator, learner.intake, lambda dismiss: 1 // 0)
     desk.look()
+    learner.coordinator.status.close()
     assert not list(folder.iterdir())
 
 
