@@ -108,15 +108,15 @@ async def test_what_others_could_have_written_or_nobody_understands_is_refused(
         assert stops == []
 
 
-def test_requests_of_before_a_start_are_not_done(tmp_path: Path, open_intake: OpenIntake) -> None:
+async def test_requests_of_before_a_start_are_not_done(tmp_path: Path, open_intake: OpenIntake) -> None:
     folder = tmp_path / REQUESTS
     folder.mkdir()
     (folder / "1.request").write_text(json.dumps({"kind": "stop", "content": {"keep_actors": False}}))
-    learner = Learner(make_config(tmp_path), open_intake)
-    desk = life_desk(learner.intake.config, learner.coordinator, learner.intake, lambda dismiss: 1 // 0)
-    desk.look()
-    learner.coordinator.status.close()
-    assert not list(folder.iterdir())
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        desk = life_desk(learner.intake.config, learner.coordinator, learner.intake, lambda dismiss: 1 // 0)
+        await asyncio.sleep(0)
+        desk.look()
+        assert not list(folder.iterdir())
 
 
 def test_without_a_learner_commands_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
