@@ -74,7 +74,7 @@ def test_a_group_that_an_actor_was_told_is_durable_and_that_is_not_there_is_foun
 @pytest.mark.system
 @pytest.mark.timeout(500)
 def test_some_kills_lose_nothing_and_the_run_has_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "bench.chaos", "--cycles", "12", "--gap-seconds", "1", "--out", str(tmp_path / "out")]
+    argv = [sys.executable, "-m", "bench.chaos", "--cycles", "8", "--gap-seconds", "1", "--out", str(tmp_path / "out")]
     done = subprocess.run(argv, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing lost, nothing counted twice" in done.stdout

@@ -86,6 +86,7 @@ def test_the_doctor_finds_nothing_in_a_healthy_run_and_the_way_to_its_learner_op
     assert not [finding for finding in findings if "answers" in finding["what"] or "learner at" in finding["what"]]
 
 
+@pytest.mark.thorough
 def test_the_doctor_says_when_an_actor_is_stopped(live: tuple[Services, str]) -> None:
     services, _ = live
     engine = services.services[1].child("actor.engine_process")

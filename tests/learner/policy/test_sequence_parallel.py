@@ -105,7 +105,11 @@ def six_heads(folder: Path) -> None:
 @pytest.mark.system
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("make", "num_ranks"), [(small_families, 2), (six_heads, 3)], ids=["families on 2 ranks", "6 heads on 3 ranks"]
+    ("make", "num_ranks"),
+    [
+        pytest.param(small_families, 2, id="families on 2 ranks", marks=pytest.mark.thorough),
+        pytest.param(six_heads, 3, id="6 heads on 3 ranks"),
+    ],
 )
 async def test_loss_scores_and_gradient_are_those_of_one_rank(
     tmp_path: Path, make: Callable[[Path], None], num_ranks: int
