@@ -1,7 +1,7 @@
 """The real vLLM under the weights that a learner publishes, for models of each family: both say the same of each token.
 
-An engine is started for each family, which takes most of the time: those that have fused projections, biases, latent
-attention and routing stand for the others, which are `thorough`.
+An engine is started for each family, which takes most of the time: those that have biases, latent attention and routing
+stand for the others, which are `thorough`.
 """
 
 import gc
