@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -32,6 +32,20 @@ DEFAULT_LISTEN = "127.0.0.1:9557"
 MIN_TOKEN_CHARS = 16
 REQUEST_SECONDS = 10.0
 """A connection that says nothing for so long is closed."""
+
+
+class Watched(Protocol):
+    """What a server answers for."""
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether what is there is of an earlier start, or nothing."""
+
+    def look(self) -> tuple[dict[str, Any], Health]:
+        """The status, and what it amounts to."""
+
+    def metrics(self) -> bytes:
+        """The answer to a scrape."""
 
 
 class WatchedRun(Collector):
@@ -71,10 +85,10 @@ class WatchedRun(Collector):
 
 
 class MonitorServer(ThreadingHTTPServer):
-    """Answers for one run.
+    """Answers for one run, or for the engines of one machine.
 
     Args:
-        run: that is looked at.
+        run: what is looked at.
         host, port: where it listens; port 0 is any free one.
         token: that every request but those for health must bear; None on loopback.
 
@@ -84,7 +98,7 @@ class MonitorServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 16
 
-    def __init__(self, run: WatchedRun, host: str, port: int, token: str | None = None) -> None:
+    def __init__(self, run: Watched, host: str, port: int, token: str | None = None) -> None:
         self.run, self.token = run, token
         try:
             super().__init__((host, port), _Handler)

@@ -99,13 +99,9 @@ READ: dict[SinkName, Callable[[Path, str], Points]] = {
 
 def start(run: Path, sink: str, until: Path) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-W", "ignore", "-m", "dcpo_async.tracking", str(run), "--sink", sink]
+    words += ["--run-id", RUN_ID, "--until", str(until)]
     with (run / "sink.log").open("ab") as log:
-        return subprocess.Popen(
-            [*words, "--run-id", RUN_ID, "--until", str(until)],
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"HOME": str(run)},
-        )
+        return subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | {"HOME": str(run)})
 
 
 def train(run: Path, steps: range) -> None:
@@ -126,23 +122,25 @@ def test_a_sink_that_is_killed_goes_on_with_the_same_curve(tmp_path: Path, sink:
     settings = TrackingSettings(sinks=(sink,), mode="offline", project="tests", group="g", tags=("fast",))
     RunFolder(run).config.write_text(RunConfig(folder=run, tracking=settings).model_dump_json())
     train(run, range(1, 6))
-    process = start(run, sink, until)
     mark, deadline = mark_file(run, sink), time.monotonic() + 180
-    while not (mark.exists() and json.loads(mark.read_text())["steps"]["step"] == 5):
-        assert process.poll() is None, (run / "sink.log").read_text()
-        assert time.monotonic() < deadline, (run / "sink.log").read_text()
-        time.sleep(0.1)
-    # What its package took over and has not written yet is its own affair.
-    time.sleep(3)
-    process.kill()
-    process.wait()
-    # From a checkpoint of step 3, with other weights in memory of the tracker than in that of the learner.
+    with start(run, sink, until) as process:
+        try:
+            while not (mark.exists() and json.loads(mark.read_text())["steps"]["step"] == 5):
+                assert process.poll() is None, (run / "sink.log").read_text()
+                assert time.monotonic() < deadline, (run / "sink.log").read_text()
+                time.sleep(0.1)
+            # What its package took over and has not written yet is its own affair.
+            time.sleep(3)
+        finally:
+            process.kill()
+    # From a checkpoint of step 3.
     train(run, range(4, 9))
     evaluation = MetricsWriter(RunFolder(run).evaluation)
     evaluation.write(6, {"held_out/avg@1, low": 0.25})
     evaluation.close()
     until.touch()
-    assert start(run, sink, until).wait(200) == 0, (run / "sink.log").read_text()
+    with start(run, sink, until) as process:
+        assert process.wait(200) == 0, (run / "sink.log").read_text()
     assert READ[sink](run, "reward/reward") == [(step, step / 10) for step in range(1, 9)]
     assert READ[sink](run, "lag/lag_0/tcr") == [(step, 0.0) for step in range(1, 9)]
     assert READ[sink](run, "evaluation/held_out/avg@1, low") == [(6, 0.25)]
