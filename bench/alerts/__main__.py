@@ -47,7 +47,7 @@ def main() -> int:
 
 def watched(services: Services, folder: Path, speed_up: int) -> int:
     """Start the run and its watchers, provoke the faults, and end all of it."""
-    monitor, server = two_free_ports(), two_free_ports()
+    monitor, server, small = two_free_ports(), two_free_ports(), small_disk(services.run)
     learner, actor = services.start_learner("--training.max_steps", "100000"), services.start_actor()
     services.until("the first steps", lambda: len(services.metrics()) >= 3, STEADY_SECONDS)
     services.start("dcpo_async.monitoring", str(services.run), "--http", f"127.0.0.1:{monitor}")
@@ -61,18 +61,42 @@ def watched(services: Services, folder: Path, speed_up: int) -> int:
     try:
         until("Prometheus scrapes", lambda: scrapes(server))
         print(f"healthy for 20 s: {healthy(server, 20.0) or 'no alert'}", flush=True)
-        trainer = services.child("learner.trainer.rank")
+        trainer = learner.child("learner.trainer.rank")
         assert trainer is not None
         told = [fault(server, "DcpoNoStep", "the trainer is stopped (SIGSTOP)", trainer.suspend)]
         print(f"  over {over(server, 'DcpoNoStep', trainer.resume):.0f} s after it went on", flush=True)
         told.append(fault(server, "DcpoNoActors", "the only actor is killed", actor.process.kill))
         back = over(server, "DcpoNoActors", lambda: services.start_actor())
         print(f"  over {back:.0f} s after another one was started", flush=True)
+        if small:
+            filling = services.run / "filling"
+            told.append(fault(server, "DcpoDiskFull", "a disk of 64 MB is filled", lambda: fill(filling)))
+            print(f"  over {over(server, 'DcpoDiskFull', filling.unlink):.0f} s after there was room", flush=True)
+        else:
+            print("no small disk: a tmpfs cannot be mounted here", flush=True)
         told.append(fault(server, "DcpoLearnerDead", "the learner is killed", learner.process.kill))
         return 0 if all(told) else 1
     finally:
         prometheus.send_signal(signal.SIGTERM)
         prometheus.wait()
+        if small:
+            for service in services.services:
+                service.process.kill()
+                service.process.wait()
+            subprocess.run(["umount", "--lazy", str(services.run)], check=False)
+
+
+def small_disk(folder: Path) -> bool:
+    """Put a disk of 64 MB under a folder; False where that is not permitted."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=False)
+    return done.returncode == 0
+
+
+def fill(path: Path) -> None:
+    """Leave 200 kB on a disk."""
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(path.parent).free - 200_000)
 
 
 def sped_up(rules: str, times: int) -> str:

@@ -112,7 +112,8 @@ def train(run: Path, steps: range) -> None:
 
 
 @pytest.mark.system
-@pytest.mark.timeout(400)
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("sink", READ)
 def test_a_sink_that_is_killed_goes_on_with_the_same_curve(tmp_path: Path, sink: SinkName) -> None:
     if missing := [module for module in NEEDS[sink].modules if find_spec(module) is None]:
@@ -122,7 +123,7 @@ def test_a_sink_that_is_killed_goes_on_with_the_same_curve(tmp_path: Path, sink:
     settings = TrackingSettings(sinks=(sink,), mode="offline", project="tests", group="g", tags=("fast",))
     RunFolder(run).config.write_text(RunConfig(folder=run, tracking=settings).model_dump_json())
     train(run, range(1, 6))
-    mark, deadline = mark_file(run, sink), time.monotonic() + 180
+    mark, deadline = mark_file(run, sink), time.monotonic() + 400
     with start(run, sink, until) as process:
         try:
             while not (mark.exists() and json.loads(mark.read_text())["steps"]["step"] == 5):
@@ -140,7 +141,7 @@ def test_a_sink_that_is_killed_goes_on_with_the_same_curve(tmp_path: Path, sink:
     evaluation.close()
     until.touch()
     with start(run, sink, until) as process:
-        assert process.wait(200) == 0, (run / "sink.log").read_text()
+        assert process.wait(400) == 0, (run / "sink.log").read_text()
     assert READ[sink](run, "reward/reward") == [(step, step / 10) for step in range(1, 9)]
     assert READ[sink](run, "lag/lag_0/tcr") == [(step, 0.0) for step in range(1, 9)]
     assert READ[sink](run, "evaluation/held_out/avg@1, low") == [(6, 0.25)]
