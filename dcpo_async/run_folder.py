@@ -40,11 +40,6 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
-    def tracking(self) -> Path:
-        """How far each sink of metrics has come, and what those that send nothing away keep."""
-        return self.path / "tracking"
-
-    @property
     def ledger(self) -> Path:
         """The ledger's folder."""
         return self.path / "ledger"

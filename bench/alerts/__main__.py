@@ -59,7 +59,7 @@ def watched(services: Services, folder: Path, speed_up: int) -> int:
             ["prometheus", *words, f"--web.listen-address=127.0.0.1:{server}"], stdout=log, stderr=log
         )
     try:
-        until("Prometheus scrapes", lambda: scrapes(server))
+        until("Prometheus scrapes", lambda: scrapes(server) and not firing(server))
         print(f"healthy for 20 s: {healthy(server, 20.0) or 'no alert'}", flush=True)
         trainer = learner.child("learner.trainer.rank")
         assert trainer is not None
@@ -94,9 +94,9 @@ def small_disk(folder: Path) -> bool:
 
 
 def fill(path: Path) -> None:
-    """Leave 200 kB on a disk."""
+    """Leave 1 MB on a disk."""
     with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(path.parent).free - 200_000)
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(path.parent).free - 1_000_000)
 
 
 def sped_up(rules: str, times: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from dcpo_async.config.tracking import SinkName, TrackingSettings
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import sign_of_progress
-from dcpo_async.tracking.follower import Follower, mark_file
+from dcpo_async.tracking.follower import Follower, mark_file, tracking_folder
 from dcpo_async.tracking.interface import TrackedRun, Tracker, flat
 
 log = logging.getLogger("tracking")
@@ -51,7 +51,7 @@ def follow(folder: Path, sink: SinkName, run_id: str, until: Path) -> None:
     sign_of_progress(f"{sink} is opened", SILENCE_SECONDS)
     config: Mapping[str, Any] = json.loads(RunFolder(folder).config.read_text())
     settings = TrackingSettings.model_validate(config["tracking"])
-    own = RunFolder(folder).tracking / sink
+    own = tracking_folder(folder) / sink
     run = TrackedRun(run_id, settings.name or folder.resolve().name, folder, own, settings, flat(config))
     follower = Follower(folder, mark_file(folder, sink), run_id)
     tracker = opened(sink, run, follower.step)

@@ -79,7 +79,12 @@ def num_unsent(run: Path, mark: Path, run_id: str) -> int:
 
 def mark_file(run: Path, sink: str) -> Path:
     """Where the mark of a sink stands in a run folder."""
-    return RunFolder(run).tracking / f"{sink}.json"
+    return tracking_folder(run) / f"{sink}.json"
+
+
+def tracking_folder(run: Path) -> Path:
+    """What sinks keep in a run folder: their marks, and the files of those that send nothing away."""
+    return run / "tracking"
 
 
 def _places(mark: Path, run_id: str) -> tuple[Place, Place]:

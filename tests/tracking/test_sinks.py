@@ -18,7 +18,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.config.tracking import SinkName, TrackingSettings
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.run_folder import RunFolder
-from dcpo_async.tracking.follower import mark_file
+from dcpo_async.tracking.follower import mark_file, tracking_folder
 from dcpo_async.tracking.requirements import NEEDS
 
 Points = list[tuple[int, float]]
@@ -39,7 +39,7 @@ def of_wandb(run: Path, name: str) -> Points:
     from wandb.proto import wandb_internal_pb2
 
     found: Points = []
-    files = sorted((RunFolder(run).tracking / "wandb").rglob("*.wandb"))
+    files = sorted((tracking_folder(run) / "wandb").rglob("*.wandb"))
     for path in files:
         for record in leveldb_records(path.read_bytes()):
             parsed = wandb_internal_pb2.Record.FromString(record)
@@ -72,7 +72,7 @@ def leveldb_records(content: bytes) -> list[bytes]:
 def of_mlflow(run: Path, name: str) -> Points:
     from dcpo_async.tracking.mlflow_run import name_here
 
-    with sqlite3.connect(RunFolder(run).tracking / "mlflow" / "mlflow.db") as database:
+    with sqlite3.connect(tracking_folder(run) / "mlflow" / "mlflow.db") as database:
         assert database.execute("select count(*) from runs").fetchone() == (1,)
         rows = database.execute("select step, value from metrics where key = ? order by step", [name_here(name)])
         found = [(int(step), float(value)) for step, value in rows]
@@ -81,7 +81,7 @@ def of_mlflow(run: Path, name: str) -> Points:
 
 
 def of_trackio(run: Path, name: str) -> Points:
-    (path,) = (RunFolder(run).tracking / "trackio").glob("*.db")
+    (path,) = (tracking_folder(run) / "trackio").glob("*.db")
     with sqlite3.connect(path) as database:
         rows = [(step, json.loads(text)) for step, text in database.execute("select step, metrics from metrics")]
         assert database.execute("select count(distinct run_id) from metrics").fetchone() == (1,)
