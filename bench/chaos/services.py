@@ -139,8 +139,13 @@ class Fleet:
         return self._in_status("step")
 
     def trained(self) -> int:
-        """Steps that the ledger has a batch of; a learner that has only just started does not know in its status."""
+        """Steps that the ledger has a batch of; a learner that has only just started does not know in its status.
+
+        0 where every learner was killed before it had a ledger, as happens to the first ones on a busy machine.
+        """
         ledger = self.run / "ledger" / "ledger.sqlite"
+        if not ledger.exists():
+            return 0
         with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
             (step,) = connection.execute("SELECT MAX(step) FROM steps").fetchone()
         return 0 if step is None else int(step) + 1

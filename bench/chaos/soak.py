@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from bench.chaos.growth import plot_growth
 from bench.chaos.recount import Recount, recount
 from bench.chaos.services import GROUPS_PER_STEP, Fleet, Service
 
@@ -62,7 +63,7 @@ def soak(folder: Path, model: Path, minutes: float, *, seed: int, gap_seconds: f
     """Let actors come and go for so long, then let the run end and recount its ledger.
 
     Args:
-        folder: emptied; samples.jsonl stays in it.
+        folder: emptied; samples.jsonl and growth.png stay in it.
         gap_seconds: mean time between two things that happen to an actor.
     """
     if folder.exists():
@@ -103,6 +104,7 @@ def soak(folder: Path, model: Path, minutes: float, *, seed: int, gap_seconds: f
         fleet.finish(steps + 2, 300.0)
     finally:
         fleet.close()
+    plot_growth(samples, folder / "growth.png")
     ledger = fleet.run / "ledger" / "ledger.sqlite"
     sizes = {"groups_per_step": GROUPS_PER_STEP, "max_lag": MAX_LAG, "checkpoint_interval": INTERVAL}
     found = recount(ledger, **sizes, acks=fleet.acks)

@@ -39,7 +39,7 @@ class Connections:
         listening: a bound socket; its monitor is taken.
         silent_seconds: a connection that has brought no message by then is closed.
         max_connections: beyond it, the oldest silent one is closed for each new one, or else the new one.
-        failed: told of each handshake that failed before a key was seen, by the event.
+        failed: told of each handshake that failed before a key was seen, by libzmq's number for why, or 0.
 
     Attributes:
         num_closed: so far.
@@ -50,7 +50,7 @@ class Connections:
         listening: zmq.asyncio.Socket,
         max_connections: int,
         silent_seconds: float = SILENT_SECONDS,
-        failed: Callable[[int], None] = lambda event: None,
+        failed: Callable[[int], None] = lambda problem: None,
     ) -> None:
         self._listening, self._max_connections, self.num_closed = listening, max_connections, 0
         self._silent_seconds, self._failed = silent_seconds, failed
@@ -96,7 +96,8 @@ class Connections:
             except zmq.Again:
                 break
             if event["event"] & _FAILURES:
-                self._failed(event["event"])
+                has_reason = event["event"] == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+                self._failed(event["value"] if has_reason else 0)
                 continue
             descriptor = event["value"]
             self._open.pop(descriptor, None)

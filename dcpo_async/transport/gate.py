@@ -58,9 +58,9 @@ class Gate:
         """A connection was closed since its key is not admitted any more, or not as what it was."""
         self._tell(address, f"{holder.role} {holder.name} is no longer admitted by its key", "an open connection")
 
-    def failed(self, event: int) -> None:
-        """A handshake failed before there was a key to ask for."""
-        is_cryptographic = event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    def failed(self, problem: int) -> None:
+        """A handshake failed before there was a key to ask for; `problem` is libzmq's number for why, 0 for none."""
+        is_cryptographic = problem == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
         reason = "it has the public key of another server" if is_cryptographic else "it has no keys, or broke off"
         # libzmq does not say whose it was.
         self._tell("", reason, "a handshake")

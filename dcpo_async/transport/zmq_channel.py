@@ -77,7 +77,7 @@ class RouterChannel:
         self._connections: Connections | None = None
         if self._gate or address.startswith("tcp:"):
             room = raise_descriptor_limit()
-            failed = self._gate.failed if self._gate else lambda event: None
+            failed = self._gate.failed if self._gate else lambda problem: None
             self._connections = Connections(
                 self._socket, room if max_connections is None else max_connections, failed=failed
             )

@@ -30,7 +30,7 @@ from learner.coordinator.regrading import Regrader
 from learner.coordinator.stragglers import Stragglers
 from learner.evaluations.desk import EvaluationDesk, is_of_evaluation, of_training
 from learner.evaluations.problems import HeldOut
-from learner.scheduling.grants import Rotation
+from learner.scheduling.grants import Rotation, Untold
 from learner.scheduling.relay_tree import RelayTree
 from learner.scheduling.sessions import ConnectedActor, Session, SessionTable, fleet_metrics
 from learner.scheduling.token_rate import TokenRate
@@ -61,6 +61,7 @@ class ActorDesk:
     Attributes:
         connected: by the session's name, in the order of joining.
         rotation, stragglers: those with credit, and what looks after leases that do not get on.
+        untold: who has yet to hear of the newest version.
         evaluations: what has versions measured.
     """
 
@@ -86,7 +87,7 @@ class ActorDesk:
         self._num_canary_refusals = 0
         self._stopping: Reject | None = None
         intake.start_clock(clock())
-        self.rotation = Rotation()
+        self.rotation, self.untold = Rotation(), Untold()
         says = (lambda: intake.versions.newest), self._post, self._post_newest
         self.evaluations = EvaluationDesk(
             config, intake.ledger, held_out, self.connected, self.rotation, *says, clock()
@@ -150,7 +151,10 @@ class ActorDesk:
                 self._post(name, Reject(reason="invalid", detail=f"an actor does not send {other.kind}"))
 
     def grant_leases(self) -> None:
-        """Hand out what the gate allows, then problems of an evaluation."""
+        """Tell some of the newest version; hand out what the gate allows, then problems of an evaluation."""
+        for peer in self.untold.some():
+            if peer in self.connected:
+                self._post_newest(peer)
         if not self._stopping:
             self._grant_in_turn(self._clock())
             self.evaluations.grant(self._clock())
@@ -191,10 +195,9 @@ class ActorDesk:
         return self._grant(peer, self._intake.versions.newest.weights_version, self._clock())
 
     def announce(self) -> None:
-        """Tell everybody of the newest version, and some to stay at it."""
+        """Begin to tell everybody of the newest version, and some to stay at it."""
         self.evaluations.published(self._clock())
-        for peer in self.connected:
-            self._post_newest(peer)
+        self.untold.begin(self.connected)
 
     def dismiss(self, reason: str) -> None:
         """Tell everybody that no more groups are taken."""

@@ -95,7 +95,7 @@ class Coordinator:
 
     async def _serve(self, desk: ActorDesk | TrainerDesk) -> None:
         while not self.has_ended:
-            for received in await desk.router.receive(POLL_SECONDS):
+            for received in await desk.router.receive(0 if self.actors.untold else POLL_SECONDS):
                 self._dispatch(desk, received)
             self.actors.grant_leases()
             self.ranks.serve_shards()

@@ -1,7 +1,10 @@
 """Who gets the next lease: sessions with credit take turns. Pure: no clock, no socket, no file."""
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+
+TOLD_AT_ONCE = 32
+"""A few milliseconds of sending."""
 
 
 class Rotation:
@@ -52,3 +55,21 @@ class Rotation:
         """It is this session's turn, before all others."""
         if session in self._credit:
             self._credit.move_to_end(session, last=False)
+
+
+class Untold:
+    """Who has yet to be told of the newest version: some at a time, so that others are answered in between."""
+
+    def __init__(self) -> None:
+        self._names = deque[bytes]()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def begin(self, names: Iterable[bytes]) -> None:
+        """All of these are to hear of it, those first who have not heard of the one before."""
+        self._names = deque(dict.fromkeys([*self._names, *names]))
+
+    def some(self) -> list[bytes]:
+        """The next TOLD_AT_ONCE."""
+        return [self._names.popleft() for _ in range(min(TOLD_AT_ONCE, len(self._names)))]

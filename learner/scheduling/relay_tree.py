@@ -85,6 +85,8 @@ class RelayTree:
         return self._relays[above] if 0 <= above < len(self._relays) else ""
 
     def _take_back(self, now: float) -> None:
+        if not self._taken_out:
+            return
         over = [relay for relay, until in self._taken_out.items() if now >= until]
         for relay in over:
             del self._taken_out[relay], self._leaves[relay]

@@ -1,6 +1,6 @@
 """Whose turn it is, lease by lease."""
 
-from learner.scheduling.grants import Rotation
+from learner.scheduling.grants import TOLD_AT_ONCE, Rotation, Untold
 
 
 def turns(rotation: Rotation, count: int) -> list[bytes]:
@@ -49,3 +49,17 @@ def test_a_session_is_passed_over_or_called_without_losing_credit() -> None:
     rotation.call(b"unknown")
     rotation.pass_over(b"unknown")
     assert len(rotation) == 3
+
+
+def test_a_version_is_told_to_some_at_a_time_and_first_to_those_who_missed_the_one_before() -> None:
+    names = [b"%d" % i for i in range(2 * TOLD_AT_ONCE + 1)]
+    untold = Untold()
+    untold.begin(names)
+    assert untold.some() == names[:TOLD_AT_ONCE]
+    untold.begin(names)
+    told = []
+    while untold:
+        told.append(untold.some())
+    assert [len(some) for some in told] == [TOLD_AT_ONCE, TOLD_AT_ONCE, 1]
+    assert [name for some in told for name in some] == names[TOLD_AT_ONCE:] + names[:TOLD_AT_ONCE]
+    assert untold.some() == []
