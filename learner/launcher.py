@@ -27,6 +27,7 @@ from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import be_private, private_folder
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import keep_running
+from dcpo_async.tracking.requirements import check_sinks
 from learner.nodes.place import NodePlace
 from learner.ranks import require_sequence_parallel
 
@@ -160,8 +161,10 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
     from learner.nodes.router import RankRouter
     from learner.parts import Parts, keep_monitor
     from learner.problems import training_problems, with_names
+    from learner.trackers import send_rest, tracked
 
     monitor_words = http_words(options)
+    check_sinks(config.tracking)
     config = resolved_rewards(config.model_copy(update={"data": with_names(config.data)}))
     measured = held_out_problems(config)
     problems = training_problems(apart_from(config), None if options.check else config.folder)
@@ -190,7 +193,6 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         if elsewhere is not None:
             closing.callback(elsewhere.close)
         # Imported here since they bring torch, which takes longer than all that has been checked by now.
-        from dcpo_async.metrics.tensorboard import TensorBoardWriter
         from learner.coordinator.coordinator import Coordinator
         from learner.nodes.joining import tell_finished, versions
         from learner.run_setup import described, prepare, require_room, set_up
@@ -211,12 +213,12 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
             closing.callback(ranks.close)
         if run.is_finished:
             log.info("the run was finished before; raise training.max_steps to go on")
-            if nodes:
-                await tell_finished(nodes, ranks)
+            if nodes is None or await tell_finished(nodes, ranks):
+                await send_rest(config, run.run_id, scratch)
         else:
-            whole_steps, board = config.training.whole_metrics_steps, RunFolder(config.folder).tensorboard
+            whole_steps = config.training.whole_metrics_steps
             thinning = Thinning(whole_steps, config.evaluation.every_steps) if whole_steps else None
-            sinks = (MetricsWriter(config.folder, thinning), TensorBoardWriter(board, thinning))
+            sinks = (MetricsWriter(config.folder, thinning),)
             weights_port = actors.port + 1
             coordinator = Coordinator(
                 config,
@@ -234,7 +236,8 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
             parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, words, place, nodes)
             monitor = asyncio.create_task(keep_monitor(RunFolder(config.folder), monitor_words))
             try:
-                await Launcher(config, coordinator, parts, dismiss=options.dismiss).run()
+                async with tracked(config, run.run_id, scratch):
+                    await Launcher(config, coordinator, parts, dismiss=options.dismiss).run()
             finally:
                 monitor.cancel()
                 await asyncio.gather(monitor, return_exceptions=True)

@@ -18,6 +18,7 @@ from dcpo_async.config.sections import (
     WeightsSettings,
     merged,
 )
+from dcpo_async.config.tracking import TrackingSettings
 
 __all__ = [
     "GYM",
@@ -36,6 +37,7 @@ __all__ = [
     "SamplingSettings",
     "Section",
     "SourceSettings",
+    "TrackingSettings",
     "TrainingSettings",
     "WeightsSettings",
     "merged",
