@@ -6,7 +6,7 @@ RUN := runs/demo
 GPU_PACKAGES := build/gpu_packages
 GPU_PYTHON := 3.12
 
-.PHONY: setup demo smollm2 test check lint types fast system thorough recipe-tools lock clean gpu-check gpu-packages
+.PHONY: setup demo smollm2 test check lint types fast system thorough recipe-tools trackers lock clean gpu-check gpu-packages
 
 setup: .venv/installed
 
@@ -46,6 +46,13 @@ thorough: setup
 # Linters of the recipes in deploy/: tests/deploy leaves out what is not installed.
 recipe-tools: setup
 	@$(PIP) install --no-deps -r requirements-recipes.txt || echo "the linters of deploy/ cannot be installed here: their tests will be skipped"
+
+# The trackers' packages pin older versions of what `make setup` installs: they get an environment above it.
+trackers: setup
+	$(BIN)/python -m venv .venv/trackers
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > .venv/trackers/lib/$(notdir $(wildcard .venv/lib/python3*))/site-packages/below.pth
+	.venv/trackers/bin/pip install -q wandb==0.31.0 mlflow-skinny==3.17.2 sqlalchemy==2.1.9 alembic==1.20.1 trackio==0.43.0
+	.venv/trackers/bin/python -m pytest -q -m "" tests/tracking
 
 # What only a GPU can show (bench/gpu_check), with that machine's own Python and torch; nothing is installed there.
 # `make gpu-check GPU_CHECK="--device cpu"` is a dry run.

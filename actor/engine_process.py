@@ -2,13 +2,15 @@
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from actor.engine.choice import add_engine_arguments, make_engine
-from actor.engine.interface import Engine
+from actor.engine.interface import Engine, EngineLoad
 from actor.learner_link import LearnerLink
 from actor.service import ActorService
 from actor.weights.cache import cache_folder
@@ -18,7 +20,10 @@ from actor.weights_options import add_weights_arguments
 from dcpo_async.errors import DcpoError
 from dcpo_async.grading.rewards import grading_of
 from dcpo_async.limits import plain_log
+from dcpo_async.monitoring.engines import write_report
 from dcpo_async.protocol.messages import Welcome
+from dcpo_async.protocol.session import ActorSession
+from dcpo_async.protocol.transitions import ActorState
 from dcpo_async.supervision import sign_of_progress
 from dcpo_async.transport.key_files import load_peer_keys
 from dcpo_async.transport.zmq_channel import connecting, connecting_to_relays
@@ -56,27 +61,59 @@ async def _serve(options: argparse.Namespace) -> None:
         ask=options.weights_from or "",
         in_place=not options.copy_weights,
     )
+    made = list[Engine]()
+
+    def make(welcome: Welcome) -> Engine:
+        made.append(_engine_of(options, welcome, link))
+        return made[-1]
+
     service = ActorService(
         link,
-        lambda welcome: _engine_of(options, welcome, link),
+        make,
         lambda welcome: grading_of(welcome.grading, welcome.grading_by_source),
         WeightsFollower(link, options.ready_file.touch, plan),
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.drain)
-    telling = asyncio.create_task(tell_signs())
+    report = options.ready_file.with_suffix(".report")
+    telling = asyncio.create_task(tell_signs(lambda: write_report(report, report_of(link.session, made))))
     try:
         await service.run()
     finally:
         telling.cancel()
 
 
-async def tell_signs() -> None:
-    """Say to the launcher that this process runs, until cancelled; whether its engine does is looked at in here."""
+async def tell_signs(tell: Callable[[], None] = lambda: None) -> None:
+    """Say to the launcher that this process runs, until cancelled; whether its engine does is looked at in here.
+
+    Args:
+        tell: writes down what else the launcher may want to know; a full disk does not end the process.
+    """
     while True:
         sign_of_progress("the engine process serves", SILENCE_SECONDS)
+        with contextlib.suppress(OSError):
+            tell()
         await asyncio.sleep(SIGN_SECONDS)
+
+
+def report_of(session: ActorSession, engines: Sequence[Engine]) -> dict[str, Any]:
+    """What /metrics tells of an engine; of one that is not made yet, that it starts."""
+    load = engines[-1].load if engines else EngineLoad()
+    return {
+        "activity": "draining" if session.state is ActorState.DRAINING else session.activity,
+        "weights_version": session.weights_version,
+        "leases": session.num_working,
+        "leases_generating": len(session.running_tokens),
+        "responses_in_flight": session.num_responses,
+        "response_capacity": session.capacity,
+        "responses_running": load.num_running,
+        "kv_cache_share": load.kv_cache_share,
+        "tokens_generated": session.tokens_generated,
+        "steps": load.steps,
+        "preemptions": load.preemptions,
+        "canary_refusals": session.canary_refusals,
+    }
 
 
 def _engine_of(options: argparse.Namespace, welcome: Welcome, link: LearnerLink) -> Engine:

@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from dcpo_async import __version__
 from dcpo_async.devices import checked_gpus, cuda_environment, require_choice
 from dcpo_async.errors import ConfigError, DcpoError, EngineError, OutdatedError, UnsoundError, WeightsError
 from dcpo_async.limits import plain_log
+from dcpo_async.monitoring.listen import checked_listen
 from dcpo_async.processes import be_private, last_lines, module_argv, private_folder
 from dcpo_async.supervision import IMPORT_SECONDS, Child, endless, keep_running
 from dcpo_async.transport.key_files import load_peer_keys
@@ -42,8 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.keys is not None:
             load_peer_keys(options.keys)
         relay = checked_relay(options)
+        listen = checked_actor_http(options)
         with private_folder("actor") as scratch:
-            asyncio.run(_supervise(options, groups, options.logs or scratch, scratch / "signs", *relay))
+            logs = options.logs or scratch
+            with answering(listen, logs, len(groups)) as starts:
+                asyncio.run(_supervise(options, groups, logs, scratch / "signs", *relay, starts))
     except DcpoError as error:
         print(f"dcpo-actor: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -68,7 +74,56 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--logs", type=Path, help="folder for the engines' logs (default: a temporary one)")
     parser.add_argument("--keys", type=Path, help="file of this peer's CURVE keys, that `dcpo keygen` made")
     parser.add_argument("--insecure", action="store_true", help="reach a learner off loopback without keys")
+    parser.add_argument(
+        "--http",
+        nargs="?",
+        const="127.0.0.1:9558",
+        metavar="HOST:PORT",
+        help="answer /metrics, /healthz and /readyz for this machine's engines there (default %(const)s)",
+    )
+    parser.add_argument(
+        "--http-token", type=Path, metavar="FILE", help="with --http off loopback: requests must bear it"
+    )
     return parser
+
+
+def checked_actor_http(options: argparse.Namespace) -> tuple[str, int, str | None] | None:
+    """Where the launcher answers over HTTP, and by which token; None where it was not asked to. Raises ConfigError."""
+    if options.http is None:
+        if options.http_token is not None:
+            raise ConfigError("--http-token needs --http: nothing listens otherwise")
+        return None
+    return checked_listen(options.http, options.http_token)
+
+
+@contextlib.contextmanager
+def answering(listen: tuple[str, int, str | None] | None, logs: Path, number: int) -> Iterator[list[int]]:
+    """Answer for the engines over HTTP in a thread, where asked to; yields their numbers of starts, to be counted up.
+
+    Raises ConfigError where it cannot listen.
+    """
+    starts = [0] * number
+    if listen is None:
+        yield starts
+        return
+    # Imported here since an actor that answers nobody needs no web server.
+    from dcpo_async.monitoring.engines import WatchedEngines
+    from dcpo_async.monitoring.server import MonitorServer
+
+    reports = [logs / f"engine-{index}.report" for index in range(number)]
+    for report in reports:
+        # Of an earlier run, where the folder is the same.
+        report.unlink(missing_ok=True)
+    server = MonitorServer({"engines": WatchedEngines(reports, lambda: starts)}, *listen)
+    thread = threading.Thread(target=server.serve_forever, daemon=True, name="http")
+    thread.start()
+    log.info("http://%s:%d/metrics /healthz /readyz /status.json", listen[0], server.server_address[1])
+    try:
+        yield starts
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def _gpu_groups(options: argparse.Namespace) -> list[tuple[int, ...]]:
@@ -96,6 +151,7 @@ async def _supervise(
     signs: Path,
     relay_listen: str,
     relay: str,
+    starts: list[int],
 ) -> None:
     log.info("%d engine processes for %s; their logs are in %s", len(groups), options.learner, logs)
     stopping, relaying = asyncio.Event(), list[asyncio.Task[None]]()
@@ -116,7 +172,7 @@ async def _supervise(
             async with asyncio.TaskGroup() as engines:
                 for index, gpus in enumerate(groups):
                     folder = _made(signs / f"engine-{index}")
-                    child = _engine(options, index, gpus, words, logs / f"engine-{index}.log", folder)
+                    child = _engine(options, index, gpus, words, logs / f"engine-{index}.log", folder, starts)
                     engines.create_task(_keep_engine(child, stopping, given_up))
             for task in relaying:
                 # Not asked to end: one that was stopped would not hear it.
@@ -185,12 +241,14 @@ def _engine(
     relay_words: Sequence[str],
     log_file: Path,
     signs: Path,
+    starts: list[int],
 ) -> Child:
     """One engine process, which runs until the learner or a signal ends it."""
     ready, codes = log_file.with_suffix(".ready"), list[int]()
 
     def argv() -> list[str]:
         ready.unlink(missing_ok=True)
+        starts[index] += 1
         return [*_engine_argv(options, ready), *relay_words]
 
     def failed(code: int) -> str:

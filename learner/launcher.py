@@ -25,6 +25,7 @@ from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import be_private, private_folder
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import keep_running
+from dcpo_async.tracking.requirements import check_sinks
 from learner.life.events import write_event
 from learner.nodes.place import NodePlace
 from learner.ranks import require_sequence_parallel
@@ -160,8 +161,10 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
     from learner.nodes.router import RankRouter
     from learner.parts import Parts, keep_monitor
     from learner.problems import training_problems, with_names
+    from learner.trackers import send_rest, tracked
 
     monitor_words = http_words(options)
+    check_sinks(config.tracking)
     config = resolved_rewards(config.model_copy(update={"data": with_names(config.data)}))
     measured = held_out_problems(config)
     problems = training_problems(apart_from(config), None if options.check else config.folder)
@@ -211,10 +214,10 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
             closing.callback(ranks.close)
         if run.is_finished:
             log.info("the run was finished before; raise training.max_steps to go on")
-            if nodes:
-                await tell_finished(nodes, ranks)
+            if nodes is None or await tell_finished(nodes, ranks):
+                await send_rest(config, run.run_id, scratch)
         else:
-            weights_port = actors.port + 1
+            words, weights_port = security_words(options), actors.port + 1
             coordinator = Coordinator(
                 config,
                 run.run_id,
@@ -227,12 +230,12 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
                 sinks=sinks_of(config),
                 held_out=run.held_out,
             )
-            words = security_words(options)
             parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, words, place, nodes)
             monitor = asyncio.create_task(keep_monitor(RunFolder(config.folder), monitor_words))
             try:
                 launcher = Launcher(config, coordinator, parts, dismiss=options.dismiss)
-                await launcher.run(life_desk(config, coordinator, run.intake, launcher.asked_to_stop))
+                async with tracked(config, run.run_id, scratch):
+                    await launcher.run(life_desk(config, coordinator, run.intake, launcher.asked_to_stop))
             finally:
                 monitor.cancel()
                 await asyncio.gather(monitor, return_exceptions=True)

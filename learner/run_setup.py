@@ -18,7 +18,6 @@ from dcpo_async.durable import write_json, write_text
 from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.metrics.jsonl import MetricsWriter
 from dcpo_async.metrics.sink import Sink, Thinning
-from dcpo_async.metrics.tensorboard import TensorBoardWriter
 from dcpo_async.model_folder import load_tokenizer
 from dcpo_async.prompts import LoadedProblems
 from dcpo_async.run_folder import RunFolder
@@ -203,7 +202,7 @@ def sinks_of(config: RunConfig) -> tuple[Sink, ...]:
     """Where the numbers of each step go."""
     whole_steps, folder = config.training.whole_metrics_steps, RunFolder(config.folder)
     thinning = Thinning(whole_steps, config.evaluation.every_steps) if whole_steps else None
-    return MetricsWriter(folder.path, thinning), TensorBoardWriter(folder.tensorboard, thinning)
+    return (MetricsWriter(folder.path, thinning),)
 
 
 def _identify(ledger: Ledger, config: RunConfig, data_digest: str, model: str) -> str:

@@ -12,6 +12,7 @@ PRODUCT = sorted(path for part in ("dcpo_async", "actor", "learner", "bench") fo
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 MAX_FILE_LINES, MAX_PUBLIC_METHODS, MAX_MODULES = 400, 15, 10
 IMPORT_LATE = {
+    "actor/launcher.py": "a web server takes half a second, and only --http needs one",
     "actor/engine/choice.py": "vLLM takes seconds, and grading workers import this module again",
     "actor/evaluation/__main__.py": "torch takes seconds, which a look at the options must not cost",
     "learner/page/__main__.py": "a web server, and what reads ledgers, take a second, the same",
@@ -22,6 +23,8 @@ IMPORT_LATE = {
     "dcpo_async/weights/__init__.py": "torch takes seconds, which relays and weight servers do without",
     "dcpo_async/prompts/rows.py": "datasets and pyarrow take a second, and files in JSON lines need neither",
     "dcpo_async/gym/problems.py": "the package takes a second, is optional, and only its own problems need it",
+    "dcpo_async/tracking/__main__.py": "each sink's package takes seconds, and is optional",
+    "dcpo_async/tracking/trackio_run.py": "the package decides at its import where it stores",
     "learner/weights/adapter.py": "only runs with an adapter need peft, which `make gpu-check` does not bring",
     "learner/launcher.py": "torch takes seconds, which a refused setting must not cost",
     "bench/grading_throughput.py": "math-verify is measured, and its import is not",

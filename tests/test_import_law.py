@@ -30,6 +30,9 @@ OWNERS = {
     "starlette": ("dcpo_async/monitoring/", "learner/page/"),
     "pebble": ("dcpo_async/grading/workers.py",),
     "tensorboard": ("dcpo_async/metrics/tensorboard.py",),
+    "wandb": ("dcpo_async/tracking/wandb_run.py",),
+    "mlflow": ("dcpo_async/tracking/mlflow_run.py",),
+    "trackio": ("dcpo_async/tracking/trackio_run.py",),
 }
 
 # From the ground up: a part imports from the floors below its own, never from beside or above.
@@ -42,7 +45,7 @@ FLOORS = (
     "grading/math",
     "grading protocol supervision",
     "transport prompts evaluation grading/rewards",
-    "comparison demo weight_serving gym monitoring doctor",
+    "comparison demo weight_serving gym monitoring doctor tracking",
     "api commands",
 )
 # What each part of a service may import of that service; all may import the shared library, but for `scheduling`.
@@ -85,7 +88,8 @@ SERVICES = {
     "learner/run_prompts": "problems",
     "learner/run_setup": "coordinator evaluations initial_model ledger life problems run_prompts sizing starts visits",
     "learner/parts": "coordinator nodes ranks",
-    "learner/launcher": "coordinator evaluations life nodes parts problems ranks run_setup sizing",
+    "learner/trackers": "",
+    "learner/launcher": "coordinator evaluations life nodes parts problems ranks run_setup sizing trackers",
 }
 # Decisions: they know the nouns and nothing else.
 PURE = {"learner/scheduling": {"dcpo_async/records"}}

@@ -21,6 +21,7 @@ from dcpo_async.config.sections import (
     ModelSettings,
     NetworkSettings,
     SamplingSettings,
+    TrackingSettings,
     TrainingSettings,
     WeightsSettings,
 )
@@ -50,6 +51,7 @@ class RunConfig(BaseSettings):
     actor: ActorSettings = ActorSettings()
     network: NetworkSettings = NetworkSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    tracking: TrackingSettings = TrackingSettings()
 
     @property
     def admission_window(self) -> int:
@@ -90,7 +92,7 @@ class RunConfig(BaseSettings):
 
     def digest(self) -> str:
         """Hash of every setting that shapes the result; folder, addresses and what is measured do not."""
-        whole = {"folder", "network", "checkpoint", "weights", "evaluation"}
+        whole = {"folder", "network", "checkpoint", "weights", "evaluation", "tracking"}
         shape = self.model_dump_json(exclude={**dict.fromkeys(whole, True), "training": {"profile"}})
         return hashlib.sha256(shape.encode()).hexdigest()[:16]
 

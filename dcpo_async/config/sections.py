@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dcpo_async.limits import MAX_GROUP_SIZE, MAX_GROUPS_IN_FLIGHT, MAX_MESSAGE_BYTES, MAX_REWARD, ChunkBytes
 
@@ -15,6 +15,8 @@ _NAME = "[A-Za-z_][A-Za-z0-9_]*"
 FunctionName = Annotated[str, Field(max_length=200, pattern=rf"^{_NAME}(\.{_NAME})*:{_NAME}$")]
 SourceDigest = Annotated[str, Field(pattern="^([0-9a-f]{16})?$")]
 Extraction = Literal["boxed", "answer", "last_number", "last_math"]
+SinkName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+Word = Annotated[str, Field(min_length=1, max_length=120)]
 
 
 class Section(BaseModel):
@@ -260,3 +262,29 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         inner = result.get(key)
         result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
     return result
+
+
+class TrackingSettings(Section):
+    """Where the metrics go beside metrics.jsonl (docs/tracking.md)."""
+
+    sinks: tuple[SinkName, ...] = ("tensorboard",)
+    """tensorboard, wandb, mlflow, trackio, or none of them; each has a process of its own, whose failures the training
+    does not feel."""
+    project: Word = "dcpo-async"
+    """Project of W&B and trackio, experiment of MLflow."""
+    name: Annotated[str, Field(max_length=120)] = ""
+    """What the run is called there; empty is the name of its folder."""
+    group: Annotated[str, Field(max_length=120)] = ""
+    """Runs that belong together, such as seeds of one configuration."""
+    tags: Annotated[tuple[Word, ...], Field(max_length=32)] = ()
+    """Words to find the run by, of W&B and MLflow."""
+    mode: Literal["online", "offline"] = "online"
+    """offline keeps everything in the run folder's `tracking`; online sends it where the sink's own environment
+    variables say."""
+
+    @field_validator("sinks")
+    @classmethod
+    def _once_each(cls, sinks: tuple[SinkName, ...]) -> tuple[SinkName, ...]:
+        if len(set(sinks)) < len(sinks):
+            raise ValueError("names a sink twice")
+        return sinks

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Thread
 
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from dcpo_async.metrics.groups import EVALUATION
 from dcpo_async.metrics.sink import Thinning
 
 log = logging.getLogger(__name__)
@@ -26,13 +27,18 @@ class TensorBoardWriter:
 
     Args:
         folder: for event files; each start of a run writes one of its own, or several.
-        thinning: which steps stay in files that are no longer written; None keeps them all.
+        thinning: which steps stay in files that are no longer written, beside evaluations, which all stay; None keeps
+            them all.
+        after: points of later steps that earlier files of the folder hold are not shown; None shows all.
     """
 
-    def __init__(self, folder: Path, thinning: Thinning | None = None) -> None:
+    def __init__(self, folder: Path, thinning: Thinning | None = None, after: int | None = None) -> None:
         self._folder, self._thinning = folder, thinning
         self._earlier = _event_files(folder)
         self._events = EventFileWriter(str(folder), flush_secs=FLUSH_SECONDS)
+        if after is not None:
+            started = SessionLog(status=SessionLog.START)
+            self._events.add_event(Event(wall_time=time.time(), step=after + 1, session_log=started))
         self._written, self._newest = 0, 0
         self._thinner: Thread | None = None
 
@@ -44,6 +50,10 @@ class TensorBoardWriter:
         if self._thinning is not None and self._written % self._thinning.interval == 0:
             self._thin(self._thinning)
         self._written += 1
+
+    def flush(self) -> None:
+        """Write down what is buffered."""
+        self._events.flush()
 
     def close(self) -> None:
         """Flush and close."""
@@ -78,7 +88,7 @@ def _thin_file(path: Path, thinning: Thinning, newest: int) -> None:
     """Leave out the points of steps that are not kept; a file without points goes."""
     kept, num_points, num_dropped = list[bytes](), 0, 0
     for record, event in _records(path.read_bytes()):
-        if event.HasField("summary") and not thinning.keeps(event.step, newest):
+        if event.HasField("summary") and not (thinning.keeps(event.step, newest) or _is_evaluation(event)):
             num_dropped += 1
         else:
             kept.append(record)
@@ -93,6 +103,10 @@ def _thin_file(path: Path, thinning: Thinning, newest: int) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+
+
+def _is_evaluation(event: Event) -> bool:
+    return any(value.tag.startswith(f"{EVALUATION}/") for value in event.summary.value)
 
 
 def _records(content: bytes) -> Iterator[tuple[bytes, Event]]:

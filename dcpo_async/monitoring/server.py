@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from prometheus_client import CollectorRegistry, generate_latest
@@ -37,6 +37,20 @@ log = logging.getLogger(__name__)
 REQUEST_SECONDS = 10.0
 """A connection that says nothing for so long is closed."""
 MAX_CONNECTIONS = 256
+
+
+class Watched(Protocol):
+    """What a server answers for."""
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether what is there is of an earlier start, or nothing."""
+
+    def look(self) -> tuple[dict[str, Any], Health]:
+        """The status, and what it amounts to."""
+
+    def metrics(self) -> bytes:
+        """The answer to a scrape."""
 
 
 class WatchedRun(Collector):
@@ -76,10 +90,10 @@ class WatchedRun(Collector):
 
 
 class MonitorServer:
-    """Answers for runs; `?run=NAME` says for which, where there are several.
+    """Answers for runs, or for the engines of one machine; `?run=NAME` says for which, where there are several.
 
     Args:
-        runs: that are looked at, by name.
+        runs: what is looked at, by name.
         host, port: where it listens; port 0 is any free one.
         token: that every request but those for health must bear; None on loopback.
         routes: what else is answered.
@@ -92,7 +106,7 @@ class MonitorServer:
 
     def __init__(
         self,
-        runs: Mapping[str, WatchedRun],
+        runs: Mapping[str, Watched],
         host: str,
         port: int,
         token: str | None = None,
@@ -173,7 +187,7 @@ class MonitorServer:
         return PlainTextResponse(f"{said}\n", HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def asked_run(runs: Mapping[str, WatchedRun], request: Request) -> WatchedRun:
+def asked_run(runs: Mapping[str, Watched], request: Request) -> Watched:
     """The run that a request is about."""
     return runs[asked_name(runs, request)]
 

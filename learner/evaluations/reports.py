@@ -12,8 +12,6 @@ from dcpo_async.evaluation.copying import copied
 from dcpo_async.evaluation.results import ProblemResult, ResultsFolder
 from dcpo_async.evaluation.summary import Summary, means
 from dcpo_async.metrics.jsonl import MetricsWriter
-from dcpo_async.metrics.sink import Sink
-from dcpo_async.metrics.tensorboard import TensorBoardWriter
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.manifest import Manifest
 
@@ -37,7 +35,7 @@ class EvaluationReports:
             out, settings, named="evaluation:", advice="go back to those, or move the folder away"
         )
         self._summary = Summary(self._results)
-        self._sinks: tuple[Sink, ...] = (MetricsWriter(out), TensorBoardWriter(RunFolder(out).tensorboard))
+        self._metrics = MetricsWriter(out)
         self._log_file = folder.log("best_version")
         self._best = BestVersion(out, "evaluation.keep_best") if keep_best else None
 
@@ -63,7 +61,7 @@ class EvaluationReports:
         name = version_name(manifest)
         entry = await asyncio.to_thread(self._summary.entry, name, found, manifest)
         figures = means(entry) | {f"{set_name}/reward": reward for set_name, reward in rewards.items()}
-        self._write(manifest.step, figures | {"answered_share": 1.0})
+        self._metrics.write(manifest.step, figures | {"answered_share": 1.0})
         if self._best is not None:
             try:
                 await self._keep_if_best(self._best, folder, manifest, {**self._summary.entries, name: entry})
@@ -82,14 +80,9 @@ class EvaluationReports:
 
     def incomplete(self, step: int, answered: int, num_problems: int) -> None:
         """Write down that a version has no accuracy, and how much of it was answered."""
-        self._write(step, {"answered_share": answered / num_problems})
+        self._metrics.write(step, {"answered_share": answered / num_problems})
 
     def close(self) -> None:
-        """Close the sinks, and let others write to the folder."""
-        for sink in self._sinks:
-            sink.close()
+        """Close the files, and let others write to the folder."""
+        self._metrics.close()
         self._results.__exit__()
-
-    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
-        for sink in self._sinks:
-            sink.write(step, metrics)

@@ -58,8 +58,8 @@ async def follow(config: RunConfig, devices: Devices, place: NodePlace, keys: Pa
         channel.close()
 
 
-async def tell_finished(nodes: NodeDesk, ranks: Router) -> None:
-    """Stay until the other machines of a run that was finished before have heard so, or a signal comes.
+async def tell_finished(nodes: NodeDesk, ranks: Router) -> bool:
+    """Stay until the other machines of a run that was finished before have heard so; False where a signal ends it.
 
     Args:
         nodes: the desk that they talk to.
@@ -86,6 +86,9 @@ async def tell_finished(nodes: NodeDesk, ranks: Router) -> None:
         for part in parts:
             part.cancel()
         await asyncio.gather(*parts, return_exceptions=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    return not stopping.is_set()
 
 
 def _stopped_by_signals(stop_seconds: float) -> asyncio.Event:

@@ -37,6 +37,17 @@ def test_old_steps_are_thinned_out_in_files_that_are_no_longer_written(tmp_path:
     assert all(value == step / 2 for step, value in found)
 
 
+def test_evaluations_stay_whatever_their_step(tmp_path: Path) -> None:
+    writer = TensorBoardWriter(tmp_path, Thinning(8))
+    for step in range(1, 100):
+        writer.write(step, {"reward/reward": 0.5})
+        if step % 10 == 3:
+            writer.write(step, {"evaluation/held_out/avg@1": 0.25})
+    writer.close()
+    assert [step for step, _ in points(tmp_path, "evaluation/held_out/avg@1")] == list(range(3, 100, 10))
+    assert len(points(tmp_path, "reward/reward")) < 60
+
+
 def test_a_file_that_a_crash_cut_short_loses_its_last_point_alone(tmp_path: Path) -> None:
     writer = TensorBoardWriter(tmp_path)
     for step in range(1, 21):

@@ -42,6 +42,8 @@ warmup_steps = 2
 zero_stage = 0
 [actor]
 groups_in_flight = 8
+[tracking]
+sinks = []
 """
 
 

@@ -101,7 +101,7 @@ async def test_a_machine_that_comes_to_a_run_that_was_finished_before_hears_so(m
     beat = NodeBeat(session=HELLO.session, node=1, round_number=0, state="idle")
     assert await told(node, beat, "run") == NodeOrder(round_number=0, over="the run was finished before")
     async with asyncio.timeout(20.0):
-        await telling
+        assert await telling
 
 
 async def test_who_waits_for_machines_that_do_not_come_is_ended_by_a_signal(
@@ -113,7 +113,8 @@ async def test_who_waits_for_machines_that_do_not_come_is_ended_by_a_signal(
         while "the other machines have heard it: node 1; a signal ends this" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
-        await telling
+        assert not await telling
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the next signal ends what comes after"
 
 
 async def test_a_rank_of_another_machine_reaches_the_coordinator_and_is_answered(machines: Machines) -> None:

@@ -1,0 +1,1 @@
+"""Alert rules against a real Prometheus server: faults of a live run, and when each is told."""
