@@ -56,7 +56,7 @@ class LifeDesk:
     ) -> None:
         self._folder, self._live, self._stop = folder, live, stop
         self._actors, self._intake, self._ranks = coordinator.actors, intake, coordinator.ranks
-        self._draining_all = self._has_asked_to_stop = False
+        self._has_asked_to_stop = False
         self._handlers: Mapping[str, Callable[[Answer], Answer]] = {
             "set": self._set,
             "stop": self._stop_all,
@@ -120,7 +120,7 @@ class LifeDesk:
             there = ", ".join(sorted(quoted(name) for name in self._actors.connected)) or "none"
             return {"taken": False, "says": f"no actor {wanted} is connected; there are {there}"}
         if wanted is None:
-            self._draining_all = self._actors.rotation.is_closed = True
+            self._actors.rotation.is_closed = True
         for name in names:
             self._actors.rotation.drain(name)
         return {"waits": self._waits()}
@@ -132,11 +132,11 @@ class LifeDesk:
 
     def _dismiss_drained(self) -> None:
         rotation, connected = self._actors.rotation, self._actors.connected
-        if self._draining_all:
+        if rotation.is_closed:
             for name in connected:
                 rotation.drain(name)
         free = [name for name in rotation.drained & connected.keys() if not self._intake.table.held.get(name)]
-        if self._draining_all:
+        if rotation.is_closed:
             if len(free) == len(connected) and not self._has_asked_to_stop:
                 self._has_asked_to_stop = True
                 log.info("all actors have answered what they held: the learner stops")
