@@ -108,7 +108,7 @@ def assert_each_is_whole(group: tuple[Response, ...], max_tokens: int) -> None:
             assert len(tokens) == max_tokens
 
 
-def test_what_its_processes_open_to_each_other_is_on_loopback_whatever_this_machines_name_stands_for() -> None:
+async def test_what_its_processes_open_to_each_other_is_on_loopback_whatever_this_machines_name_stands_for() -> None:
     # gloo listens in the EngineCore, which inherits this.
     assert [os.environ[f"{name}_SOCKET_IFNAME"] for name in ("GLOO", "NCCL")] == ["lo", "lo"]
 
