@@ -15,8 +15,6 @@ from dcpo_async.transport.security import is_loopback
 COOKIE, COOKIE_SECONDS = "dcpo_page", 30 * 86400
 OPEN = frozenset({"/healthz", "/readyz"})
 """What everybody may ask."""
-PROBED = OPEN | {"/metrics", "/status.json"}
-"""What programs ask, which name this machine as they like."""
 MAX_FORM_BYTES = 4096
 HEADERS = {
     "Cache-Control": "no-store",
@@ -100,7 +98,7 @@ class Guard:
 
     async def _own_answer(self, request: Request) -> Response | None:
         path, admission = request.url.path, self._admission
-        if path not in PROBED and admission.is_foreign(request):
+        if path not in OPEN and admission.is_foreign(request):
             return PlainTextResponse("ask for 127.0.0.1 or localhost\n", HTTPStatus.MISDIRECTED_REQUEST)
         if path == "/login" and admission.is_needed and request.method == "POST":
             return await self._login(request)

@@ -24,7 +24,7 @@ from dcpo_async.protocol.messages import (
 )
 from dcpo_async.records import LeaseName
 from dcpo_async.transport.interfaces import Router
-from learner.coordinator.intake import Intake
+from learner.coordinator.intake import RETRY_SILENCES, Intake
 from learner.coordinator.mail import Mail
 from learner.coordinator.regrading import Regrader
 from learner.coordinator.stragglers import Stragglers
@@ -201,6 +201,7 @@ class ActorDesk:
     def use(self, config: RunConfig) -> None:
         """Work by other settings from now on, of those that may change while the run goes on."""
         self._config = self._intake.config = config
+        self._intake.blame.retry_seconds = RETRY_SILENCES * config.network.silence_seconds
         for part in (self._regrader, self.stragglers, self.evaluations):
             part.use(config)
 

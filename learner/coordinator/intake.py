@@ -76,8 +76,7 @@ class Intake:
         rows = ledger.visits("leased", "accepted", is_open=True)
         self.table = LeaseTable(map(self._slot, rows), ledger.next_position())
         self._coming = ComingVisits(config, prompts, ledger, self.table)
-        self._retry_seconds = RETRY_SILENCES * config.network.silence_seconds
-        self.blame = Blame(self.table, self._retry_seconds)
+        self.blame = Blame(self.table, RETRY_SILENCES * config.network.silence_seconds)
         self.quarantined = {self._index_of[row.prompt_id]: row for row in quarantined(ledger)}
         self._next_step = ledger.next_batch_step()
         self.num_batches = 0
@@ -275,7 +274,7 @@ class Intake:
             detail = "the lease was never issued, or another session holds it"
         elif outcome == "accepted" and message.made_by != self._made_by:
             outcome, detail = "superseded", "it was made by other settings of sampling or grading than today's"
-            self.table.take_back(message.position, shun_until=now + self._retry_seconds)
+            self.table.take_back(message.position, shun_until=now + self.blame.retry_seconds)
             log.warning("group %d of %s does not count: %s", message.position, self.blame.host_of(session), detail)
         elif outcome == "accepted" and (fault := self._fault(message, envelope.arrays)):
             outcome, detail = "invalid", fault

@@ -91,7 +91,8 @@ def ask(run: RunFolder, kind: str, **content: Any) -> Mapping[str, Any]:
             if answer_path.exists():
                 break
             raise _UnansweredError(
-                f"{run.path}: the learner has ended before it answered; dcpo history {run.path} says whether it took it"
+                f"{run.path}: the learner has ended before it answered, or its disk is full; "
+                f"dcpo history {run.path} says whether it took it"
             )
         if time.monotonic() > deadline:
             # Whoever takes it renames it: what can still be removed was not taken.
@@ -145,7 +146,9 @@ def _drain(options: argparse.Namespace) -> None:
             break
         try:
             waits = ask(run, "waits")["waits"]
-        except ConfigError:
+        except (ConfigError, _UnansweredError):
+            if holder(run.ledger) is not None:
+                raise
             # It has ended meanwhile, which is what is waited for.
             break
     if options.actor is None:

@@ -90,8 +90,11 @@ class LifeDesk:
             except FileNotFoundError:
                 # Whoever asked has given up.
                 continue
-            write_json(path.with_suffix(ANSWER), self._answer(taken))
-            taken.unlink()
+            try:
+                write_json(path.with_suffix(ANSWER), self._answer(taken))
+            finally:
+                # Without an answer, as on a full disk, whoever asked is told that there will be none.
+                taken.unlink()
         self._dismiss_drained()
 
     def _answer(self, path: Path) -> Answer:
@@ -100,7 +103,7 @@ class LifeDesk:
             return {"taken": True, **self._handlers[request["kind"]](request["content"])}
         except DcpoError as error:
             return {"taken": False, "says": str(error)}
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             log.warning("the request %s is not understood: %s", quoted(path.name), quoted(str(error)))
             return {"taken": False, "says": f"the learner does not understand it ({error}); is it of another release?"}
 

@@ -36,7 +36,7 @@ class Blame:
     """
 
     def __init__(self, table: LeaseTable, retry_seconds: float) -> None:
-        self._table, self._retry_seconds = table, retry_seconds
+        self._table, self.retry_seconds = table, retry_seconds
         self._host_of: dict[bytes, str] = {}
         self._doubts: dict[str, dict[int, int]] = {}
         self._falls: deque[Fall] = deque()
@@ -56,7 +56,7 @@ class Blame:
     def may_lease(self, slot: Slot, session: bytes, now: float) -> bool:
         """Whether a waiting visit may go to a session now."""
         failed_at = slot.failed_on.get(self.host_of(session))
-        if failed_at is not None and now - failed_at < self._retry_seconds:
+        if failed_at is not None and now - failed_at < self.retry_seconds:
             return False
         return not slot.is_suspect or not any(
             other.holder == session and other.is_suspect for other in self._table.open_slots

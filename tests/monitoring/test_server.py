@@ -146,11 +146,12 @@ def test_without_the_token_only_health_is_told(tmp_path: Path) -> None:
 def test_a_browser_that_was_led_here_by_another_name_is_told_nothing_but_health(tmp_path: Path) -> None:
     write_status(tmp_path)
     with serving(tmp_path) as address:
-        request = Request(f"{address}/api/now", headers={"Host": "attacker.example"})
-        with pytest.raises(HTTPError) as refused:
-            urlopen(request, timeout=30)
-        refused.value.close()
-        assert refused.value.code == 421
+        for path in ("/api/now", "/status.json", "/metrics"):
+            request = Request(address + path, headers={"Host": "attacker.example"})
+            with pytest.raises(HTTPError) as refused:
+                urlopen(request, timeout=30)
+            refused.value.close()
+            assert refused.value.code == 421
 
 
 def test_who_types_in_the_token_gets_a_cookie_that_stands_for_it(tmp_path: Path) -> None:
