@@ -44,8 +44,14 @@ def settle(ledger: Ledger, config: RunConfig, starts: Sequence[Start]) -> None:
         return
     before, given = starts[-2].settings, starts[-1].settings
     anew = {name: setting_of(config, name) for name in standing if setting_in(before, name) != setting_in(given, name)}
+    by = "a start with other settings"
     if anew:
-        write_event(ledger, step, "set", settings=anew, by="a start with other settings")
+        write_event(ledger, step, "set", settings=anew, by=by)
+    # What was set for a later step would come into force there again.
+    for event in (event for event in happened if event.kind == "set" and event.step > step):
+        again = {name: anew[name] for name in event.content["settings"] if name in anew}
+        if again:
+            write_event(ledger, event.step, "set", settings=again, by=by)
     still = {name: value for name, value in standing.items() if name not in anew}
     if still:
         log.info("set while the run went on, and still so: %s", in_words(still))

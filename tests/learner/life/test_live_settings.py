@@ -101,6 +101,15 @@ def test_a_start_with_another_value_takes_the_place_of_what_was_set(ledger: Ledg
     assert set_at(events(ledger), 0) == {"training.learning_rate": holds}
 
 
+def test_a_start_with_another_value_takes_the_place_of_what_was_set_for_a_later_step(ledger: Ledger) -> None:
+    live, _ = live_settings(ledger, next_free_step=0)
+    live.change({"training.learning_rate": "5e-7"}, at_step=1200)
+    live.change({"checkpoint.keep_last": "7"}, at_step=1300)
+    settle(ledger, make_config(Path("run"), training={"learning_rate": 3e-6}), [start(1, 1e-6), start(2, 3e-6)])
+    assert set_at(events(ledger), 0) == {"training.learning_rate": 3e-6}
+    assert set_at(events(ledger), 1300) == {"training.learning_rate": 3e-6, "checkpoint.keep_last": 7}
+
+
 def test_history_tells_starts_changes_and_stops_in_their_order(ledger: Ledger) -> None:
     ledger.write_start(start(1, 1e-6))
     ledger.grant_version(0)
