@@ -88,7 +88,7 @@ def _encoded(
     return encode_prompts(
         source.loaded.problems,
         tokenizer,
-        system_prompt=(data.system_prompt if own.system_prompt is None else own.system_prompt) or None,
+        system_prompt=data.system_prompt if own.system_prompt is None else own.system_prompt,
         template=data.prompt_template if own.prompt_template is None else own.prompt_template,
         max_prompt_tokens=data.max_prompt_tokens,
         arguments=data.template_arguments,

@@ -128,7 +128,7 @@ class Evaluator:
             encoded = encode_prompts(
                 problems.problems[: options.limit],
                 tokenizer,
-                system_prompt=options.system_prompt or None,
+                system_prompt=options.system_prompt,
                 template=options.prompt_template,
                 max_prompt_tokens=options.max_prompt_tokens,
                 arguments=options.template_arguments,

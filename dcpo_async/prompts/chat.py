@@ -48,7 +48,7 @@ def encode_prompts(
 
     Args:
         problems: distinct ones, as `load` gives them.
-        system_prompt: the system message; refused where the tokenizer has no chat template.
+        system_prompt: the system message, None or empty for none; refused where the tokenizer has no chat template.
         template: the user's message (or the plain text); {problem} is replaced, other braces stay.
         max_prompt_tokens: longer prompts are left out and counted.
         arguments: more variables of the chat template, such as enable_thinking; each has to be one that it reads.
@@ -59,7 +59,7 @@ def encode_prompts(
     if _PLACEHOLDER not in template:
         raise ConfigError(f"the prompt template {template!r} has no {_PLACEHOLDER}; put it where the problem goes")
     has_chat = tokenizer.chat_template is not None
-    if system_prompt is not None and not has_chat:
+    if system_prompt and not has_chat:
         raise ConfigError(
             "the tokenizer has no chat template, so there is no system message; put its text in the template"
         )
@@ -68,7 +68,7 @@ def encode_prompts(
     chat = ChatTemplate(tokenizer, arguments, now or datetime.now()) if has_chat else None
     texts = [template.replace(_PLACEHOLDER, problem.problem) for problem in problems]
     if chat is not None:
-        texts = [chat.text(system_prompt, text) for text in texts]
+        texts = [chat.text(system_prompt or None, text) for text in texts]
         _refuse_dropped(problems, texts)
     # A chat template writes the special tokens itself.
     token_ids = _tokenized(tokenizer, texts, add_special_tokens=not has_chat)

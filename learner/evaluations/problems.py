@@ -75,7 +75,7 @@ def held_out(
         name: encode_prompts(
             loaded.problems[: evaluation.limit],
             tokenizer,
-            system_prompt=data.system_prompt or None,
+            system_prompt=data.system_prompt,
             template=data.prompt_template,
             max_prompt_tokens=data.max_prompt_tokens,
             arguments=data.template_arguments,

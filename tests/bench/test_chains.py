@@ -19,6 +19,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.config.loading import load_config
 from dcpo_async.demo.chain_model import write_start
 from dcpo_async.demo.chains import ChainSizes, ChainTask
+from dcpo_async.demo.imitation import example_encoder
 from dcpo_async.errors import ConfigError
 from learner.coordinator.shards import step_samples
 from learner.trainer.passes import Passes
@@ -53,6 +54,13 @@ def test_sampled_log_probs_are_those_of_the_policy_that_trains(start: Path) -> N
     spent = rollout.spent()
     assert spent["generated_responses"] == 32
     assert spent["generated_tokens"] == sum(len(sample.token_ids) for sample in samples)
+
+
+def test_prompts_are_those_that_the_warm_start_was_taught(start: Path) -> None:
+    policy = Policy(small(start))
+    encode = example_encoder(policy.tokenizer)
+    for prompt in encoded(small(start), TASK.train, policy.tokenizer):
+        assert list(prompt.token_ids) == encode((prompt.problem, ""))[0]
 
 
 def test_a_response_ends_with_its_first_end_token_or_is_cut(start: Path) -> None:

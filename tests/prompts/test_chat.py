@@ -36,8 +36,9 @@ def test_a_chat_template_frames_system_and_user_and_opens_the_answer() -> None:
     assert (encoded.prompts[0].problem, encoded.prompts[0].answer) == ("1+1", "2")
 
 
-def test_a_system_prompt_is_optional() -> None:
-    encoded = encode_prompts([ADD], character_tokenizer(), None, "{problem}", 100)
+@pytest.mark.parametrize("system_prompt", [None, ""])
+def test_a_system_prompt_is_optional(system_prompt: str | None) -> None:
+    encoded = encode_prompts([ADD], character_tokenizer(), system_prompt, "{problem}", 100)
     assert text_of(encoded.prompts[0].token_ids) == "<u>1+1<a>"
 
 
