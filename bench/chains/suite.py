@@ -17,12 +17,15 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 async def run_all(plan: Plan) -> None:
     """Choose the learning rates, then run every arm seed by seed, so that what is finished is paired."""
+    # Whoever asks first is first: all warm starts, then the runs in their order.
     places = asyncio.Semaphore(plan.at_once)
-    for seed in plan.rate_seeds if len(plan.rates) > 1 else ():
-        await _run(plan, seed, plan.trials(seed), places)
+    async with asyncio.TaskGroup() as tasks:
+        for seed in plan.rate_seeds if len(plan.rates) > 1 else ():
+            tasks.create_task(_run(plan, seed, plan.trials(seed), places))
     _choose_rates(plan)
-    for seed in plan.seeds:
-        await _run(plan, seed, plan.runs(seed), places)
+    async with asyncio.TaskGroup() as tasks:
+        for seed in plan.seeds:
+            tasks.create_task(_run(plan, seed, plan.runs(seed), places))
 
 
 def _choose_rates(plan: Plan) -> None:
@@ -44,10 +47,11 @@ async def _run(plan: Plan, seed: int, runs: Sequence[Run], places: asyncio.Semap
     if not missing:
         return
     if not (plan.start(seed) / START_NAME).exists():
-        print(f"seed {seed}: warm start …", flush=True)
-        argv = module_argv("bench.chains.run.start", str(plan.start(seed)), "--seed", str(seed))
-        argv += ["--steps", str(plan.warm_up_steps), "--sizes", *plan.sizes.words]
-        await run_to_end("warm start", argv, plan.log(plan.start(seed).name), ONE_THREAD)
+        async with places:
+            print(f"seed {seed}: warm start …", flush=True)
+            argv = module_argv("bench.chains.run.start", str(plan.start(seed)), "--seed", str(seed))
+            argv += ["--steps", str(plan.warm_up_steps), "--sizes", *plan.sizes.words]
+            await run_to_end("warm start", argv, plan.log(plan.start(seed).name), ONE_THREAD)
     async with asyncio.TaskGroup() as tasks:
         for run in missing:
             tasks.create_task(_train(plan, run, places))
