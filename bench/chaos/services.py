@@ -76,9 +76,18 @@ class Fleet:
         words: settings over the ones here.
         engine: of the actors, scripted or vllm.
         seed: of the run, and of what is drawn here.
+        of_actor: words for each actor alone; there are as many actors.
     """
 
-    def __init__(self, folder: Path, model: Path, words: Sequence[str], engine: str, seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        words: Sequence[str],
+        engine: str,
+        seed: int,
+        of_actor: Sequence[Sequence[str]] = ((),) * NUM_ACTORS,
+    ) -> None:
         self.folder, self.run, self._random = folder, folder / "run", random.Random(seed)
         self.acks, self.deaths = folder / "acks", folder / "deaths"
         self.acks.mkdir(parents=True)
@@ -96,16 +105,16 @@ class Fleet:
         ]
         self.config = load_config(None, self.words)
         self.learner = self._learner(())
-        self.actors = [self._actor(index, engine, address) for index in range(NUM_ACTORS)]
+        self.actors = [self._actor(index, engine, address, more) for index, more in enumerate(of_actor)]
 
     def _learner(self, more: Sequence[str]) -> Service:
         words = ["learner.launcher", "--workers", "1", *self.words, *more]
         return Service("learner", words, self.folder / "learner.log")
 
-    def _actor(self, index: int, engine: str, address: str) -> Service:
+    def _actor(self, index: int, engine: str, address: str, more: Sequence[str]) -> Service:
         logs = self.folder / f"actor-{index}"
         words = ["actor.launcher", "--engine", engine, "--learner", address, "--workers", str(WORKERS)]
-        words += ["--logs", str(logs), *(("--kv-cache-gib", "0.1") if engine == "vllm" else ())]
+        words += ["--logs", str(logs), *(("--kv-cache-gib", "0.1") if engine == "vllm" else ()), *more]
         return Service(f"actor {index}", words, self.folder / f"actor-{index}.log")
 
     @property

@@ -79,3 +79,4 @@ def check_mechanics(out: Path, table: str) -> None:
     assert "| GRPO | 1 |" in table
     assert "training prompts below 1/G at the start" in table
     assert "held_out" in (out / "report-algorithms.html").read_text()
+    assert "DCPO (1)" in (out / "curves-algorithms.svg").read_text()
