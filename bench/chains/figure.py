@@ -1,8 +1,7 @@
 """The curves of a comparison on chains, drawn: means over seeds, with Student's 95 % interval as a band."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import rc_context
@@ -10,17 +9,17 @@ from matplotlib.figure import Figure
 
 from dcpo_async.comparison.figures import across_runs
 
-if TYPE_CHECKING:
-    from bench.chains.table import Found
-
 POINTS = 40
 
+Curves = tuple[Sequence[float], Sequence[float], Sequence[float]]
+"""Of a run: responses generated at each measurement, and the two shares that are drawn."""
 
-def draw(found: Mapping[str, Mapping[int, "Found"]], path: Path) -> None:
+
+def draw(arms: Mapping[str, Sequence[Curves]], path: Path) -> None:
     """Held-out accuracy and unknown facts learned over responses, a line for each arm.
 
     Args:
-        found: finished runs by arm and seed; each arm has at least one.
+        arms: held-out accuracy and facts learned of the runs of each arm, one at least.
         path: of the picture; its suffix is its format.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -30,13 +29,12 @@ def draw(found: Mapping[str, Mapping[int, "Found"]], path: Path) -> None:
         axes.set_xlabel("responses generated, thousands")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    for name, runs in found.items():
-        curves = [run.curves() for run in runs.values()]
+    for name, curves in arms.items():
         places = np.linspace(0, min(responses[-1] for responses, _, _ in curves), POINTS)
         for panel, axes in enumerate(panels):
             values = [np.interp(places, curve[0], curve[1 + panel]) for curve in curves]
             band = [across_runs(column) for column in zip(*values, strict=True)]
-            (line,) = axes.plot(places / 1000, [100 * point.mean for point in band], label=f"{name} ({len(runs)})")
+            (line,) = axes.plot(places / 1000, [100 * point.mean for point in band], label=f"{name} ({len(curves)})")
             if band[0].low is not None:
                 low, high = ([100 * getattr(point, side) for point in band] for side in ("low", "high"))
                 axes.fill_between(places / 1000, low, high, color=line.get_color(), alpha=0.12, linewidth=0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from bench.chains.figure import draw
+from bench.chains.figure import Curves, draw
 from bench.chains.plan import FACTS_NAME, SET, START_NAME, TENTHS, Plan, is_finished
 from dcpo_async.comparison.figures import NOTHING, across_runs, written
 from dcpo_async.comparison.report import compare
@@ -43,7 +43,7 @@ class Found:
         values = [line[key] for line in self.run.metrics if key in line]
         return fmean(values) if values else 0.0
 
-    def curves(self) -> tuple[list[float], list[float], list[float]]:
+    def curves(self) -> Curves:
         """Responses generated at each measurement, held-out accuracy, and the share of unknown facts learned."""
         accuracy = self.run.accuracy(SET, "sampled", "responses")
         return list(accuracy.x), [value.mean for value in accuracy.values], [facts["learned"] for facts in self.facts]
@@ -80,7 +80,8 @@ def report(plan: Plan) -> str:
         raise ConfigError(f"{plan.out}: no run of these arms and seeds is finished yet")
     runs = [f"{name}={found[name][seed].run.folder}" for name in found for seed in found[name]]
     compare(runs, plan.out / f"report-{plan.suite}.html", json_path=plan.out / f"report-{plan.suite}.json")
-    draw(found, plan.out / f"curves-{plan.suite}.svg")
+    curves = {name: [run.curves() for run in runs.values()] for name, runs in found.items()}
+    draw(curves, plan.out / f"curves-{plan.suite}.svg")
     tables = [_accuracies(found), _training(found), _by_tenth(found), _conditions(plan, found)]
     return "\n\n".join(tables)
 
