@@ -7,8 +7,29 @@ from bench.ablation.arms import CONFIGS, RESTS, Arm, Settings, algorithm_of, wor
 from dcpo_async.config.loading import load_config
 from dcpo_async.demo.chains import ChainSizes
 from dcpo_async.demo.tasks import BEYOND_THE_CHAIN
+from dcpo_async.errors import ConfigError
 
 CONFIG = CONFIGS / "chains.toml"
+SETTABLE = {
+    "algorithm": frozenset[str](),
+    "lag": frozenset({"max_lag", "publish_interval"}),
+    "sampling": frozenset({"group_size", "max_response_tokens"}),
+    "data": frozenset({"selection", "selection_bound", "selection_half_life_visits", "selection_look_again_epochs"}),
+    "training": frozenset(
+        {
+            "groups_per_step",
+            "warmup_steps",
+            "schedule",
+            "schedule_steps",
+            "final_rate_share",
+            "weight_decay",
+            "betas",
+            "gradient_clip",
+            "measured_share",
+        }
+    ),
+}
+"""What can be set for all arms, by table; without names all of it. The rest shapes nothing here, or is an arm's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,5 +112,12 @@ def settings_of(arm: ChainArm, sizes: ChainSizes, rate: float, others: Settings)
 
 
 def check(arm: ChainArm, sizes: ChainSizes, others: Settings) -> None:
-    """Raise ConfigError where an arm's settings cannot run on a task of these sizes."""
+    """Raise ConfigError where an arm's settings cannot run on a task of these sizes, or would change nothing."""
+    for name in others:
+        table, _, setting = name.partition(".")
+        if table not in SETTABLE or (SETTABLE[table] and setting not in SETTABLE[table]) or setting == "kl_coefficient":
+            raise ConfigError(
+                f"--{name}: it would change nothing here, where a model is sampled at temperature 1, is graded by its "
+                "box and trains without a reference, or it is what arms and seeds differ in"
+            )
     load_config(CONFIG, words(settings_of(arm, sizes, 1e-4, others))).require_window(sizes.prompts)

@@ -23,7 +23,7 @@ def parser_of() -> argparse.ArgumentParser:
         prog="python -m bench.ablation --task chains",
         description="DCPO, its rivals and its parts on chains of facts, each run in one process on one core, from the "
         "same warm starts. The same command goes on where an earlier one was ended.",
-        epilog="Any setting of all runs can be overridden by its dotted name, such as --training.gradient_clip 0.5.",
+        epilog="What shapes all runs can be overridden by its dotted name, such as --training.gradient_clip 0.5.",
     )
     parser.add_argument("--suite", choices=tuple(SUITES), default="algorithms")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="arms by name; all by default")

@@ -11,6 +11,8 @@ from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError
 from dcpo_async.run_folder import RunFolder
 
+REVISION = 2
+"""Of what a run does: one more where the same settings give another run, so that those of before do not go with it."""
 RATES_NAME = "rates.json"
 START_NAME = "start.json"
 """What was measured of a warm start; written last."""
@@ -104,6 +106,12 @@ class Plan:
             for arm in self.arms
         ]
 
+    def at_the_edge(self) -> dict[str, float]:
+        """The arms whose learning rate was chosen from an end of those tried: a better one may lie beyond it."""
+        ends = {min(self.rates), max(self.rates)} if len(self.rates) > 1 else set[float]()
+        chosen, names = self.chosen_rates(), {arm.name for arm in self.tuned}
+        return {name: rate for name, rate in chosen.items() if name in names and rate in ends}
+
     def chosen_rates(self) -> dict[str, float]:
         """The learning rate of each tuned arm, by its name."""
         if len(self.rates) == 1:
@@ -116,6 +124,7 @@ class Plan:
         """Note what shapes all runs of the folder, or hold a later call to it; raises ConfigError where they differ."""
         path = self.out / "plan.json"
         wanted = {
+            "revision": REVISION,
             "sizes": self.sizes.words,
             "warm_up_steps": self.warm_up_steps,
             "responses": self.responses,

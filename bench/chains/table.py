@@ -183,6 +183,11 @@ def _conditions(plan: Plan, found: ByArm) -> str:
         f"- training prompts below 1/G at the start: {written(across_runs(below), scale=100)} % (at least 20 wanted)",
         f"- highest held-out accuracy at the end of a run: {100 * best:.1f} % (at most 90 wanted)",
     ]
+    if edges := plan.at_the_edge():
+        named = ", ".join(f"{name} ({rate:g})" for name, rate in edges.items())
+        lines.append(
+            f"- not at their best rate, but at an end of those tried: {named} (none wanted; give --rates beyond)"
+        )
     if "GRPO" in found:
         steps = [line["rur"] for run in found["GRPO"].values() for line in run.run.metrics]
         inside = fmean(USEFUL[0] <= rate <= USEFUL[1] for rate in steps)

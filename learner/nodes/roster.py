@@ -44,6 +44,9 @@ class Roster:
     def join(self, hello: NodeHello, name: str, now: float) -> None:
         """A machine's launcher is there, or there anew: its ranks of before are gone."""
         self._nodes[hello.node] = Node(hello.session, name, now)
+        # Of the round that runs no more: were it to start ranks again, those of before would not know them.
+        if self._taking_part.get(hello.node) == hello.session:
+            self._taking_part[hello.node] = ""
 
     def numbers(self) -> set[int]:
         """All machines beside node 0, whether or not they have come."""
@@ -106,7 +109,10 @@ class Roster:
 
     def _lost(self, number: int, now: float) -> str:
         node = self._nodes[number]
-        if node.session != self._taking_part.get(number):
+        taking_part = self._taking_part.get(number)
+        if taking_part == "":
+            return f"node {number} ({node.name}) has joined again, without its ranks of before"
+        if node.session != taking_part:
             return f"node {number} ({node.name}) was started anew"
         if now - node.heard_at > SILENCE_SECONDS:
             return f"node {number} ({node.name}) says nothing for {now - node.heard_at:.0f} s"

@@ -1,5 +1,6 @@
 """The comparison on chains: its arms, its sampler, and which prompts it visits."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ import torch
 from bench.ablation.arms import words
 from bench.chains.arms import ALGORITHMS, CONFIG, LAGS, SELECTIONS, ChainArm, check, settings_of
 from bench.chains.command import parser_of, plan_of
+from bench.chains.plan import RATES_NAME, SET
+from bench.chains.run.__main__ import train
 from bench.chains.run.clips import one_sided
 from bench.chains.run.measuring import encoded
 from bench.chains.run.policy import Policy
 from bench.chains.run.rollout import Rollout, Visits
 from bench.chains.run.sampling import reader_of, sampled_groups
 from dcpo_async.algorithm import clip_bounds
+from dcpo_async.comparison.runs import read_run
 from dcpo_async.config import RunConfig
 from dcpo_async.config.loading import load_config
 from dcpo_async.demo.chain_model import write_start
@@ -86,6 +90,28 @@ def test_an_update_of_the_policy_is_one_of_the_model_that_samples(start: Path) -
     assert not torch.equal(policy.sampler.get_input_embeddings().weight, before)
 
 
+def test_a_step_without_a_gradient_goes_on_by_momentum_as_a_rank_that_has_nothing_to_train(start: Path) -> None:
+    policy = Policy(small(start))
+    policy.sampler(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    policy.update(step=0)
+    before = policy.sampler.get_input_embeddings().weight.detach().clone()
+    norm, _ = policy.update(step=1)
+    assert norm == 0
+    assert not torch.equal(policy.sampler.get_input_embeddings().weight, before)
+
+
+def test_batches_are_as_old_as_the_lag_and_no_two_measurements_have_cost_the_same(start: Path, tmp_path: Path) -> None:
+    config = small(start, "--folder", str(tmp_path), "--lag.max_lag", "4")
+    # 4 groups of 8 to a batch: six batches of two steps, the last two of which train when all is generated.
+    train(start, config, responses=6 * 32, every=2, samples=1, last_samples=2)
+    run = read_run("lag 4", tmp_path)
+    assert [line["lag_mean"] for line in run.metrics] == [0, 0, 2, 2, *[4] * 8]
+    assert [line["generated_responses"] for line in run.metrics] == [96, 96, 128, 128, 160, 160, *[192] * 6]
+    assert [point.step for point in run.held_out] == [0, 2, 4, 6, 12]
+    costs = run.accuracy(SET, "sampled", "responses").x
+    assert costs == (0, 96, 128, 160, 192)
+
+
 def test_a_prompt_that_is_solved_rests_until_it_is_looked_at_again(start: Path) -> None:
     config = small(start, "--data.selection", "pass_rate", "--data.selection_bound", "0.3")
     visits = Visits(config, num_prompts=8)
@@ -137,3 +163,40 @@ def test_arms_of_lag_have_the_lag_the_rate_and_the_correction_of_their_names() -
 def test_a_comparison_that_cannot_be_carried_out_is_refused_before_it_begins(line: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_of(parser_of().parse_args(line.split()), {})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sampling.temperature",
+        "grading.format_penalty",
+        "algorithm.kl_coefficient",
+        "data.system_prompt",
+        "training.learning_rate",
+        "seed",
+    ],
+)
+def test_a_setting_that_no_run_would_heed_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name}: it would change nothing"):
+        plan_of(parser_of().parse_args([]), {name: "0.5"})
+
+
+def test_settings_that_shape_all_runs_can_be_set() -> None:
+    overrides = {"training.gradient_clip": "0.5", "algorithm.ddof": "0", "lag.max_lag": "4"}
+    assert plan_of(parser_of().parse_args([]), overrides).overrides == overrides
+
+
+def test_a_folder_of_runs_that_another_revision_made_is_refused(tmp_path: Path) -> None:
+    plan = plan_of(parser_of().parse_args(["--out", str(tmp_path)]), {})
+    plan.settle()
+    plan.settle()
+    noted = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(noted | {"revision": noted["revision"] - 1}))
+    with pytest.raises(ConfigError, match="choose another --out"):
+        plan.settle()
+
+
+def test_arms_whose_rate_is_at_an_end_of_those_tried_are_named(tmp_path: Path) -> None:
+    plan = plan_of(parser_of().parse_args(["--out", str(tmp_path), "--only", "GRPO", "DAPO"]), {})
+    (tmp_path / RATES_NAME).write_text(json.dumps({"GRPO": 2e-4, "DAPO": 4e-4, "DCPO": 1e-4}))
+    assert plan.at_the_edge() == {"DAPO": 4e-4}

@@ -65,7 +65,8 @@ def train(
         first = learning.step + 1
         for step, values in enumerate(learning.train(ahead.popleft()), start=first):
             metrics.write(step, values | spent)
-        if learning.step % every == 0 and (ahead or rollout.generated_responses < responses):
+        # Once all is generated only the last weights are measured: those on the way to them have cost as much.
+        if learning.step % every == 0 and rollout.generated_responses < responses:
             measuring.measure(learning.step, policy.sampler, samples)
     measuring.measure(learning.step, policy.sampler, last_samples)
     metrics.close()

@@ -15,6 +15,7 @@ from dcpo_async.config import RunConfig
 from dcpo_async.demo.chain_reading import read_facts
 from dcpo_async.demo.chains import ChainTask
 from dcpo_async.durable import write_json
+from dcpo_async.errors import ConfigError
 from dcpo_async.evaluation.results import SETTINGS_NAME, SUMMARY_NAME, GradedResponse, ProblemResult
 from dcpo_async.evaluation.summary import rows_of
 from dcpo_async.prompts import Problem, encode_prompts
@@ -25,10 +26,12 @@ AT_ONCE = 64
 
 
 def encoded(config: RunConfig, problems: Sequence[Any], tokenizer: Any) -> tuple[Prompt, ...]:
-    """A task's problems as the run's prompts."""
+    """A task's problems as the run's prompts; raises ConfigError where one is too long to be one."""
     rows = [Problem(problem=problem.problem, answer=problem.answer) for problem in problems]
     data = config.data
     found = encode_prompts(rows, tokenizer, data.system_prompt, data.prompt_template, data.max_prompt_tokens)
+    if found.num_too_long:
+        raise ConfigError(f"{found.num_too_long} problems have more than {data.max_prompt_tokens} prompt tokens")
     return found.prompts
 
 

@@ -59,6 +59,10 @@ class Policy:
         rate = learning_rate(step, self._training)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        for parameter in self._policy.parameters():
+            if parameter.grad is None:
+                # A rank's empty micro-batch has one of zeros, and AdamW takes its step by momentum alone.
+                parameter.grad = torch.zeros_like(parameter)
         norm = torch.nn.utils.clip_grad_norm_(self._policy.parameters(), self._training.gradient_clip)
         self._optimizer.step()
         self._optimizer.zero_grad()

@@ -16,6 +16,7 @@ from dcpo_async.config.loading import load_config
 from dcpo_async.demo.chain_model import write_start
 from dcpo_async.demo.chain_reading import read_facts
 from dcpo_async.demo.chains import ChainSizes, ChainTask
+from dcpo_async.demo.tasks import BEYOND_THE_CHAIN
 from dcpo_async.durable import write_json
 
 SAMPLES = 32
@@ -28,11 +29,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--sizes", nargs="*", default=[], metavar="NAME=VALUE")
-    options, rest = parser.parse_known_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     task = ChainTask.drawn(ChainSizes.read(options.sizes), options.seed)
     loss = write_start(task, options.out, steps=options.steps)
-    config = load_config(CONFIG, ["--model.path", str(options.out / "model"), *rest])
+    longest = str(task.sizes.longest + BEYOND_THE_CHAIN)
+    words = ["--model.path", str(options.out / "model"), "--sampling.max_response_tokens", longest]
+    config = load_config(CONFIG, words)
     policy = Policy(config)
     prompts, text = encoded(config, task.train, policy.tokenizer), reader_of(policy.tokenizer)
     found = responses_to(prompts, policy.sampler, SAMPLES, config, policy.tokenizer.eos_token_id, seed=0)

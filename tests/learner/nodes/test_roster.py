@@ -56,6 +56,18 @@ def test_a_round_is_lost_with_a_machine_that_fails_falls_silent_or_starts_anew()
     assert roster.lost(3.0) == ""
 
 
+def test_a_round_is_lost_for_good_with_a_machine_that_joins_again_in_the_middle_of_it() -> None:
+    """After a silence of 15 s its ranks have ended; told of the same round, it starts others, whom nobody knows."""
+    roster = both_there()
+    roster.begin_round(0.0)
+    for node in (1, 2):
+        roster.hear(beat(node, 1, "running"), 20.0)
+    roster.join(hello(1), "machine-1", 21.0)
+    for now, number in ((21.1, 0), (22.1, 1)):
+        roster.hear(beat(1, number, "running" if number else "idle"), now)
+    assert roster.lost(22.2) == "node 1 (machine-1) has joined again, without its ranks of before"
+
+
 def test_a_machine_that_does_not_start_its_ranks_is_named() -> None:
     roster = both_there()
     roster.begin_round(0.0)
