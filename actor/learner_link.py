@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Literal
 
 from dcpo_async.errors import PeerLostError, ProtocolError, RefusedError, VersionMismatchError
-from dcpo_async.protocol.events import Complaint, Event
+from dcpo_async.protocol.events import Complaint, Event, LetGo
 from dcpo_async.protocol.messages import Hello, Welcome
 from dcpo_async.protocol.session import ActorSession
 from dcpo_async.transport.interfaces import Dealer
@@ -98,6 +98,8 @@ class LearnerLink:
             for event in await self._news():
                 if isinstance(event, Complaint):
                     log.warning("the learner could not take a message: %s", event.detail)
+                elif isinstance(event, LetGo):
+                    log.info("drained (%s): %d leases are finished first", event.why, event.num_working)
                 else:
                     yield event
 

@@ -227,7 +227,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
                 ranks,
                 weights_port=weights_port,
                 num_gpus=len(devices.gpus),
-                sinks=sinks_of(config),
+                sinks=sinks_of(config, run.ledger),
                 held_out=run.held_out,
             )
             parts = Parts(config, devices, coordinator, weights_port, scratch, ranks_address, words, place, nodes)

@@ -16,7 +16,7 @@ from dcpo_async import __version__
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json, write_text
 from dcpo_async.errors import ConfigError, DcpoError
-from dcpo_async.metrics.jsonl import MetricsWriter
+from dcpo_async.metrics.jsonl import MetricsWriter, measured_steps
 from dcpo_async.metrics.sink import Sink, Thinning
 from dcpo_async.model_folder import load_tokenizer
 from dcpo_async.prompts import LoadedProblems
@@ -26,6 +26,7 @@ from learner.coordinator.intake import Intake
 from learner.evaluations.problems import HeldOut, held_out
 from learner.initial_model import model_identity, require_numbers
 from learner.ledger.ledger import Ledger, expect_meta
+from learner.ledger.reader import evaluations
 from learner.life.live_settings import settle
 from learner.problems import TrainingProblems
 from learner.run_prompts import RunPrompts, data_record, run_prompts
@@ -198,11 +199,14 @@ def _as_begun(ledger: Ledger, config: RunConfig, prepared: Prepared) -> Prepared
     return replace(prepared, prompts=prompts, held_out=asked, rendered_at=then)
 
 
-def sinks_of(config: RunConfig) -> tuple[Sink, ...]:
-    """Where the numbers of each step go."""
+def sinks_of(config: RunConfig, ledger: Ledger) -> tuple[Sink, ...]:
+    """Where the numbers of each step go; those of steps that this run, or `dcpo eval` in its folder, measures stay."""
     whole_steps, folder = config.training.whole_metrics_steps, RunFolder(config.folder)
-    thinning = Thinning(whole_steps, config.evaluation.every_steps) if whole_steps else None
-    return (MetricsWriter(folder.path, thinning),)
+
+    def measured() -> set[int]:
+        return measured_steps(folder).union(row.step for row in evaluations(ledger))
+
+    return (MetricsWriter(folder.path, Thinning(whole_steps, measured) if whole_steps else None),)
 
 
 def _identify(ledger: Ledger, config: RunConfig, data_digest: str, model: str) -> str:

@@ -169,7 +169,7 @@ class TrainingSettings(Section):
     """A rank that takes longer over one optimizer step or collective is reported and restarted."""
     whole_metrics_steps: Annotated[int, Field(ge=0)] = 10_000
     """metrics.jsonl and TensorBoard keep each of the newest so many steps, of older ones every second, fourth, eighth,
-    the older the fewer, and multiples of evaluation.every_steps; 0 keeps them all, about 5 KB a step."""
+    the older the fewer, and those that were measured; 0 keeps them all, about 5 KB a step."""
 
 
 class CheckpointSettings(Section):

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Thread
 
@@ -52,8 +52,7 @@ class MetricsWriter:
         if self._thinning is None:
             return
         if self._thinner is None and self._written % self._thinning.interval == 0:
-            self._thinner = _Thinner(self._path, self._thinning, self._newest)
-            self._thinner.start()
+            self._thin(self._thinning)
         elif self._thinner is not None and not self._thinner.is_alive():
             self._take_over(self._thinner)
         self._written += 1
@@ -64,6 +63,14 @@ class MetricsWriter:
             self._thinner.join()
             self._take_over(self._thinner)
         self._lines.close()
+
+    def _thin(self, thinning: Thinning) -> None:
+        try:
+            self._thinner = _Thinner(self._path, thinning.kept(self._newest))
+        except OSError as error:
+            log.warning("%s is not thinned, since what was measured cannot be read: %s", self._path, error)
+            return
+        self._thinner.start()
 
     def _take_over(self, thinner: "_Thinner") -> None:
         """Go on in the file that was made beside; without one, which is told of, in the old one."""
@@ -79,9 +86,9 @@ class MetricsWriter:
 class _Thinner(Thread):
     """Copies the lines that are kept into a file beside, while others are appended to the first."""
 
-    def __init__(self, path: Path, thinning: Thinning, newest: int) -> None:
+    def __init__(self, path: Path, keeps: Callable[[int], bool]) -> None:
         super().__init__(name="thins metrics", daemon=True)
-        self._path, self._thinning, self._newest = path, thinning, newest
+        self._path, self._keeps = path, keeps
         self._beside = path.with_name(f".{path.name}.thinned")
         self._num_bytes, self._num_dropped = path.stat().st_size, 0
         self._error: OSError | None = OSError("the copy has not come to its end")
@@ -92,7 +99,7 @@ class _Thinner(Thread):
             with self._path.open("rb") as lines, self._beside.open("wb") as kept:
                 for line in lines.read(self._num_bytes).splitlines(keepends=True):
                     found = _STEP.match(line)
-                    if found is None or self._thinning.keeps(int(found[1]), self._newest):
+                    if found is None or self._keeps(int(found[1])):
                         kept.write(line)
                     else:
                         self._num_dropped += 1
@@ -130,6 +137,13 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         first = by_step.get(int(values["step"]), {})
         by_step[int(values["step"])] = values | {name: first[name] for name in SPENT if name in first}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def measured_steps(run: RunFolder) -> set[int]:
+    """Steps of which the folder of a run says what an evaluation found, or that it came to nothing."""
+    path = run.evaluation / run.metrics.name
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return {int(found[1]) for line in lines if (found := _STEP.match(line))}
 
 
 def _lines(folder: Path) -> Iterator[dict[str, float]]:

@@ -4,13 +4,15 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Thread
 
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import masked_crc32c
 
 from dcpo_async.metrics.groups import EVALUATION
 from dcpo_async.metrics.sink import Thinning
@@ -67,7 +69,11 @@ class TensorBoardWriter:
             self._earlier = _event_files(self._folder)
             self._events = EventFileWriter(str(self._folder), flush_secs=FLUSH_SECONDS)
         if self._thinner is None or not self._thinner.is_alive():
-            arguments = (self._earlier, thinning, self._newest)
+            try:
+                arguments = (self._earlier, thinning.kept(self._newest))
+            except OSError as error:
+                log.warning("%s is not thinned, since what was measured cannot be read: %s", self._folder, error)
+                return
             self._thinner = Thread(target=_thin_files, args=arguments, name="thins TensorBoard", daemon=True)
             self._thinner.start()
 
@@ -76,19 +82,23 @@ def _event_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("events.out.tfevents.*"))
 
 
-def _thin_files(paths: list[Path], thinning: Thinning, newest: int) -> None:
+def _thin_files(paths: list[Path], keeps: Callable[[int], bool]) -> None:
     for path in paths:
         try:
-            _thin_file(path, thinning, newest)
-        except OSError as error:
+            _thin_file(path, keeps)
+        except (OSError, _DamagedError) as error:
             log.warning("%s is not thinned: %s", path, error)
 
 
-def _thin_file(path: Path, thinning: Thinning, newest: int) -> None:
+class _DamagedError(Exception):
+    """What stands in an event file is no record."""
+
+
+def _thin_file(path: Path, keeps: Callable[[int], bool]) -> None:
     """Leave out the points of steps that are not kept; a file without points goes."""
     kept, num_points, num_dropped = list[bytes](), 0, 0
     for record, event in _records(path.read_bytes()):
-        if event.HasField("summary") and not (thinning.keeps(event.step, newest) or _is_evaluation(event)):
+        if event.HasField("summary") and not (keeps(event.step) or _is_evaluation(event)):
             num_dropped += 1
         else:
             kept.append(record)
@@ -110,13 +120,21 @@ def _is_evaluation(event: Event) -> bool:
 
 
 def _records(content: bytes) -> Iterator[tuple[bytes, Event]]:
-    """The whole records of an event file, and what they say; one that a crash cut short is left out."""
+    """The whole records of an event file, and what they say; one that a crash cut short is left out.
+
+    Raises _DamagedError where a record is none: a wrong length would take all that follows for one that was cut short.
+    """
     at = 0
-    while at + _LENGTH_BYTES <= len(content):
-        (length,) = struct.unpack_from("<Q", content, at)
-        begin = at + _LENGTH_BYTES + _DIGEST_BYTES
+    while (begin := at + _LENGTH_BYTES + _DIGEST_BYTES) <= len(content):
+        length, digest = struct.unpack_from("<QI", content, at)
+        if digest != masked_crc32c(content[at : at + _LENGTH_BYTES]):
+            raise _DamagedError(f"damaged at byte {at}")
         end = begin + length + _DIGEST_BYTES
         if end > len(content):
             return
-        yield content[at:end], Event.FromString(content[begin : begin + length])
+        try:
+            event = Event.FromString(content[begin : begin + length])
+        except DecodeError:
+            raise _DamagedError(f"no event at byte {at}") from None
+        yield content[at:end], event
         at = end

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -111,10 +111,14 @@ class Guard:
 
     async def _login(self, request: Request) -> Response:
         body = b""
-        async for piece in request.stream():
-            body += piece
-            if len(body) > MAX_FORM_BYTES:
-                return PlainTextResponse("too long\n", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        try:
+            async for piece in request.stream():
+                body += piece
+                if len(body) > MAX_FORM_BYTES:
+                    return PlainTextResponse("too long\n", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        except ClientDisconnect:
+            # Or it took so long that its connection was closed.
+            return PlainTextResponse("not whole\n", HTTPStatus.BAD_REQUEST)
         given = parse_qs(body.decode(errors="replace")).get("token", [""])[0]
         if not self._admission.is_token(given.strip()):
             return HTMLResponse(LOGIN.format(said="That is not the token."), HTTPStatus.UNAUTHORIZED)

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 
+import h11
 import uvicorn
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -35,7 +36,7 @@ from dcpo_async.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0
-"""A connection that says nothing for so long is closed."""
+"""A connection that says nothing for so long is closed, and one whose request takes longer to arrive."""
 MAX_CONNECTIONS = 256
 
 
@@ -205,11 +206,33 @@ def asked_name(runs: Mapping[str, Any], request: Request) -> str:
 
 
 class _Connection(H11Protocol):
-    """One that has asked for nothing a while after it was made is closed."""
+    """One that has asked for nothing a while after it was made is closed, and one whose request does not get whole.
+
+    A request has as long, from its first byte on, for all of its head and body.
+    """
+
+    _arriving: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self.loop.call_later(REQUEST_SECONDS, self._close_if_mute)
+
+    def data_received(self, data: bytes) -> None:
+        if self._arriving is None:
+            self._arriving = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+        super().data_received(data)
+        is_between = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        if is_between or self.conn.their_state is h11.DONE:
+            self._forget_arrival()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_arrival()
+        super().connection_lost(exc)
+
+    def _forget_arrival(self) -> None:
+        if self._arriving is not None:
+            self._arriving.cancel()
+            self._arriving = None
 
     def _close_if_mute(self) -> None:
         if self.cycle is None and not self.transport.is_closing():

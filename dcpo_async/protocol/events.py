@@ -45,6 +45,14 @@ class NewVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class LetGo:
+    """The coordinator lets this actor go, for a reason: so many leases are finished before it leaves; said once."""
+
+    why: str
+    num_working: int
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The coordinator wants nothing to do with this actor; the session is over."""
 
@@ -79,4 +87,15 @@ class Complaint:
     detail: str
 
 
-Event = Complaint | Joined | LeaseGranted | LeaseRevoked | GroupAcknowledged | NewVersion | Refused | Paused | Dismissed
+Event = (
+    Complaint
+    | Joined
+    | LeaseGranted
+    | LeaseRevoked
+    | GroupAcknowledged
+    | NewVersion
+    | LetGo
+    | Refused
+    | Paused
+    | Dismissed
+)

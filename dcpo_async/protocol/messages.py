@@ -91,14 +91,13 @@ class GroupMessage(Message):
 
 
 class LeaseFailed(Message):
-    """The actor could not finish a lease and gives it back."""
+    """The actor gives a lease back; only the prompt's fault, never a drain or a dead engine, leads to quarantine."""
 
     kind = "lease_failed"
     position: Count
     attempt: Count
     reason: limits.Sentence
     is_prompts_fault: bool
-    """False when the actor drains or its engine died: such a return does not count towards quarantine."""
 
 
 class Heartbeat(Message):
@@ -198,10 +197,11 @@ class Reject(Message):
 
 
 class VersionMessage(Message):
-    """A weights version has been published; `ask` is whom to ask for it first, `hold` a version to stay at."""
+    """A version was published; `ask` whom for it first, `hold` one to stay at, `drain` why to finish and leave."""
 
     kind = "version"
     weights_version: Count
     step: Count
     ask: Relay = ""
     hold: Hold | None = None
+    drain: limits.Sentence = ""

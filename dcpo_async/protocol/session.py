@@ -14,6 +14,7 @@ from dcpo_async.protocol.events import (
     Joined,
     LeaseGranted,
     LeaseRevoked,
+    LetGo,
     NewVersion,
     Paused,
     Refused,
@@ -224,7 +225,7 @@ class ActorSession:
             case Ack():
                 return self._on_ack(message)
             case VersionMessage():
-                return self._on_version(message)
+                return [*self._on_version(message), *self._on_drain(message.drain, now)]
             case Reject():
                 return self._on_reject(message, happened, now)
         raise AssertionError(message.kind)
@@ -281,6 +282,14 @@ class ActorSession:
             return []
         self._newest_version = max(self._newest_version, message.weights_version)
         return [NewVersion(message.weights_version)]
+
+    def _on_drain(self, why: str, now: float) -> list[Event]:
+        if not why or self.state is ActorState.DRAINING:
+            return []
+        self.drain(now, math.inf, why)
+        # The next heartbeat, which says that it drains, goes out at once.
+        self._heartbeat_due_at = -math.inf
+        return [LetGo(why, self.num_working)]
 
     def _on_reject(self, reject: Reject, happened: ActorInput, now: float) -> list[Event]:
         if happened is ActorInput.REJOIN:

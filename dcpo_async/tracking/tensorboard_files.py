@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from dcpo_async.metrics.jsonl import measured_steps
 from dcpo_async.metrics.sink import Thinning
 from dcpo_async.metrics.tensorboard import TensorBoardWriter
 from dcpo_async.run_folder import RunFolder
@@ -21,7 +22,7 @@ class TensorBoardTracker:
     def __init__(self, run: TrackedRun, step: int) -> None:
         folder = RunFolder(run.path).tensorboard
         whole_steps = run.config["training.whole_metrics_steps"]
-        thinning = Thinning(whole_steps, run.config["evaluation.every_steps"]) if whole_steps else None
+        thinning = Thinning(whole_steps, lambda: measured_steps(RunFolder(run.path))) if whole_steps else None
         self._writer = TensorBoardWriter(folder, thinning, after=step if folder.exists() else None)
 
     def sent_step(self) -> int:

@@ -375,8 +375,8 @@ class ActorDesk:
     def _newest_for(self, peer: bytes) -> VersionMessage:
         newest = self._intake.versions.newest
         ask = self._relays.parent_of(peer, self._clock())
-        hold = self.evaluations.hold_for(peer)
-        return VersionMessage(weights_version=newest.weights_version, step=newest.step, ask=ask, hold=hold)
+        hold, why = self.evaluations.hold_for(peer), self.rotation.drained.get(peer, "")
+        return VersionMessage(weights_version=newest.weights_version, step=newest.step, ask=ask, hold=hold, drain=why)
 
     def _post_newest(self, peer: bytes) -> None:
         self._post(peer, self._newest_for(peer))

@@ -92,7 +92,7 @@ class Stragglers:
 
     def left(self, session: bytes) -> None:
         """A session is gone."""
-        self._rotation.want(session, 0)
+        self._rotation.left(session)
         self.progress.leave(session)
         self._named.discard(session)
 

@@ -234,8 +234,17 @@ class EvaluationDesk:
         """A session is gone."""
         self._schedule.left(session)
 
+    def num_held(self, session: bytes) -> int:
+        """Problems that a session is to answer."""
+        return self._schedule.num_held(session)
+
     def _engines(self) -> dict[bytes, int]:
-        return {name: actor.weights_version for name, actor in self._connected.items() if actor.role == "actor"}
+        """Versions of those that may be asked to stay, and of those that do so."""
+        return {
+            name: actor.weights_version
+            for name, actor in self._connected.items()
+            if actor.role == "actor" and (not self._rotation.is_drained(name) or self.num_held(name))
+        }
 
     def _choose(self, but: bytes | None = None) -> None:
         if self._schedule.running is not None:
@@ -255,6 +264,8 @@ class EvaluationDesk:
             return
         places = sum(actor.response_capacity for actor in self._connected.values() if actor.role == "actor")
         for session in list(running.holders):
+            if self._rotation.is_drained(session):
+                continue
             has = self._connected[session].weights_version
             for _ in range(AT_ONCE):
                 is_idle = self._rotation.credit(session) > 0

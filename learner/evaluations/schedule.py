@@ -193,6 +193,10 @@ class EvaluationSchedule:
             return None
         return Hold(self.running.weights_version, self._terms.hold_seconds)
 
+    def num_held(self, session: bytes) -> int:
+        """Problems that a session has been given and has not answered."""
+        return 0 if self.running is None else sum(one.session == session for one in self.running.leased.values())
+
     def left(self, session: bytes) -> None:
         """A session is gone, or does not stay: what it had waits for others."""
         if self.running is not None:

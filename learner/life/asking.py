@@ -2,8 +2,11 @@
 
 import argparse
 import contextlib
+import getpass
 import json
+import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +30,10 @@ LOOK_SECONDS, TELL_SECONDS = 0.2, 5.0
 
 class _UnansweredError(DcpoError):
     """A learner is at work, and says nothing."""
+
+
+class _LostError(DcpoError):
+    """An actor that was to finish what it held did not come to it."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -136,23 +143,25 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _drain(options: argparse.Namespace) -> None:
     run = RunFolder(options.run)
-    waits = ask(run, "drain", actor=options.actor)["waits"]
+    answer = ask(run, "drain", actor=options.actor, by=_asker())
     told = ""
-    while waits:
-        if (now := _told(waits)) != told:
+    while answer["waits"]:
+        if (now := _told(answer["waits"])) != told:
             print(told := now, flush=True)
         time.sleep(1.0)
         if holder(run.ledger) is None:
             break
         try:
-            waits = ask(run, "waits")["waits"]
+            answer = {**answer, **ask(run, "waits", actor=options.actor)}
         except (ConfigError, _UnansweredError):
             if holder(run.ledger) is not None:
                 raise
             # It has ended meanwhile, which is what is waited for.
             break
     if options.actor is None:
-        _until_stopped(run)
+        _until_stopped(run, answer["incarnation"])
+    elif answer["lost"]:
+        raise _LostError(f"{options.actor} was lost before it had answered all: what it held has gone out again")
     else:
         print(f"{options.actor} has answered all that it held, and has left")
 
@@ -160,7 +169,20 @@ def _drain(options: argparse.Namespace) -> None:
 def _told(waits: Mapping[str, int]) -> str:
     held = {name: number for name, number in waits.items() if number}
     leases = ", ".join(f"{name} ({number})" for name, number in held.items())
-    return f"waiting for {sum(held.values())} leases: {leases}" if held else f"{len(waits)} actors leave"
+    number = sum(held.values())
+    if held:
+        return f"waiting for {number} {'lease' if number == 1 else 'leases'}: {leases}"
+    return "an actor leaves" if len(waits) == 1 else f"{len(waits)} actors leave"
+
+
+def _asker() -> str:
+    """Who runs the command, for logs of others."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        # In a container, whose user has no name.
+        user = f"user {os.getuid()}"
+    return f"{user} on {socket.gethostname()}"
 
 
 def _stop(options: argparse.Namespace) -> None:
@@ -171,11 +193,15 @@ def _stop(options: argparse.Namespace) -> None:
         f"the trainer ends its batch and writes a checkpoint: {unsaved} steps have none" if unsaved else "all is saved"
     )
     print(f"taken at step {answer['step']}; {what}", flush=True)
-    _until_stopped(run)
+    _until_stopped(run, answer["incarnation"])
 
 
-def _until_stopped(run: RunFolder) -> None:
-    """The learner bounds its own end (checkpoint.stop_seconds); who is tired of it may leave off."""
+def _until_stopped(run: RunFolder, incarnation: int) -> None:
+    """The learner bounds its own end (checkpoint.stop_seconds); who is tired of it may leave off.
+
+    Args:
+        incarnation: of the learner that has taken it: what its ledger says of earlier ends is not about this one.
+    """
     told_at = time.monotonic()
     while (who := holder(run.ledger)) is not None:
         if time.monotonic() - told_at >= TELL_SECONDS:
@@ -183,9 +209,9 @@ def _until_stopped(run: RunFolder) -> None:
             print(f"waiting for the learner's end (process {who})", flush=True)
         time.sleep(LOOK_SECONDS)
     with open_copy(run.ledger) as reader:
-        ends = [event for event in events(reader) if event.kind == "stopped"]
+        ends = [event for event in events(reader) if (event.kind, event.incarnation) == ("stopped", incarnation)]
     if not ends:
-        print("the learner has ended; its log says how")
+        print("the learner has ended, since the run is finished or for a reason that its log says")
         return
     unsaved = ends[-1].content["unsaved"]
     left = f"; the last {unsaved} steps have no checkpoint and are trained again" if unsaved else ""

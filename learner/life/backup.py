@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from dcpo_async.durable import publish_folder, write_text
 from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.processes import be_private
 from dcpo_async.run_folder import RunFolder
+from dcpo_async.weights.locks import is_unused, let_go, opened
 from learner.checkpoints.folder import (
     complete_steps,
     described_checkpoint,
@@ -32,6 +34,7 @@ BACKUP_NAME = "backup.json"
 MAX_TRIES = 10
 """Copies that are begun anew since a file went while they were begun, until the next is given up."""
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -123,15 +126,44 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise ConfigError(f"{folder} is there already, and is not replaced; name another folder")
     writing = folder.with_name(f".writing-{folder.name}")
     try:
-        # Of a process that died.
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-        yield writing
-        publish_folder(writing, folder)
+        with _made_alone(writing, folder):
+            try:
+                yield writing
+                publish_folder(writing, folder)
+            finally:
+                shutil.rmtree(writing, ignore_errors=True)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def _made_alone(writing: Path, folder: Path) -> Iterator[None]:
+    """An empty folder that no other process takes for that of one that died, as long as the block goes on.
+
+    Raises ConfigError where another process writes there.
+    """
+    taken = ConfigError(f"{folder} is being written by another command; name another folder, or wait for its end")
+    with contextlib.suppress(FileNotFoundError), opened(writing, _FOLDER) as descriptor:
+        if not _is_ours(writing, descriptor):
+            raise taken
+        # Of a process that died.
+        shutil.rmtree(writing)
+    try:
+        writing.mkdir(parents=True)
+        descriptor = os.open(writing, _FOLDER)
+    except (FileExistsError, FileNotFoundError):
+        raise taken from None
+    try:
+        if not _is_ours(writing, descriptor):
+            raise taken
+        yield
     finally:
-        shutil.rmtree(writing, ignore_errors=True)
+        let_go(descriptor)
+
+
+def _is_ours(path: Path, descriptor: int) -> bool:
+    """Whether nobody else holds what is open here, and it is what stands there; from now on it is held."""
+    return is_unused(descriptor, if_unlockable=True) and os.path.samestat(path.stat(), os.fstat(descriptor))
 
 
 def verified(folder: Path) -> tuple[Backup, int]:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from learner.coordinator.coordinator import Coordinator
 from learner.coordinator.intake import Intake
 from learner.life.asking import ANSWER, REQUEST, TAKEN
 from learner.life.live_settings import LiveSettings
+from learner.scheduling.leases import SlotState
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +57,14 @@ class LifeDesk:
     ) -> None:
         self._folder, self._live, self._stop = folder, live, stop
         self._actors, self._intake, self._ranks = coordinator.actors, intake, coordinator.ranks
-        self._has_asked_to_stop = False
+        self._incarnation, self._has_asked_to_stop, self._why_all = coordinator.ledger.incarnation, False, ""
+        self._draining = dict[bytes, tuple[int, ...]]()
+        self._dismissed, self._lost = set[bytes](), set[str]()
         self._handlers: Mapping[str, Callable[[Answer], Answer]] = {
             "set": self._set,
             "stop": self._stop_all,
             "drain": self._drain,
-            "waits": lambda content: {"waits": self._waits()},
+            "waits": self._waits,
         }
         folder.mkdir(mode=0o700, exist_ok=True)
         for suffix in (REQUEST, TAKEN, ANSWER):
@@ -114,39 +117,75 @@ class LifeDesk:
 
     def _stop_all(self, content: Answer) -> Answer:
         unsaved = self._stop(not content["keep_actors"])
-        return {"unsaved": unsaved, "step": self._ranks.step}
+        return {"unsaved": unsaved, "step": self._ranks.step, "incarnation": self._incarnation}
 
     def _drain(self, content: Answer) -> Answer:
-        wanted = content["actor"]
-        names = [name for name in self._actors.connected if wanted in (None, quoted(name))]
+        wanted, why = content["actor"], f"dcpo drain, asked by {quoted(content['by'])}"
+        names = [name for name in self._names() if wanted in (None, quoted(name))]
         if wanted is not None and not names:
-            there = ", ".join(sorted(quoted(name) for name in self._actors.connected)) or "none"
+            there = ", ".join(sorted(map(quoted, self._names()))) or "none"
             return {"taken": False, "says": f"no actor {wanted} is connected; there are {there}"}
         if wanted is None:
-            self._actors.rotation.is_closed = True
-        for name in names:
-            self._actors.rotation.drain(name)
-        return {"waits": self._waits()}
+            self._actors.rotation.is_closed, self._why_all = True, why
+        self._let_go(names, why)
+        return {"incarnation": self._incarnation, **self._waits(content)}
 
-    def _waits(self) -> dict[str, int]:
-        """Leases that draining actors still work on, by actor."""
-        drained = self._actors.rotation.drained & self._actors.connected.keys()
-        return {quoted(name): len(self._intake.table.held.get(name, {})) for name in sorted(drained)}
+    def _names(self) -> list[bytes]:
+        return [name for name, actor in self._actors.connected.items() if actor.role == "actor"]
+
+    def _let_go(self, names: Iterable[bytes], why: str) -> None:
+        for name in names:
+            if name not in self._actors.rotation.drained:
+                log.info("actor %s is drained (%s): %d leases are finished first", quoted(name), why, self._held(name))
+                self._actors.rotation.drain(name, why)
+                self._lost.discard(quoted(name))
+                self._draining[name] = ()
+                self._actors.untold.begin([name])
+        self._note_lost()
+
+    def _waits(self, content: Answer) -> Answer:
+        """Leases that draining actors, or one of them, still work on, by actor; and whether that one was lost."""
+        self._note_lost()
+        drained = [name for name in sorted(self._actors.rotation.drained) if name not in self._dismissed]
+        waits = {quoted(name): self._held(name) for name in drained}
+        if (wanted := content["actor"]) is None:
+            return {"waits": waits, "lost": False}
+        return {"waits": {wanted: waits[wanted]} if wanted in waits else {}, "lost": wanted in self._lost}
+
+    def _held(self, name: bytes) -> int:
+        """Leases that an actor has: groups to train on, and problems of an evaluation."""
+        return len(self._intake.table.held.get(name, {})) + self._actors.evaluations.num_held(name)
+
+    def _note_lost(self) -> None:
+        """Of actors that have gone, those were lost that held a lease of training which nobody has answered."""
+        table = self._intake.table
+        for name, positions in list(self._draining.items()):
+            if name in self._actors.connected:
+                self._draining[name] = tuple(table.held.get(name, {}))
+                continue
+            del self._draining[name]
+            self._dismissed.discard(name)
+            slots = filter(None, map(table.get, positions))
+            if any(slot.state is not SlotState.ACCEPTED for slot in slots):
+                self._lost.add(quoted(name))
 
     def _dismiss_drained(self) -> None:
         rotation, connected = self._actors.rotation, self._actors.connected
         if rotation.is_closed:
-            for name in connected:
-                rotation.drain(name)
-        free = [name for name in rotation.drained & connected.keys() if not self._intake.table.held.get(name)]
+            self._let_go(self._names(), self._why_all)
+        self._note_lost()
+        free = [name for name in rotation.drained if not self._held(name)]
         if rotation.is_closed:
-            if len(free) == len(connected) and not self._has_asked_to_stop:
+            if len(free) == len(self._names()) and not self._has_asked_to_stop:
                 self._has_asked_to_stop = True
                 log.info("all actors have answered what they held: the learner stops")
                 self._stop(True)
-        elif free:
-            self._actors.dismiss("it was drained: everything that it held is answered", free)
-            rotation.drained.difference_update(free)
+            return
+        # The others say bye by themselves.
+        mute = [name for name in free if connected[name].activity != "draining" and name not in self._dismissed]
+        if mute:
+            self._actors.dismiss("it was drained: everything that it held is answered", mute)
+            self._dismissed.update(mute)
 
 
 def _read(path: Path) -> Answer:

@@ -3,6 +3,7 @@
 They are words about the run (`meta`), numbered in the order in which they came.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ class Event:
         at: UTC, as ISO 8601 writes it.
         kind: what was done.
         content: the rest of it, plain values by name.
+        incarnation: number of the start under which it was written; None in ledgers of before this was kept.
     """
 
     step: int
     at: str
     kind: EventKind
     content: Mapping[str, Any]
+    incarnation: int | None = None
 
 
 def events(reader: LedgerReader) -> list[Event]:
@@ -40,7 +43,7 @@ def events(reader: LedgerReader) -> list[Event]:
 
 def write_event(ledger: Ledger, step: int, kind: EventKind, **content: Any) -> Event:
     """Keep what is done now; it is durable with the ledger's next commit."""
-    event = Event(step, now(), kind, content)
+    event = Event(step, now(), kind, content, ledger.incarnation)
     ledger.set_meta(event_key(len(meta_from(ledger, PREFIX)) + 1), as_text(event))
     return event
 
@@ -52,7 +55,7 @@ def event_key(number: int) -> str:
 
 def as_text(event: Event) -> str:
     """An event as it is kept."""
-    return json.dumps({"step": event.step, "at": event.at, "kind": event.kind, "content": dict(event.content)})
+    return json.dumps(dataclasses.asdict(event))
 
 
 def now() -> str:

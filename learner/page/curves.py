@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import threading
 from array import array
 from bisect import bisect_left
@@ -43,15 +44,16 @@ class Curves:
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock, self._looking = path, threading.Lock(), threading.Lock()
+        self._revision, self._file = 0, (0, 0)
         self._clear()
 
     def _clear(self) -> None:
-        self._offset, self._rest, self._revision = 0, b"", 0
+        self._offset, self._rest = 0, b""
         self._steps = array("q")
         self._columns = {key: array("d") for key in KEYS}
 
     def look(self) -> None:
-        """Take in the lines that were added; a file that has become shorter is another one.
+        """Take in the lines that were added; one that has become shorter, or was put in its place, is another file.
 
         Where another thread is at it, what it has found until now is there to be shown.
         """
@@ -66,9 +68,11 @@ class Curves:
     def _read_some(self) -> bool:
         try:
             with self._path.open("rb") as file:
-                if file.seek(0, 2) < self._offset:
+                found = os.fstat(file.fileno())
+                if (found.st_dev, found.st_ino) != self._file or found.st_size < self._offset:
                     with self._lock:
                         self._clear()
+                    self._file = found.st_dev, found.st_ino
                 file.seek(self._offset)
                 content = file.read(READ_BYTES)
         except FileNotFoundError:

@@ -16,13 +16,13 @@ class Rotation:
     Example: a and b have credit 2 and 1; they are granted a, b, a.
 
     Attributes:
-        drained: sessions that get none any more, whatever they want.
+        drained: sessions that get none any more, whatever they want, each with why, for people.
         is_closed: whether nobody does, whoever joins.
     """
 
     def __init__(self) -> None:
         self._credit: OrderedDict[bytes, int] = OrderedDict()
-        self.drained, self.is_closed = set[bytes](), False
+        self.drained, self.is_closed = dict[bytes, str](), False
 
     def __len__(self) -> int:
         return len(self._credit)
@@ -41,14 +41,23 @@ class Rotation:
 
     def want(self, session: bytes, num_leases: int) -> None:
         """A session has room for this many leases from now on; its turn stays where it is."""
-        if num_leases > 0 and not self.is_closed and session not in self.drained:
+        if num_leases > 0 and not self.is_drained(session):
             self._credit[session] = num_leases
         else:
             self._credit.pop(session, None)
 
-    def drain(self, session: bytes) -> None:
+    def is_drained(self, session: bytes) -> bool:
+        """Whether a session gets no lease any more."""
+        return self.is_closed or session in self.drained
+
+    def drain(self, session: bytes, why: str) -> None:
         """A session gets no lease any more."""
-        self.drained.add(session)
+        self.drained.setdefault(session, why)
+        self.want(session, 0)
+
+    def left(self, session: bytes) -> None:
+        """A session is gone."""
+        self.drained.pop(session, None)
         self.want(session, 0)
 
     def granted(self, session: bytes) -> None:

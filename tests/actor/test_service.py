@@ -101,6 +101,26 @@ async def test_a_draining_actor_finishes_what_it_holds_and_says_bye(tmp_path: Pa
         assert world.intake.counts["leases_released"] == 0
 
 
+async def test_an_actor_that_is_let_go_says_by_whom_and_what_it_finishes_and_leaves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with World(tmp_path) as world:
+        actor = world.actor(ScriptedEngine(tokens_per_second=SLOW / 10))
+        async with serving(actor) as life:
+            await world.publish(0)
+            await until(lambda: actor.session.num_working == 4)
+            (name,) = world.coordinator.actors.connected
+            world.coordinator.actors.rotation.drain(name, "dcpo drain, asked by somebody on a machine")
+            world.coordinator.actors.untold.begin([name])
+            await asyncio.wait_for(life, 5.0)
+        assert world.ledger.num_groups == 4
+        await until(lambda: not world.coordinator.actors.connected)
+        assert world.intake.counts["leases_released"] == 0
+    (said,) = [text for text in caplog.messages if "drained" in text]
+    assert said == "drained (dcpo drain, asked by somebody on a machine): 4 leases are finished first"
+
+
 async def test_one_slow_response_holds_one_place_while_others_are_taken_by_further_groups(tmp_path: Path) -> None:
     """Sixteen places, groups of eight: if a group kept its places to its end, two groups could be open."""
     sections = {"actor": {"groups_in_flight": 2}, "sampling": {"group_size": 8}}

@@ -14,9 +14,13 @@ from transformers.utils import chat_template_utils
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, DcpoError, LedgerError
+from dcpo_async.metrics.jsonl import read_metrics
+from dcpo_async.metrics.sink import Thinning
 from learner import run_setup
+from learner.ledger.ledger import Ledger, write_evaluation
+from learner.ledger.reader import EvaluationRow
 from learner.problems import training_problems
-from learner.run_setup import RunSetup, prepare, set_up
+from learner.run_setup import RunSetup, prepare, set_up, sinks_of
 from tests.learner.small_run import make_config
 from tests.tiny_model import make_tiny_model
 
@@ -169,3 +173,20 @@ def test_a_checkpoint_without_its_head_is_refused_before_anything_is_written_or_
     with pytest.raises(ConfigError, match=r"has not what would be published: 1 of them: lm_head\.weight"):
         begin(headless)
     assert not (tmp_path / "run").exists()
+
+
+def test_metrics_of_steps_that_the_run_or_somebody_in_its_folder_measured_stay(tmp_path: Path) -> None:
+    config = make_config(tmp_path, training={"whole_metrics_steps": 8})
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "metrics.jsonl").write_text('{"step": 33, "seconds": 1.0}\n')
+    ledger = Ledger(tmp_path / "ledger")
+    # A version comes when it comes: the first on or after a multiple of evaluation.every_steps is measured.
+    write_evaluation(ledger, EvaluationRow(1, 11, 21, 4, "{}", "running"))
+    for first, last in ((1, 199), (200, 200)):
+        (sink,) = sinks_of(config, ledger)
+        for step in range(first, last + 1):
+            sink.write(step, {})
+        sink.close()
+    ledger.abandon()
+    steps = {int(line["step"]) for line in read_metrics(tmp_path)}
+    assert steps == {step for step in range(1, 201) if Thinning(8).keeps(step, 200)} | {21, 33}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dcpo_async.metrics.jsonl import MetricsWriter, read_metrics
+from dcpo_async.metrics.jsonl import MetricsWriter, measured_steps, read_metrics
 from dcpo_async.metrics.sink import Thinning
+from dcpo_async.run_folder import RunFolder
 
 
 def test_a_step_that_is_trained_again_counts_as_it_was_written_last(tmp_path: Path) -> None:
@@ -60,12 +61,11 @@ def test_the_newest_steps_are_kept_whole_and_the_older_the_fewer() -> None:
 
 
 def test_what_is_kept_later_was_kept_before_and_the_number_grows_by_a_logarithm() -> None:
-    thinning = Thinning(8, every=50)
+    thinning = Thinning(8)
     for newest in range(1, 500):
         for step in range(1, newest):
             assert thinning.keeps(step, newest) or not thinning.keeps(step, newest + 1)
-    assert all(thinning.keeps(step, 1000) for step in range(50, 1000, 50))
-    assert sum(Thinning(8).keeps(step, 1 << 16) for step in range(1, (1 << 16) + 1)) <= 8 * (1 + 13 / 2) + 1
+    assert sum(thinning.keeps(step, 1 << 16) for step in range(1, (1 << 16) + 1)) <= 8 * (1 + 13 / 2) + 1
 
 
 def test_a_file_of_metrics_grows_no_further_and_has_the_newest_steps_whole(tmp_path: Path) -> None:
@@ -82,6 +82,30 @@ def test_a_file_of_metrics_grows_no_further_and_has_the_newest_steps_whole(tmp_p
     steps = [int(line["step"]) for line in read_metrics(tmp_path)]
     assert steps == [step for step in range(1, 2002) if Thinning(40).keeps(step, 2001)]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_steps_that_were_measured_stay_whatever_their_age(tmp_path: Path) -> None:
+    measured, thinning = {7}, Thinning(8, lambda: measured)
+    for first, last in ((1, 59), (60, 199), (200, 200)):
+        writer = MetricsWriter(tmp_path, thinning)
+        for step in range(first, last + 1):
+            writer.write(step, {})
+        writer.close()
+        measured.add(53)
+    steps = {int(line["step"]) for line in read_metrics(tmp_path)}
+    assert steps == {step for step in range(1, 201) if Thinning(8).keeps(step, 200)} | {7, 53}
+
+
+def test_a_file_is_not_thinned_where_what_was_measured_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "evaluation" / "metrics.jsonl").mkdir(parents=True)
+    writer = MetricsWriter(tmp_path, Thinning(4, lambda: measured_steps(RunFolder(tmp_path))))
+    for step in range(1, 41):
+        writer.write(step, {})
+    writer.close()
+    assert len(read_metrics(tmp_path)) == 40
+    assert "what was measured cannot be read" in caplog.text
 
 
 def test_a_run_that_is_started_again_and_again_is_thinned_too(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """TensorBoard's files: what its own reader finds in them, and that they do not grow for good."""
 
+import struct
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dcpo_async.metrics.sink import Thinning
@@ -62,3 +64,30 @@ def test_a_file_that_a_crash_cut_short_loses_its_last_point_alone(tmp_path: Path
     writer.close()
     kept = [step for step in range(1, 20) if Thinning(8).keeps(step, 21)]
     assert [step for step, _ in points(tmp_path, "loss")] == [*kept, 21]
+
+
+@pytest.mark.parametrize("at", ["length", "event"])
+def test_a_damaged_file_is_left_as_it_is_and_the_others_are_thinned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, at: str
+) -> None:
+    for first in (1, 101):
+        writer = TensorBoardWriter(tmp_path)
+        for step in range(first, first + 100):
+            writer.write(step, {"loss": 1.0})
+        writer.close()
+    damaged, whole = sorted(tmp_path.iterdir())
+    content = bytearray(damaged.read_bytes())
+    (length,) = struct.unpack_from("<Q", content)
+    second = 8 + 4 + length + 4
+    if at == "length":
+        content[second + 3] ^= 0xFF
+    else:
+        content[second + 12 : second + 20] = b"\xff" * 8
+    damaged.write_bytes(content)
+    size = whole.stat().st_size
+    writer = TensorBoardWriter(tmp_path, Thinning(8))
+    writer.write(201, {"loss": 1.0})
+    writer.close()
+    assert damaged.read_bytes() == content
+    assert whole.stat().st_size < size / 2
+    assert f"{damaged} is not thinned" in caplog.text

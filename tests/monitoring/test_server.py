@@ -1,6 +1,8 @@
 """What a run answers over HTTP, from its folder alone, in every state; and who may ask."""
 
+import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from starlette.responses import Response
 from dcpo_async.commands.status import show_status
 from dcpo_async.errors import ConfigError
 from dcpo_async.metrics.health import this_process
+from dcpo_async.monitoring import server
 from dcpo_async.monitoring.admission import Admission
 from dcpo_async.monitoring.listen import checked_listen
 from dcpo_async.monitoring.server import MonitorServer, WatchedRun
@@ -24,15 +27,15 @@ from tests.commands.test_status import actor, write_status
 
 @contextmanager
 def serving(folder: Path, token: str | None = None, learner_pid: int | None = None) -> Iterator[str]:
-    server = MonitorServer({"run": WatchedRun(folder, learner_pid)}, "127.0.0.1", 0, token)
-    thread = threading.Thread(target=server.serve_forever)
+    made = MonitorServer({"run": WatchedRun(folder, learner_pid)}, "127.0.0.1", 0, token)
+    thread = threading.Thread(target=made.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://127.0.0.1:{made.server_address[1]}"
     finally:
-        server.shutdown()
+        made.shutdown()
         thread.join()
-        server.server_close()
+        made.server_close()
 
 
 def asked(address: str, token: str | None = None) -> tuple[int, str]:
@@ -196,3 +199,50 @@ def test_off_loopback_a_token_is_needed_that_cannot_be_guessed(tmp_path: Path) -
 def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
     with serving(tmp_path) as address, pytest.raises(ConfigError, match="choose another port"):
         MonitorServer({"run": WatchedRun(tmp_path)}, "127.0.0.1", int(address.rpartition(":")[2]))
+
+
+SLOW_REQUESTS = {
+    "a first head": (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: "),
+    "a second head": (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /healthz HTTP/1.1\r\nX-Slow: "),
+    "a login": (b"", b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\ntoken="),
+    "a body that nobody reads": (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\n"),
+}
+
+
+def test_a_request_that_arrives_byte_by_byte_does_not_keep_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 1.0)
+    write_status(tmp_path)
+    with serving(tmp_path, token="a" * 40) as address, contextlib.ExitStack() as closing:
+        port = int(address.rpartition(":")[2])
+        slow: dict[str, socket.socket] = {}
+        for name, (before, head) in SLOW_REQUESTS.items():
+            slow[name] = closing.enter_context(socket.create_connection(("127.0.0.1", port)))
+            slow[name].sendall(before)
+            if before:
+                assert slow[name].recv(4096).startswith(b"HTTP/1.1 200")
+            slow[name].sendall(head)
+        deadline = time.monotonic() + 4.0
+        while slow and time.monotonic() < deadline:
+            time.sleep(0.1)
+            for name in list(slow):
+                if is_closed(slow[name]):
+                    del slow[name]
+        assert not slow
+        assert asked(f"{address}/healthz")[0] == 200
+    assert "Exception" not in caplog.text
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether it ends when one more byte is sent on it; what was answered is passed over."""
+    connection.settimeout(0.01)
+    try:
+        connection.sendall(b"x")
+        while connection.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True

@@ -145,6 +145,9 @@ def test_tensorboard_keeps_the_steps_that_a_thinned_file_keeps(tmp_path: Path) -
     own = tracking_folder(tmp_path) / "tensorboard"
     run = TrackedRun("r", "sums", tmp_path, own, config.tracking, flat(config.model_dump(mode="json")))
     train(tmp_path, *range(1, 101))
+    # What an evaluation has measured, whose steps are no multiples of anything.
+    RunFolder(tmp_path).evaluation.mkdir()
+    (RunFolder(tmp_path).evaluation / "metrics.jsonl").write_text('{"step": 13, "seconds": 1.0}\n')
     tracker = opened("tensorboard", run, 0)
     pass_on(follower(tmp_path), tracker)
     tracker.close()
@@ -152,4 +155,5 @@ def test_tensorboard_keeps_the_steps_that_a_thinned_file_keeps(tmp_path: Path) -
     board.Reload()
     steps = sorted(event.step for event in board.Scalars("reward/reward"))
     assert steps[-8:] == list(range(93, 101))
+    assert 13 in steps
     assert len(steps) < 60

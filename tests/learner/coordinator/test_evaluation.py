@@ -14,7 +14,7 @@ from dcpo_async.weights.store import write_snapshot
 from learner.evaluations.desk import of_training
 from learner.evaluations.problems import HeldOut
 from learner.ledger.reader import evaluation_results
-from tests.learner.coordinator.running import Learner, Peer, heartbeat, learning
+from tests.learner.coordinator.running import Learner, Peer, heartbeat, learning, until
 from tests.learner.small_run import VOCAB_SIZE, OpenIntake, answer, make_config
 from tests.protocol.made_session import hello
 
@@ -182,3 +182,22 @@ def test_of_a_heartbeat_training_sees_its_own_leases_alone() -> None:
     assert (seen.held, seen.tokens, seen.responses_in_flight) == ((own,), (7,), 2)
     alone = mixed.model_copy(update={"held": (own,), "tokens": (7,)})
     assert of_training(alone, samples=4) is alone
+
+
+async def test_an_actor_that_is_drained_finishes_its_problem_and_gets_no_other(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    async with measuring(tmp_path, open_intake) as learner:
+        actor, (lease,) = await at_work(learner)
+        desk = learner.coordinator.actors
+        desk.rotation.drain(b"a", "somebody asked")
+        assert desk.evaluations.num_held(b"a") == 1
+        other = learner.actor("b")
+        await other.join()
+        assert desk.evaluations.hold_for(b"a") is not None
+        await actor.send_group(lease)
+        assert (await actor.hear(Ack)).outcome == "accepted"
+        assert desk.evaluations.num_held(b"a") == 0
+        learner.wait(1.0)
+        await until(lambda: desk.evaluations.hold_for(b"b") is not None)
+        assert await actor.hears_nothing()

@@ -11,7 +11,7 @@ import pytest
 from bench.chaos.recount import recount
 from dcpo_async.errors import ConfigError, LedgerError
 from learner.ledger.copy import open_copy
-from learner.life.backup import back_up, main, verified
+from learner.life.backup import back_up, main, new_folder, verified
 from learner.life.events import events
 from learner.life.restore import main as restore_main
 from learner.life.restore import restore
@@ -137,3 +137,19 @@ def test_commands_say_what_is_there_and_what_to_do(
     assert "no backup, since backup.json is missing" in said
     restore_main([str(tmp_path / "backup"), "--to", str(tmp_path / "again")])
     assert f"dcpo-learner CONFIG --folder {tmp_path}/again" in capsys.readouterr().out
+
+
+def test_a_second_command_that_writes_to_one_name_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "backup") as writing:
+        (writing / "kept").write_text("of the first")
+        with pytest.raises(ConfigError, match="is being written by another command"), new_folder(tmp_path / "backup"):
+            raise AssertionError("the second writes")
+        assert (writing / "kept").read_text() == "of the first"
+    assert (tmp_path / "backup" / "kept").read_text() == "of the first"
+    assert [path.name for path in tmp_path.iterdir()] == ["backup"]
+
+
+def test_what_a_command_that_died_has_begun_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".writing-backup" / "ledger").mkdir(parents=True)
+    with new_folder(tmp_path / "backup") as writing:
+        assert list(writing.iterdir()) == []

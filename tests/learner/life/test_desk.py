@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError
-from dcpo_async.protocol.messages import Ack, Reject, Want
+from dcpo_async.protocol.messages import Ack, Bye, Reject, VersionMessage, Want
 from dcpo_async.run_folder import REQUESTS, RunFolder
 from learner.life.asking import ask, main
 from learner.life.desk import LifeDesk, life_desk
-from tests.learner.coordinator.running import Learner, holding_one_lease, learning, until
+from learner.life.events import write_event
+from tests.learner.coordinator.running import Learner, heartbeat, holding_one_lease, learning, until
+from tests.learner.life.made_run import begin
 from tests.learner.small_run import OpenIntake, make_config
 
 
@@ -60,8 +65,9 @@ async def test_an_actor_that_is_drained_answers_what_it_holds_and_is_dismissed(
     async with at_work(tmp_path, open_intake) as (learner, _, stops):
         actor, lease = await holding_one_lease(learner)
         with pytest.raises(ConfigError, match="no actor b is connected; there are a"):
-            await asked(tmp_path, "drain", actor="b")
-        assert (await asked(tmp_path, "drain", actor="a"))["waits"] == {"a": 1}
+            await asked(tmp_path, "drain", actor="b", by="somebody")
+        assert (await asked(tmp_path, "drain", actor="a", by="somebody"))["waits"] == {"a": 1}
+        assert (await actor.hear(VersionMessage)).drain == "dcpo drain, asked by somebody"
         await actor.say(Want(num_leases=4))
         assert await actor.hears_nothing()
         await actor.send_group(lease)
@@ -70,14 +76,55 @@ async def test_an_actor_that_is_drained_answers_what_it_holds_and_is_dismissed(
         assert stops == []
 
 
+async def test_an_actor_is_told_that_it_is_let_go_and_by_whom(tmp_path: Path, open_intake: OpenIntake) -> None:
+    async with at_work(tmp_path, open_intake) as (learner, _, _):
+        actor, _ = await holding_one_lease(learner)
+        await actor.say(heartbeat())
+        assert (await actor.hear(VersionMessage)).drain == ""
+        await asked(tmp_path, "drain", actor="a", by="somebody on a machine")
+        assert (await actor.hear(VersionMessage)).drain == "dcpo drain, asked by somebody on a machine"
+        # Again and again, should it not have heard it.
+        await actor.say(heartbeat())
+        assert (await actor.hear(VersionMessage)).drain == "dcpo drain, asked by somebody on a machine"
+
+
+async def test_of_actors_that_are_drained_one_alone_is_waited_for_and_one_that_is_lost_is_told_of(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    async with at_work(tmp_path, open_intake) as (learner, _, _):
+        await holding_one_lease(learner)
+        b = learner.actor("b")
+        await b.join()
+        await b.say(Want(num_leases=1))
+        lease = await b.lease()
+        await asked(tmp_path, "drain", actor="a", by="")
+        assert (await asked(tmp_path, "drain", actor="b", by=""))["waits"] == {"b": 1}
+        # One leaves in order, the other falls silent with what it holds.
+        await b.hear(VersionMessage)
+        await b.send_group(lease)
+        assert (await b.hear(Ack)).outcome == "accepted"
+        await b.say(Bye(reason="drained"))
+        await until(lambda: b"b" not in learner.coordinator.actors.connected)
+        learner.wait(60.0)
+        await until(lambda: not learner.coordinator.actors.connected)
+        assert await told_of(tmp_path, "a") == ({}, True)
+        assert await told_of(tmp_path, "b") == ({}, False)
+        assert learner.coordinator.actors.rotation.drained == {}
+
+
+async def told_of(folder: Path, actor: str) -> tuple[dict[str, int], bool]:
+    answer = await asked(folder, "waits", actor=actor)
+    return answer["waits"], answer["lost"]
+
+
 async def test_a_run_that_is_drained_stops_once_nothing_is_held(tmp_path: Path, open_intake: OpenIntake) -> None:
     async with at_work(tmp_path, open_intake) as (learner, _, stops):
         actor, lease = await holding_one_lease(learner)
         late = learner.actor("late")
-        assert (await asked(tmp_path, "drain", actor=None))["waits"] == {"a": 1}
+        assert (await asked(tmp_path, "drain", actor=None, by=""))["waits"] == {"a": 1}
         await late.join()
         await late.say(Want(num_leases=4))
-        await until(lambda: learner.coordinator.actors.rotation.drained >= {b"late"})
+        await until(lambda: learner.coordinator.actors.rotation.drained.keys() >= {b"late"})
         assert stops == []
         await actor.send_group(lease)
         await until(lambda: stops == [True])
@@ -129,3 +176,33 @@ def test_without_a_learner_commands_say_so(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main(["set", str(tmp_path), "lag.max_lag=9"])
     assert "decides which groups may train" in capsys.readouterr().err
+
+
+def test_a_stop_tells_of_this_learners_end_and_of_no_earlier_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    intake = begin(tmp_path)
+    write_event(intake.ledger, 7, "stopped", unsaved=0)
+    intake.ledger.close()
+    # This one finishes the run, and so writes no such thing.
+    learner = begin(tmp_path)
+    requests = tmp_path / REQUESTS
+    requests.mkdir()
+    incarnation = learner.ledger.incarnation
+
+    def take() -> None:
+        while not (found := list(requests.glob("*.request"))):
+            time.sleep(0.01)
+        answer = {"taken": True, "unsaved": 0, "step": 9, "incarnation": incarnation}
+        write_json(found[0].with_suffix(".answer"), answer)
+        learner.ledger.close()
+
+    # SQLite's connection is this thread's.
+    asking = threading.Thread(target=main, args=(["stop", str(tmp_path)],))
+    asking.start()
+    take()
+    asking.join()
+    said = capsys.readouterr().out
+    assert "taken at step 9" in said
+    assert "stopped after step 7" not in said
+    assert "the learner has ended" in said

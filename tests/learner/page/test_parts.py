@@ -54,6 +54,20 @@ def test_curves_grow_with_the_file_and_a_step_that_is_trained_again_counts_as_wr
     assert points["series"]["seconds"]["mean"][0] == 3.0
 
 
+def test_a_file_that_was_put_in_the_place_of_another_is_read_anew(tmp_path: Path) -> None:
+    curves, path, beside = Curves(tmp_path / "metrics.jsonl"), tmp_path / "metrics.jsonl", tmp_path / "beside"
+    write_lines(path, {"step": 1, "reward": 0.25}, {"step": 2, "reward": 0.5})
+    curves.look()
+    before = curves.revision
+    # Without the first step, and longer all the same.
+    write_lines(beside, *({"step": step, "reward": step / 8} for step in (2, 3, 4)))
+    beside.replace(path)
+    curves.look()
+    assert curves.points()["steps"] == [2, 3, 4]
+    assert curves.points()["series"]["reward"]["mean"] == [0.25, 0.375, 0.5]
+    assert curves.revision > before
+
+
 def test_many_steps_become_few_points_with_the_lowest_and_highest_of_each_stretch(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_lines(path, *({"step": step, "reward": step / 10} for step in range(1, 11)))
