@@ -1,4 +1,4 @@
-"""What the site has beyond the Markdown of docs/: a list of the decisions, and every file of the source that a page links to.
+"""The list of decisions on the site, and a page for every file of the source that a page of docs/ links to.
 
 Pages link to files outside of docs/ as they stand in a repository (`../actor/service.py`). A site has no such files, so
 that each gets a page of its own with its text.
