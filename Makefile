@@ -6,7 +6,7 @@ RUN := runs/demo
 GPU_PACKAGES := build/gpu_packages
 GPU_PYTHON := 3.12
 
-.PHONY: setup demo smollm2 test check lint types fast system thorough recipe-tools trackers lock clean gpu-check gpu-packages
+.PHONY: setup demo smollm2 test check lint types fast system thorough recipe-tools docs docs-tools trackers lock clean gpu-check gpu-packages
 
 setup: .venv/installed
 
@@ -46,6 +46,16 @@ thorough: setup
 # Linters of the recipes in deploy/: tests/deploy leaves out what is not installed.
 recipe-tools: setup
 	@$(PIP) install --no-deps -r requirements-recipes.txt || echo "the linters of deploy/ cannot be installed here: their tests will be skipped"
+
+# The pages of docs/ as a site in build/site, strictly: a broken link or a page that no menu names is an error.
+docs: docs-tools
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict
+
+# In an environment of its own, since it reads the code and imports none: tests/docs leaves the site out without it.
+docs-tools: .venv/docs/installed
+.venv/docs/installed: requirements-docs.txt | setup
+	@$(BIN)/python -m venv .venv/docs && .venv/docs/bin/pip --disable-pip-version-check install -q --no-deps -r requirements-docs.txt \
+		&& touch $@ || echo "what builds the site cannot be installed here: its tests will be skipped"
 
 # The trackers' packages pin older versions of what `make setup` installs: they get an environment above it.
 trackers: setup

@@ -63,6 +63,12 @@ def test_a_configuration_that_ships_is_found_by_its_name_wherever_one_is(
     assert load_config(Path("grpo.toml")).seed == 5
 
 
+def test_a_folder_hides_no_configuration_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert load_config(Path("demo"), []).training.max_steps == 120
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

@@ -58,8 +58,11 @@ def load_with_origins(
 
 
 def config_file(path: Path) -> Path:
-    """The file that a path names; one that is not there may be a configuration that ships: grpo, configs/grpo.toml."""
-    if path.exists() or path.parent.name not in ("", "configs"):
+    """The file that a path names; one that is not there may be a configuration that ships: grpo, configs/grpo.toml.
+
+    A folder of that name, such as one with runs, hides no such configuration.
+    """
+    if path.is_file() or path.parent.name not in ("", "configs"):
         return path
     shipped = SHIPPED / f"{path.name.removesuffix('.toml')}.toml"
     return shipped if shipped.exists() else path

@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     sets = problem_sets(options.seed)
     write_problems(sets.train, options.out / "train.jsonl")
     write_problems(sets.held_out, options.out / "held_out.jsonl")
