@@ -48,6 +48,12 @@ class Found:
         accuracy = self.run.accuracy(SET, "sampled", "responses")
         return list(accuracy.x), [value.mean for value in accuracy.values], [facts["learned"] for facts in self.facts]
 
+    @property
+    def useful(self) -> float:
+        """Share of all generated responses that were trained with an advantage; RUR passes over what was discarded."""
+        trained = sum(line["rur"] * line["responses"] for line in self.run.metrics)
+        return trained / self.run.metrics[-1]["generated_responses"]
+
     def sum(self, key: str) -> float:
         """A count, over all steps."""
         return sum(line[key] for line in self.run.metrics)
@@ -127,8 +133,9 @@ def _paired(runs: Mapping[int, Found], first: Mapping[int, Found], value: Value,
 
 
 def _training(found: ByArm) -> str:
-    header = ["arm", "learning rate", "RUR, %", "RUR later, %", "TCR, %", "effective sample size, %"]
-    header += ["KL to the behavior", "entropy", "steps", "responses a step", "processor seconds"]
+    header = ["arm", "learning rate", "RUR, %", "of all generated, %", "RUR later, %", "TCR, %"]
+    header += ["effective sample size, %", "KL to the behavior", "entropy", "steps", "responses a step"]
+    header += ["processor seconds"]
     rows = []
     for name, runs in found.items():
         every = list(runs.values())
@@ -141,6 +148,7 @@ def _training(found: ByArm) -> str:
                 name,
                 f"{every[0].run.config.training.learning_rate:g}",
                 cell(lambda run: run.mean("rur"), scale=100),
+                cell(lambda run: run.useful, scale=100),
                 cell(lambda run: run.mean("rur_later"), scale=100),
                 cell(lambda run: run.mean("tcr"), ".2f", 100),
                 cell(lambda run: run.mean("ess_fraction"), scale=100),

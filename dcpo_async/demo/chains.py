@@ -27,7 +27,9 @@ class ChainSizes:
 
     Attributes:
         states, operations: facts are their product.
-        longest: operations in the longest chain; lengths from 1 are drawn evenly.
+        longest: operations in the longest chain. Lengths from 1 are drawn evenly, but a problem counts once, and those
+            to train on come first: few of the shortest are left to measure on. By default 14, 39 and 47 % of the former
+            have 1, 2 and 3 operations, and 1, 39 and 60 % of the latter.
         known: share of the facts that a warm model is taught.
         prompts, held_out: problems to train on and to measure on, all different.
 

@@ -17,8 +17,9 @@ from bench.chains.run.measuring import encoded
 from bench.chains.run.policy import Policy
 from bench.chains.run.rollout import Rollout, Visits
 from bench.chains.run.sampling import reader_of, sampled_groups
+from bench.chains.table import Found
 from dcpo_async.algorithm import clip_bounds
-from dcpo_async.comparison.runs import read_run
+from dcpo_async.comparison.runs import ComparedRun, read_run
 from dcpo_async.config import RunConfig
 from dcpo_async.config.loading import load_config
 from dcpo_async.demo.chain_model import write_start
@@ -194,6 +195,12 @@ def test_a_folder_of_runs_that_another_revision_made_is_refused(tmp_path: Path) 
     (tmp_path / "plan.json").write_text(json.dumps(noted | {"revision": noted["revision"] - 1}))
     with pytest.raises(ConfigError, match="choose another --out"):
         plan.settle()
+
+
+def test_what_dynamic_sampling_discards_counts_among_what_was_generated(tmp_path: Path) -> None:
+    lines = ({"rur": 1.0, "responses": 16.0, "generated_responses": 48.0},) * 2
+    run = ComparedRun("DAPO", tmp_path, "run", True, RunConfig(folder=tmp_path), lines, (), ())
+    assert Found(run, [], {}).useful == pytest.approx(32 / 48)
 
 
 def test_arms_whose_rate_is_at_an_end_of_those_tried_are_named(tmp_path: Path) -> None:

@@ -41,6 +41,16 @@ def test_the_same_seed_draws_the_same_task_and_no_problem_stands_in_two_sets() -
     assert all(sorted(row) == [0, 1, 2, 3] for row in task.table.after)
 
 
+def test_few_of_the_shortest_problems_are_left_to_measure_on() -> None:
+    tasks = [ChainTask.drawn(ChainSizes(), seed) for seed in range(4)]
+    for chains, shares in (
+        ([chain for task in tasks for chain in task.train], (0.14, 0.39, 0.47)),
+        ([chain for task in tasks for chain in task.held_out], (0.01, 0.39, 0.60)),
+    ):
+        lengths = [len(chain.operations) for chain in chains]
+        assert [lengths.count(length) / len(lengths) for length in (1, 2, 3)] == pytest.approx(shares, abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
