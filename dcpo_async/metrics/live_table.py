@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dcpo_async.metrics.health import Health, duration, health_of, is_running
+from dcpo_async.metrics.health import Health, duration, health_of, is_running, told_changes
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.run_folder import RunFolder
 
@@ -154,6 +154,8 @@ def _foot(status: Mapping[str, Any], health: Health) -> Iterator[str]:
         yield f"evaluator {evaluator['session']} at version {evaluator['weights_version']}"
     if status.get("advice"):
         yield status["advice"]
+    for change in told_changes(status):
+        yield f"set while it went on: {change}"
     yield from _of_evaluation(status.get("evaluation") or {})
     for row in status.get("quarantined", [])[:5]:
         yield f"quarantined: prompt {row['prompt_id']} {row['reason']}"

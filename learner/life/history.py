@@ -14,8 +14,7 @@ from dcpo_async.errors import DcpoError
 from dcpo_async.run_folder import RunFolder
 from learner.ledger.copy import open_copy
 from learner.ledger.reader import LedgerReader, evaluations, first_steps
-from learner.life.events import Event, events
-from learner.life.live_settings import in_words
+from learner.life.events import Event, events, in_words
 
 
 @dataclass(frozen=True, slots=True)
