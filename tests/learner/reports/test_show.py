@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from learner.reports.show import main, readable
+from learner.reports.inspection import ShownResponse
+from learner.reports.show import main, readable, same_answers
 from tests.learner.small_run import answer, make_config, make_intake, publish, train
 
 
