@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.rule import Rule
-from rich.table import Table
 from rich.text import Text
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.metrics.live_table import plain_table
 from dcpo_async.run_folder import RunFolder
 from learner.ledger.copy import open_copy
 from learner.ledger.reader import Start
@@ -225,10 +225,8 @@ def _response_summary(shown: ShownResponse) -> Iterator[str]:
 
 def _visits_table(groups: Sequence[ShownGroup], max_chars: int) -> RenderableType:
     first = groups[0]
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("visit", "step", "position", "weights", "right", "mean", "advantages", "length", "cut"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("answers")
+    numbers = ("visit", "step", "position", "weights", "right", "mean", "advantages", "length", "cut")
+    table = plain_table(*numbers, "answers", right=numbers)
     for group in groups:
         table.add_row(*map(Text, _visit_cells(group)))
     problem = readable(first.problem, max_chars) if first.problem else ""
