@@ -85,9 +85,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def _row_as_json(row: Row) -> dict[str, Any]:
     runs = [{"run_id": run.run_id, "folder": str(run.folder), "seed": run.config.seed} for run in row.runs]
-    names = ("responses_per_step", "tokens", "seconds", "final", "best", "at_equal_steps", "at_equal_responses")
-    names += ("reward_difference", "accuracy_difference")
-    figures = {name: getattr(row, name) for name in names} | row.metrics
+    costs = ("responses_per_step", "tokens", "seconds")
+    found = ("final", "best", "at_equal_steps", "at_equal_responses", "accuracy_difference", "reward_difference")
+    figures = {name: getattr(row, name) for name in (*costs, *found)} | row.metrics
     return {
         "name": row.name,
         "runs": runs,
