@@ -75,7 +75,7 @@ SERVICES = {
     "learner/evaluations": "ledger scheduling",
     "learner/ledger/watching": "ledger",
     "learner/reports": "ledger visits",
-    "learner/page": "ledger ledger/watching reports",
+    "learner/page": "ledger ledger/watching life reports",
     "learner/checkpoints": "weights",
     "learner/policy": "",
     "learner/timing": "",

@@ -310,10 +310,11 @@ def _settings(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
     from dcpo_async.doctor.command import described, diagnose, tell
+    from dcpo_async.doctor.run import described_run
 
     _refuse(rest)
     if not options.json:
-        print(described() if options.run is None else f"run {options.run}")
+        print(described() if options.run is None else described_run(options.run))
     where = {"learner": options.learner, "run_folder": options.run, "keys": options.keys}
     return tell(list(diagnose(configs=options.configs, gpu_numbers=options.gpus, **where)), as_json=options.json)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from dcpo_async.metrics.live_table import plain_table
 from dcpo_async.prompts.contamination import Likeness, Overlap, count_contaminated, overlaps
 from dcpo_async.prompts.presets import problem_source
 from dcpo_async.prompts.source import load
@@ -53,11 +53,8 @@ def compare(train: str, evaluations: Sequence[str]) -> list[Comparison]:
 
 def print_table(comparisons: Sequence[Comparison], console: Console) -> None:
     """Print a line of counts for each comparison."""
-    table = Table()
-    for heading in ("train", "evaluation"):
-        table.add_column(heading)
-    for heading in ("problems", *(likeness.name.lower() for likeness in Likeness)):
-        table.add_column(heading, justify="right")
+    numbered = ("problems", *(likeness.name.lower() for likeness in Likeness))
+    table = plain_table("train", "evaluation", *numbered, right=numbered)
     for one in comparisons:
         numbers = (len(one.evaluation.texts), *one.counts().values())
         table.add_row(one.train.name, one.evaluation.name, *(f"{number:,}" for number in numbers))

@@ -14,6 +14,8 @@ from dcpo_async.errors import AlgorithmError
 
 CONFIDENCE = 0.95
 NOTHING = "–"
+LEAST_RUNS = 3
+"""Of two, Student's interval is 13 times their standard error: it says nothing, and is not shown."""
 _QUANTILE_DIGITS = 20
 
 
@@ -110,6 +112,38 @@ def across_runs(values: Sequence[float]) -> Measured:
     if len(values) == 1:
         return Measured(mean)
     half = t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return Measured(mean, mean - half, mean + half)
+
+
+def across_enough_runs(values: Sequence[float]) -> Measured:
+    """As `across_runs`, but fewer than LEAST_RUNS have no interval either."""
+    return across_runs(values) if len(values) >= LEAST_RUNS else Measured(fmean(values))
+
+
+def difference(values: Sequence[float], others: Sequence[float], *, is_paired: bool) -> Measured:
+    """Mean of the first minus that of the others, with a 95 % interval; none where either side has under LEAST_RUNS.
+
+    Args:
+        values, others: one for each run of two configurations.
+        is_paired: the runs at one place share a seed: Student's interval of their differences. Else Welch's, with its
+            degrees of freedom (s²/n + s'²/n')² / ((s²/n)²/(n-1) + (s'²/n')²/(n'-1)) rounded down, which only widens it.
+
+    Example: (3, 4, 5) minus (1, 2, 3) is 2, unpaired 2 ± 2.2670: s²/n is 1/3 on both sides, so t(4) · √(2/3).
+
+    Raises AlgorithmError where one side has no value.
+    """
+    if not values or not others:
+        raise AlgorithmError("the difference of no runs is not defined")
+    if is_paired:
+        return across_enough_runs([own - other for own, other in zip(values, others, strict=True)])
+    mean = fmean(values) - fmean(others)
+    if min(len(values), len(others)) < LEAST_RUNS:
+        return Measured(mean)
+    own, other = (stdev(side) ** 2 / len(side) for side in (values, others))
+    if own + other == 0:
+        return Measured(mean, mean, mean)
+    freedom = (own + other) ** 2 / (own**2 / (len(values) - 1) + other**2 / (len(others) - 1))
+    half = t_quantile(int(freedom + 1e-9)) * math.sqrt(own + other)
     return Measured(mean, mean - half, mean + half)
 
 

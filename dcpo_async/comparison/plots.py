@@ -1,33 +1,42 @@
-"""The figures of a comparison, each as a PNG: a line for each configuration, with its interval as a band."""
+"""The figures of a comparison, as SVG: a line for each configuration, with its interval as a band."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from dcpo_async.comparison.figures import Curve, Measured, mean_curve
+from dcpo_async.comparison.figures import LEAST_RUNS, Curve, Measured, mean_curve
 from dcpo_async.comparison.runs import Cost
 from dcpo_async.comparison.summary import Accuracy, Comparison, Row, accuracy_curves, mean_accuracy
 from dcpo_async.metrics.curves import running_mean
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Told apart with every kind of colour vision (Okabe & Ito 2008); their yellow is too pale for lines."""
-DASHES = ("-", "--", "-.", ":")
+COLORS = (
+    ("#0072B2", "#4DA6E0"),
+    ("#D55E00", "#FF8A3D"),
+    ("#009E73", "#2FC79A"),
+    ("#CC79A7", "#E6A3C8"),
+    ("#56B4E9", "#9AD4F7"),
+    ("#E69F00", "#F2C14B"),
+    ("#010101", "#E8E8E8"),
+)
+"""On light ground and on dark. Told apart with every kind of colour vision (Okabe & Ito 2008); their yellow is too pale
+for lines."""
+EDGE = "#7f7f80"
+"""Of axes and grid."""
+DASHES, SVG_DASHES = ("-", "--", "-.", ":"), ("none", "6 3", "6 3 2 3", "2 3")
 """So that lines which lie upon each other show, and a print in grey can be read."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SMOOTHED_SHARE = 20
 """A running mean goes over the steps of the longest run, divided by this."""
 MINUTES_FROM, HOURS_FROM = 600.0, 7200.0
 SHARE_MARGIN = 0.02
-LEAST_RUNS = 3
-"""Of two, Student's interval is 13 times their standard error: a band that fills the panel, and says nothing."""
-LEGEND_CHARACTERS = 140
-"""In one row of a legend, about."""
 TOKENS = "generated tokens"
 TCR = "TCR, logarithmic above 0.01 %"
 LINEAR_TCR = 1e-4
@@ -52,6 +61,7 @@ class Metric:
 
 
 TRAINING = {
+    "Reward": (Metric("reward", "mean reward of a step's responses", "reward"),),
     "Response utilization ratio (RUR)": (
         Metric("rur", "all visits", "RUR", is_share=True),
         Metric("rur_later", "second and later visits", "RUR", is_share=True),
@@ -96,29 +106,37 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A PNG, and what stands with it."""
+    """Panels side by side, and what stands with them.
+
+    Attributes:
+        panels: of each what it shows in words, and its SVG.
+    """
 
     title: str
     caption: str
-    alternative: str
-    png: bytes
+    panels: tuple[tuple[str, str], ...]
 
 
 def plots(comparison: Comparison) -> Iterator[Plot]:
-    """Every figure, in the order of the report; that of held-out accuracy only where there is any."""
+    """Every figure, in the order of the report: the reward first, then held-out accuracy where there is any."""
     rows = comparison.rows
     window = max(1, round(max(max(row.steps) for row in rows) / SMOOTHED_SHARE))
-    if comparison.accuracy is not None:
-        panels = [_accuracy_panel(rows, comparison.accuracy, cost) for cost in ("steps", "tokens", "seconds")]
-        yield _drawn(*ACCURACY, panels, rows)
-    for title, metrics in TRAINING.items():
+    for number, (title, metrics) in enumerate(TRAINING.items()):
         caption = f"Running mean over {window} steps. {BAND}, cut where it leaves the axes."
         yield _drawn(title, caption, [_metric_panel(rows, metric, window) for metric in metrics], rows)
+        if number == 0 and comparison.accuracy is not None:
+            panels = [_accuracy_panel(rows, comparison.accuracy, cost) for cost in ("steps", "tokens", "seconds")]
+            yield _drawn(*ACCURACY, panels, rows)
 
 
 def color(place: int) -> str:
-    """The colour of the configuration at a place, as #RRGGBB."""
-    return COLORS[place % len(COLORS)]
+    """The colour of the configuration at a place, as #RRGGBB, on light ground."""
+    return COLORS[place % len(COLORS)][0]
+
+
+def keys(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """What tells the line of each configuration: the page's variable for its colour, and its dashes for SVG."""
+    return [(f"var(--line-{place % len(COLORS)})", SVG_DASHES[place % len(DASHES)]) for place in range(len(rows))]
 
 
 def _accuracy_panel(rows: Sequence[Row], accuracy: Accuracy, cost: Cost) -> Panel:
@@ -155,25 +173,31 @@ def _time_unit(longest: float) -> tuple[str, float]:
 
 
 def _drawn(title: str, caption: str, panels: Sequence[Panel], rows: Sequence[Row]) -> Plot:
-    columns = max(1, LEGEND_CHARACTERS // (max(len(row.name) for row in rows) + 8))
-    legend_rows = -(-len(rows) // columns)
-    figure = Figure(figsize=(11, 3.6 + 0.25 * legend_rows), layout="constrained")
-    is_measured = panels[0].is_measured
-    grid = figure.subplots(1, len(panels), squeeze=False, sharex=not is_measured, sharey=is_measured)
-    for axes, panel in zip(grid.flat, panels, strict=True):
-        _draw(axes, panel)
-    handles = [_line(place, [], [], is_measured=is_measured) for place in range(len(rows))]
-    legend = figure.legend(handles, [row.name for row in rows], loc="outside lower center", ncols=columns, fontsize=9)
-    for text in legend.get_texts():
-        # A name is a name, whatever $ there is in it.
-        text.set_parse_math(False)
-    png = io.BytesIO()
-    with warnings.catch_warnings():
-        # A name in a script that the font lacks shows as boxes; the tables have it in full, with its colour.
+    names = ", ".join(row.name for row in rows)
+    drawn = [
+        (f"{title}: {panel.title}, for {names}", _svg(panel, f"{title}/{place}")) for place, panel in enumerate(panels)
+    ]
+    return Plot(title, caption, tuple(drawn))
+
+
+def _svg(panel: Panel, salt: str) -> str:
+    """A panel as an element of a page: its texts are the page's, and its colours go by the page's variables."""
+    figure = Figure(figsize=(4.4, 3.1), layout="constrained")
+    _draw(figure.subplots(), panel)
+    drawn = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn by the browser, which has it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(png, format="png", dpi=120, metadata={"Software": None})
-    alternative = f"{title}: {'; '.join(panel.title for panel in panels)}, for {', '.join(row.name for row in rows)}"
-    return Plot(title, caption, alternative, png.getvalue())
+        figure.savefig(
+            drawn, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    text = drawn.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', "", text).replace("xlink:href", "href")
+    text = re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px", text)
+    for place, (light, _) in enumerate(COLORS):
+        text = text.replace(light.lower(), f"var(--line-{place})")
+    return text.replace(EDGE, "var(--edge)")
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
@@ -193,10 +217,20 @@ def _draw(axes: Axes, panel: Panel) -> None:
             _shade(axes, lines.mean, color(place))
     low, high = axes.get_ylim()
     axes.set_ylim((max(low, -SHARE_MARGIN), min(high, 1 + SHARE_MARGIN)) if panel.is_measured else limits)
+    _label(axes, panel)
+
+
+def _label(axes: Axes, panel: Panel) -> None:
+    """Titles, units and grid."""
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
-    axes.grid(alpha=0.3)
+    for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+        # Whatever $ there is in it.
+        text.set_parse_math(False)
+    axes.grid(alpha=0.3, color=EDGE)
+    axes.tick_params(color=EDGE)
+    axes.spines[:].set_color(EDGE)
     if panel.x_label == TOKENS:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if panel.is_share:

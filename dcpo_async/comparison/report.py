@@ -1,6 +1,5 @@
 """`dcpo compare`: runs side by side as one HTML file, and as JSON for a program."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dcpo_async.comparison.figures import NOTHING, Measured, written
-from dcpo_async.comparison.plots import Plot, color, plots
+from dcpo_async.comparison.plots import COLORS, Plot, keys, plots
 from dcpo_async.comparison.runs import check_text, read_runs
 from dcpo_async.comparison.summary import Comparison, Row, compared
 from dcpo_async.durable import write_json
@@ -67,10 +66,10 @@ def html(comparison: Comparison, figures: Sequence[Plot]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    images = [(plot, base64.b64encode(plot.png).decode()) for plot in figures]
-    colors = [color(place) for place in range(len(comparison.rows))]
     template = environment.get_template("report.html.j2")
-    return template.render(comparison=comparison, tables=tables(comparison), colors=colors, images=images)
+    return template.render(
+        comparison=comparison, tables=tables(comparison), keys=keys(comparison.rows), plots=figures, palette=COLORS
+    )
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -86,8 +85,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def _row_as_json(row: Row) -> dict[str, Any]:
     runs = [{"run_id": run.run_id, "folder": str(run.folder), "seed": run.config.seed} for run in row.runs]
-    names = ("responses_per_step", "tokens", "seconds", "final", "best", "at_equal_steps", "at_equal_responses")
-    figures = {name: getattr(row, name) for name in names} | row.metrics
+    costs = ("responses_per_step", "tokens", "seconds")
+    found = ("final", "best", "at_equal_steps", "at_equal_responses", "accuracy_difference", "reward_difference")
+    figures = {name: getattr(row, name) for name in (*costs, *found)} | row.metrics
     return {
         "name": row.name,
         "runs": runs,
@@ -98,10 +98,17 @@ def _row_as_json(row: Row) -> dict[str, Any]:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """What was run, held-out accuracy where there is any, and the metrics of training."""
+    """Reward and differences, held-out accuracy where there is any, what was run, and the metrics of training."""
     rows = comparison.rows
     settings = list(rows[0].settings)
-    found = [
+    found = [_results(comparison)]
+    if (accuracy := comparison.accuracy) is not None:
+        responses = NOTHING if accuracy.responses is None else f"{accuracy.responses:,.0f}"
+        headings = ["final", "best", f"at step {accuracy.step}", f"at {responses} responses"]
+        figures = [(row.final, row.best, row.at_equal_steps, row.at_equal_responses) for row in rows]
+        lines = [[percent(value) for value in values] for values in figures]
+        found.append(Table(f"Held-out accuracy on {accuracy.set}, {accuracy.mode}", headings, lines))
+    found += [
         Table(
             "Configurations, and the settings in which they differ",
             ["runs", *(name.partition(".")[2] for name in settings)],
@@ -109,12 +116,6 @@ def tables(comparison: Comparison) -> list[Table]:
         ),
         Table("Cost", ["steps", "responses per step", "tokens", "seconds"], [_costs(row) for row in rows]),
     ]
-    if (accuracy := comparison.accuracy) is not None:
-        responses = NOTHING if accuracy.responses is None else f"{accuracy.responses:,.0f}"
-        headings = ["final", "best", f"at step {accuracy.step}", f"at {responses} responses"]
-        figures = [(row.final, row.best, row.at_equal_steps, row.at_equal_responses) for row in rows]
-        lines = [[percent(value) for value in values] for values in figures]
-        found.append(Table(f"Held-out accuracy on {accuracy.set}, {accuracy.mode}", headings, lines))
     found.append(
         Table(
             f"Training, mean over steps 1 to {comparison.last_common_step}",
@@ -131,6 +132,22 @@ def tables(comparison: Comparison) -> list[Table]:
         )
     )
     return found
+
+
+def _results(comparison: Comparison) -> Table:
+    """What a reader looks for: rewards, accuracies, and how far each configuration is from the first."""
+    rows, accuracy = comparison.rows, comparison.accuracy
+    columns = [("mean reward", [written(row.metrics["reward"], ".3f") for row in rows])]
+    if len(rows) > 1:
+        columns.append(("difference at the end", [written(row.reward_difference, "+.3f") for row in rows]))
+    if accuracy:
+        columns.append((f"accuracy at step {accuracy.step}", [percent(row.at_equal_steps) for row in rows]))
+    if accuracy and len(rows) > 1:
+        found = [written(row.accuracy_difference, "+.1f", scale=100.0, unit=" points") for row in rows]
+        columns.append(("difference of accuracy", found))
+    title = "Results" if len(rows) == 1 else f"Results; differences are from {rows[0].name}"
+    lines = [list(line) for line in zip(*(cells for _, cells in columns), strict=True)]
+    return Table(title, [heading for heading, _ in columns], lines)
 
 
 def percent(value: Measured | None, digits: int = 1) -> str:

@@ -1,5 +1,6 @@
 """What a comparison reads: run folders, and the evaluations that measured their weights."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dcpo_async.errors import ConfigError
 from dcpo_async.evaluation.figures import Figures
 from dcpo_async.evaluation.results import SETTINGS_NAME, SUMMARY_NAME, Mode
 from dcpo_async.evaluation.table import Row
+from dcpo_async.metrics.health import in_force, told_changes
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.run_folder import RunFolder
 
@@ -110,6 +112,8 @@ class ComparedRun:
 class _Status(BaseModel):
     run_id: str
     is_finished: bool = False
+    step: int = 0
+    settings_set: list[dict[str, Any]] = []
 
 
 class _Model(BaseModel):
@@ -138,7 +142,9 @@ def read_run(name: str, folder: Path, evaluations: Sequence[Path] = ()) -> Compa
     """
     advice = "name the folder of a run that has been started"
     status = _read(RunFolder(folder).status, _Status.model_validate_json, advice)
-    config = _read(RunFolder(folder).config, RunConfig.model_validate_json, advice)
+    said = status.model_dump()
+    started = _read(RunFolder(folder).config, RunConfig.model_validate_json, advice)
+    config = RunConfig.model_validate_json(json.dumps(in_force(started.model_dump(mode="json"), said)))
     try:
         metrics = tuple(read_metrics(folder))
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -150,6 +156,7 @@ def read_run(name: str, folder: Path, evaluations: Sequence[Path] = ()) -> Compa
     own = [path for path in (RunFolder(folder).evaluation,) if (path / SUMMARY_NAME).exists()]
     points = [point for path in _distinct([*own, *evaluations]) for point in _held_out(path, status.run_id)]
     held_out, notes = _newest(points)
+    notes += [f"set while it went on: {change}" for change in told_changes(said)]
     return ComparedRun(name, folder, status.run_id, status.is_finished, config, metrics, held_out, tuple(notes))
 
 

@@ -1,17 +1,26 @@
 """What a comparison says in numbers: a row for each configuration, and notes on what its reader has to know."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dcpo_async.comparison.figures import Curve, Measured, across_runs, mean_curve, value_at
+from dcpo_async.comparison.figures import (
+    LEAST_RUNS,
+    Curve,
+    Measured,
+    across_enough_runs,
+    difference,
+    mean_curve,
+    value_at,
+)
 from dcpo_async.comparison.runs import COST_METRICS, ComparedRun, Cost, HeldOut
 from dcpo_async.errors import ConfigError
 from dcpo_async.evaluation.results import Mode
 
 METRICS = {
+    "reward": "reward",
     "rur": "RUR",
     "rur_later": "RUR of later visits",
     "advantage_abs_mean": "mean |Â|",
@@ -21,6 +30,8 @@ METRICS = {
     "lag_mean": "lag",
 }
 """What is compared of a run's metrics, by key."""
+LATE_SHARE = 0.1
+"""Of the steps, over which the reward at the end is averaged."""
 MAY_BEGIN_LATE = {"rur_later"}
 SHOWN_SECTIONS = ("algorithm.", "lag.")
 WITHOUT_EFFECT = ("folder", "seed", "network.", "checkpoint.", "lag.keep_versions")
@@ -51,6 +62,8 @@ class Row:
         responses_per_step, tokens, seconds: what the whole runs took.
         best: the highest accuracy of each run.
         metrics: by the keys of METRICS, each the mean over the optimizer steps that all runs have.
+        reward_difference, accuracy_difference: from the first configuration: of the mean reward over the last tenth of
+            the steps that all runs have, and of the held-out accuracy at equal steps; None of the first itself.
     """
 
     name: str
@@ -65,6 +78,8 @@ class Row:
     at_equal_steps: Measured | None
     at_equal_responses: Measured | None
     metrics: dict[str, Measured | None]
+    reward_difference: Measured | None = None
+    accuracy_difference: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +119,15 @@ def compared(
     by_name = {run.name: tuple(other for other in runs if other.name == run.name) for run in runs}
     settings = _differing([members[0] for members in by_name.values()])
     shown = {key: values for key, values in settings.items() if key.startswith(SHOWN_SECTIONS)}
+    first = next(iter(by_name.values()))
     rows = [
-        _row(members, {key: values[place] for key, values in shown.items()}, accuracy, last_step)
+        _row(members, {key: values[place] for key, values in shown.items()}, accuracy, last_step, first)
         for place, members in enumerate(by_name.values())
     ]
     notes = [
         *_notes_on_settings(by_name, settings),
         *(f"{run.label}: {note}" for run in runs for note in _notes_on_run(run)),
+        *_notes_on_number(by_name),
         *_notes_on_length(by_name),
         *_notes_on_accuracy(runs, accuracy),
         *_notes_on_evaluations(runs, evaluations),
@@ -162,7 +179,11 @@ def _accuracy(runs: Sequence[ComparedRun], set_name: str | None, mode: Mode | No
 
 
 def _row(
-    runs: tuple[ComparedRun, ...], settings: dict[str, str], accuracy: Accuracy | None, last_common_step: int
+    runs: tuple[ComparedRun, ...],
+    settings: dict[str, str],
+    accuracy: Accuracy | None,
+    last_common_step: int,
+    first: tuple[ComparedRun, ...],
 ) -> Row:
     by_steps = accuracy_curves(runs, accuracy, "steps") if accuracy else []
     curves = [curve.values for curve in by_steps]
@@ -179,12 +200,44 @@ def _row(
         seconds=_mean(_costs(runs, "seconds")),
         final=_mean_of([values[-1] for values in curves]),
         best=_mean_of([max(values, key=lambda value: value.mean) for values in curves]),
-        at_equal_steps=value_at(by_steps, accuracy.step) if accuracy else None,
-        at_equal_responses=value_at(accuracy_curves(runs, accuracy, "responses"), accuracy.responses)
+        at_equal_steps=_of_enough(runs, value_at(by_steps, accuracy.step)) if accuracy else None,
+        at_equal_responses=_of_enough(runs, value_at(accuracy_curves(runs, accuracy, "responses"), accuracy.responses))
         if accuracy and accuracy.responses is not None
         else None,
         metrics={key: _mean_metric(runs, key, last_common_step) for key in METRICS},
+        reward_difference=_difference(runs, first, lambda run: _late_reward(run, last_common_step)),
+        accuracy_difference=_difference(runs, first, lambda run: _accuracy_at(run, accuracy)) if accuracy else None,
     )
+
+
+def _of_enough(runs: Sequence[ComparedRun], value: Measured | None) -> Measured | None:
+    """A single run keeps the interval of its evaluation; a few have none that says anything."""
+    return Measured(value.mean) if value is not None and 1 < len(runs) < LEAST_RUNS else value
+
+
+def _difference(
+    runs: Sequence[ComparedRun], first: Sequence[ComparedRun], value: Callable[[ComparedRun], float | None]
+) -> Measured | None:
+    """From the first configuration; by seed, where both have the same ones."""
+    own, other = ({run.config.seed: value(run) for run in side} for side in (runs, first))
+    is_paired = own.keys() == other.keys() and len(own) == len(runs) == len(first)
+    seeds = sorted(own)
+    values = [own[seed] for seed in seeds] if is_paired else [value(run) for run in runs]
+    others = [other[seed] for seed in seeds] if is_paired else [value(run) for run in first]
+    known = [found for found in values if found is not None], [found for found in others if found is not None]
+    if runs is first or len(known[0]) < len(values) or len(known[1]) < len(others):
+        return None
+    return difference(*known, is_paired=is_paired)
+
+
+def _late_reward(run: ComparedRun, last_step: int) -> float | None:
+    values = [value.mean for value in run.metric("reward", last_step).values]
+    return fmean(values[-max(1, round(LATE_SHARE * len(values))) :]) if values else None
+
+
+def _accuracy_at(run: ComparedRun, accuracy: Accuracy) -> float | None:
+    found = run.accuracy(accuracy.set, accuracy.mode).at(accuracy.step)
+    return None if found is None else found.mean
 
 
 def _costs(runs: Sequence[ComparedRun], cost: Cost) -> list[float]:
@@ -195,7 +248,7 @@ def _costs(runs: Sequence[ComparedRun], cost: Cost) -> list[float]:
 
 
 def _mean(values: Sequence[float]) -> Measured | None:
-    return across_runs(values) if values else None
+    return across_enough_runs(values) if values else None
 
 
 def _mean_of(values: Sequence[Measured]) -> Measured | None:
@@ -207,7 +260,7 @@ def _mean_metric(runs: Sequence[ComparedRun], key: str, last_step: int) -> Measu
     curves = [run.metric(key, last_step) for run in runs]
     if not all(curve.x for curve in curves):
         return None
-    return across_runs([fmean(value.mean for value in curve.values) for curve in curves])
+    return across_enough_runs([fmean(value.mean for value in curve.values) for curve in curves])
 
 
 # ---- notes
@@ -271,6 +324,12 @@ def _notes_on_cost(run: ComparedRun) -> Iterator[str]:
     steps = sorted({point.step for point in run.held_out} - {0} - {int(line["step"]) for line in run.metrics})
     if steps:
         yield f"measured at steps that its metrics lack ({', '.join(map(str, steps))}): their cost is unknown"
+
+
+def _notes_on_number(by_name: dict[str, tuple[ComparedRun, ...]]) -> Iterator[str]:
+    few = [f"{name} ({len(runs)})" for name, runs in by_name.items() if len(runs) < LEAST_RUNS]
+    if few and len(by_name) > 1:
+        yield f"fewer than {LEAST_RUNS} seeds give no interval over seeds, and no band: {', '.join(few)}"
 
 
 def _notes_on_length(by_name: dict[str, tuple[ComparedRun, ...]]) -> Iterator[str]:

@@ -12,8 +12,17 @@ from dcpo_async import __version__
 from dcpo_async.doctor.disk import disk, grown
 from dcpo_async.doctor.findings import Finding, error, said, warning
 from dcpo_async.doctor.network import reachable
-from dcpo_async.doctor.source import look, parts
-from dcpo_async.metrics.health import LATE_SECONDS, NO_STEP_SECONDS, Health, duration, is_running
+from dcpo_async.doctor.source import fetched_status, is_address, look, parts
+from dcpo_async.metrics.health import (
+    LATE_SECONDS,
+    NO_STEP_SECONDS,
+    Health,
+    duration,
+    in_force,
+    is_running,
+    told_changes,
+)
+from dcpo_async.metrics.live_table import read_status
 from dcpo_async.processes import last_lines
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.gate import BROKE_OFF
@@ -48,7 +57,7 @@ def run(where: str | Path) -> Iterator[Finding]:
     if not status:
         yield error(f"{where}: no learner has written a status there", "start `dcpo-learner`, or name its run folder")
         return
-    config = _config(folder)
+    config = in_force(_config(folder), status)
     yield from clock(seen.clock_seconds)
     yield from life(status, health, folder)
     yield from parts(status)
@@ -64,6 +73,13 @@ def run(where: str | Path) -> Iterator[Finding]:
     yield from training(seen.metrics[-NEWEST_STEPS:])
     if folder is not None and RunFolder(folder).ledger.exists():
         yield from ledger(folder)
+
+
+def described_run(where: str | Path) -> str:
+    """A run in a line, and one for each setting that was set meanwhile; raises ConfigError where none answers."""
+    is_folder = Path(where).is_dir() or not is_address(str(where))
+    status = read_status(Path(where)) if is_folder else fetched_status(str(where))
+    return "\n".join([f"run {where}", *(f"set while it went on: {change}" for change in told_changes(status))])
 
 
 def clock(ahead_seconds: float) -> Iterator[Finding]:

@@ -1,7 +1,8 @@
 """What state a run is in, by the status that its learner wrote: one word, and why. Pure but for `is_running`."""
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -113,6 +114,25 @@ def duration(seconds: float) -> str:
     raise AssertionError("some unit fits")
 
 
+def in_force(settings: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a start, table by table, with what had been set while the run went on and held by then.
+
+    Args:
+        status: as in status.json.
+    """
+    found = {name: dict(value) if isinstance(value, Mapping) else value for name, value in settings.items()}
+    for change in _changes(status):
+        section, _, leaf = change["name"].partition(".")
+        if change["from_step"] <= status.get("step", 0) + 1:
+            found.setdefault(section, {})[leaf] = change["value"]
+    return found
+
+
+def told_changes(status: Mapping[str, Any]) -> list[str]:
+    """What was set while a run went on, a line each: "training.learning_rate 3e-07 from step 120 on"."""
+    return [f"{one['name']} {json.dumps(one['value'])} from step {one['from_step']} on" for one in _changes(status)]
+
+
 def _problems(status: Mapping[str, Any], now: float) -> Iterator[str]:
     if status.get("actors") == 0:
         yield "no actor is connected"
@@ -133,3 +153,7 @@ def _problems(status: Mapping[str, Any], now: float) -> Iterator[str]:
 
 def _host(status: Mapping[str, Any]) -> str:
     return str((status.get("process") or {}).get("host", "another machine"))
+
+
+def _changes(status: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return status.get("settings_set") or ()

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dcpo_async.metrics.health import Health, duration, health_of, is_running
+from dcpo_async.metrics.health import Health, duration, health_of, is_running, told_changes
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.run_folder import RunFolder
 
@@ -48,6 +48,19 @@ def sparkline(values: Sequence[float], width: int = 32, *, is_share: bool = Fals
     if low == high:
         return SPARKS[top // 2] * len(shown)
     return "".join(SPARKS[round(min(1.0, max(0.0, (value - low) / (high - low))) * top)] for value in shown)
+
+
+def plain_table(*names: str, right: Collection[str] = ()) -> Table:
+    """A table as all commands show one: no lines, and each heading over its column.
+
+    Args:
+        names: of the columns, none of which is cut but the last, which may take several lines.
+        right: those of numbers.
+    """
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=name != names[-1], justify="right" if name in right else "left")
+    return table
 
 
 def run_table(title: str, folder: Path) -> RenderableType:
@@ -117,10 +130,8 @@ def _counts(status: Mapping[str, Any], health: Health) -> str:
 
 def _actors(status: Mapping[str, Any], health: Health) -> Table:
     """A row for each actor, the slowest first."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("actor", no_wrap=True)
-    for name in ("host", "does", "version", "tokens/s", "groups", "leases", "oldest", "in flight", "heard"):
-        table.add_column(name, no_wrap=True, justify="left" if name in ("host", "does") else "right")
+    numbers = ("version", "tokens/s", "groups", "leases", "oldest", "in flight", "heard")
+    table = plain_table("actor", "host", "does", *numbers, right=numbers)
     for actor in sorted(status["actors_connected"], key=_slowness):
         speed, behind = actor.get("tokens_per_second"), status["weights_version"] - actor["weights_version"]
         in_flight, capacity = actor.get("responses_in_flight", 0), actor.get("response_capacity", 0)
@@ -154,6 +165,8 @@ def _foot(status: Mapping[str, Any], health: Health) -> Iterator[str]:
         yield f"evaluator {evaluator['session']} at version {evaluator['weights_version']}"
     if status.get("advice"):
         yield status["advice"]
+    for change in told_changes(status):
+        yield f"set while it went on: {change}"
     yield from _of_evaluation(status.get("evaluation") or {})
     for row in status.get("quarantined", [])[:5]:
         yield f"quarantined: prompt {row['prompt_id']} {row['reason']}"

@@ -48,6 +48,7 @@ class Status:
 
     Attributes:
         marks: metrics of a step that say what had been set while the run went on.
+        settings_set: what was set, for people and tools.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Status:
         self._config, self._run_id, self._intake, self._ledger = config, run_id, intake, ledger
         self._actors, self._ranks, self._sinks, self._clock = actors, ranks, sinks, clock
         self.marks: Callable[[int], Mapping[str, float]] = lambda step: {}
+        self.settings_set: Callable[[], Sequence[Mapping[str, Any]]] = list
         self._last_report: dict[str, float] = {}
         self._num_gpus = num_gpus
         self._steps: deque[tuple[float, float]] = deque(maxlen=ADVICE_STEPS)
@@ -112,6 +114,7 @@ class Status:
             "last_step_at": self._last_step_at,
             **self._pace(),
             "unsaved_steps": self._ranks.unsaved,
+            "settings_set": self.settings_set(),
             "disk_free_bytes": shutil.disk_usage(self._config.folder).free,
             "weights_version": self._intake.versions.newest.weights_version,
             "groups_counted": self._ledger.num_groups,

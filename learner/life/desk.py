@@ -31,7 +31,8 @@ def life_desk(config: RunConfig, coordinator: Coordinator, intake: Intake, stop:
     """The desk of a learner that is about to work, with what was set before it in force again."""
     ranks = coordinator.ranks
     live = LiveSettings(config, coordinator.ledger, lambda: ranks.next_free_step, coordinator.actors.use)
-    ranks.settings_of, coordinator.status.marks = live.of_step, live.marks
+    ranks.settings_of = live.of_step
+    coordinator.status.marks, coordinator.status.settings_set = live.marks, live.standing
     return LifeDesk(config.folder / REQUESTS, coordinator, intake, live, stop)
 
 

@@ -58,6 +58,11 @@ def as_text(event: Event) -> str:
     return json.dumps(dataclasses.asdict(event))
 
 
+def in_words(settings: Mapping[str, Any]) -> str:
+    """For people: "training.learning_rate 1e-06, checkpoint.interval_minutes null"."""
+    return ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items())
+
+
 def now() -> str:
     """UTC, as ISO 8601 writes it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

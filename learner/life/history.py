@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from dcpo_async.errors import DcpoError
+from dcpo_async.metrics.live_table import plain_table
 from dcpo_async.run_folder import RunFolder
 from learner.ledger.copy import open_copy
 from learner.ledger.reader import LedgerReader, evaluations, first_steps
-from learner.life.events import Event, events
-from learner.life.live_settings import in_words
+from learner.life.events import Event, events, in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for entry in found:
             print(json.dumps({"step": entry.step, "at": entry.at, "what": entry.what, "detail": entry.detail}))
         return
-    table = Table("step", "when (UTC)", "what", "", box=None)
+    table = plain_table("step", "when (UTC)", "what", "", right=("step",))
     for entry in found:
         table.add_row("" if entry.step is None else str(entry.step), entry.at, entry.what, entry.detail)
     Console(soft_wrap=False).print(table)

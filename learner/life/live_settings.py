@@ -1,6 +1,5 @@
 """Settings that are changed while a run goes on: each change is a row of the ledger, from a step on."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from dcpo_async.config.live import OF_RANKS, Setting, changed_settings, checked_
 from dcpo_async.errors import ConfigError
 from learner.ledger.ledger import Ledger
 from learner.ledger.reader import Start
-from learner.life.events import Event, events, write_event
+from learner.life.events import Event, events, in_words, write_event
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +54,6 @@ def settle(ledger: Ledger, config: RunConfig, starts: Sequence[Start]) -> None:
     still = {name: value for name, value in standing.items() if name not in anew}
     if still:
         log.info("set while the run went on, and still so: %s", in_words(still))
-
-
-def in_words(settings: Mapping[str, Setting]) -> str:
-    """For people: "training.learning_rate 1e-06, checkpoint.interval_minutes null"."""
-    return ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items())
 
 
 def setting_in(settings: Mapping[str, Any], name: str) -> Any:
@@ -125,6 +119,18 @@ class LiveSettings:
         """Metrics of a step that is done: what had been set when it was trained, where that is a number."""
         found = set_at(self._events, step - 1)
         return {f"set/{name}": float(value) for name, value in found.items() if value is not None}
+
+    def standing(self) -> list[dict[str, Any]]:
+        """For status.json: of each setting that was set, what holds, and what will; from which step on."""
+        free = self._next_free_step()
+        found: dict[str, list[dict[str, Any]]] = {}
+        for event in sorted(self._events, key=lambda event: event.step):
+            for name, value in event.content["settings"].items():
+                before = found.setdefault(name, [])
+                if event.step <= free:
+                    before.clear()
+                before.append({"name": name, "value": value, "from_step": event.step + 1})
+        return [change for name in sorted(found) for change in found[name]]
 
     def _apply(self) -> None:
         latest = max((event.step for event in self._events), default=0)

@@ -120,6 +120,7 @@ def now_json(run: ServedRun) -> dict[str, Any]:
             "is_live": health.is_live,
         },
         "status": {name: status.get(name) for name in SHOWN_STATUS},
+        "settings_set": status.get("settings_set") or [],
         "outcomes": {name: value for name, value in status.items() if name.startswith("total_")},
         "balance": balance(recent),
         "fleet": fleet_rows(status),
@@ -135,6 +136,7 @@ def curves_json(run: ServedRun) -> dict[str, Any]:
     try:
         steps = run.window.read(first_steps)
         marks = [{"step": step, "text": f"start {start}"} for start, step in sorted(steps.items()) if start > 1]
+        marks += [{"step": one.step, "text": one.text} for one in run.window.read(ledger_events) if one.kind == "set"]
     except LedgerError:
         # Curves are there without a ledger, as in a copy of the small files alone.
         pass

@@ -11,8 +11,10 @@ from dcpo_async.metrics.health import Health
 from learner.ledger.reader import evaluations, quarantined
 from learner.ledger.watching.overview import first_steps
 from learner.ledger.watching.window import Sight
+from learner.life.events import events as life_events
+from learner.life.events import in_words
 
-Kind = Literal["start", "evaluation", "quarantine", "state", "joined", "left", "restart"]
+Kind = Literal["start", "set", "stopped", "evaluation", "quarantine", "state", "joined", "left", "restart"]
 MAX_EVENTS, MAX_SEEN, MAX_NAMES = 200, 200, 6
 
 
@@ -33,7 +35,7 @@ class Event:
 
 def ledger_events(sight: Sight) -> list[Event]:
     """What the ledger knows, oldest first for each kind, the newest MAX_EVENTS of each."""
-    found = list(_starts(sight))[-MAX_EVENTS:]
+    found = [*list(_starts(sight))[-MAX_EVENTS:], *list(_done(sight))[-MAX_EVENTS:]]
     for row in evaluations(sight.reader)[-MAX_EVENTS:]:
         what = {"running": "is measured", "complete": "measured", "incomplete": f"has no accuracy: {row.reason}"}
         text = f"version {row.weights_version} {what[row.state]}, problems {row.num_problems}"
@@ -52,6 +54,17 @@ def _starts(sight: Sight) -> Iterator[Event]:
             what = "; ".join(start.changes)
         text = f"start {start.incarnation}, release {start.release}: {what}"
         yield Event("start", text, _seconds(start.began_at), steps.get(start.incarnation))
+
+
+def _done(sight: Sight) -> Iterator[Event]:
+    """Settings that were set while the run went on, and ends of the learner in order."""
+    for event in life_events(sight.reader):
+        if event.kind == "set":
+            yield Event("set", in_words(event.content["settings"]), _seconds(event.at), event.step)
+        elif event.kind == "stopped":
+            unsaved = event.content["unsaved"]
+            text = f"the learner stopped, {unsaved} steps without a checkpoint" if unsaved else "the learner stopped"
+            yield Event("stopped", text, _seconds(event.at), event.step)
 
 
 def _seconds(at: str) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dcpo_async.errors import ConfigError
 from dcpo_async.evaluation.results import SUMMARY_NAME
-from dcpo_async.metrics.health import Health
+from dcpo_async.metrics.health import Health, in_force
 from dcpo_async.monitoring.server import WatchedRun
 from dcpo_async.run_folder import RunFolder
 from learner.ledger.watching.window import LedgerWindow
@@ -52,8 +52,9 @@ class ServedRun:
         return {name: [points[step] for step in sorted(points)] for name, points in found.items()}
 
     def settings(self) -> dict[str, Any]:
-        """Of the newest start, by their full names."""
-        return dict(_leaves("", read_json(self.folder.config)))
+        """Those in force, by their full names: of the newest start, and what was set since."""
+        status, _ = self.watched.look()
+        return dict(_leaves("", in_force(read_json(self.folder.config), status)))
 
 
 class Watcher:

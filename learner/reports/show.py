@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.rule import Rule
-from rich.table import Table
 from rich.text import Text
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.metrics.live_table import plain_table
 from dcpo_async.run_folder import RunFolder
 from learner.ledger.copy import open_copy
 from learner.ledger.reader import Start
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         default=MAX_CHARS,
         help=f"longer texts lose their middle (default {MAX_CHARS}, 0 shows all)",
     )
+    parser.add_argument("--all", action="store_true", help="every response, also where others answer the same")
     parser.add_argument("--json", action="store_true", help="one object a line for each group, texts whole")
     return parser
 
@@ -114,7 +115,7 @@ def _print(groups: Iterable[ShownGroup], options: argparse.Namespace) -> None:
         console.print(_visits_table(list(groups), options.max_chars))
         return
     for group in groups:
-        console.print(_group(group, options.max_chars))
+        console.print(_group(group, options.max_chars, is_whole=options.all))
 
 
 def _print_starts(starts: Sequence[Start], *, as_json: bool) -> None:
@@ -143,7 +144,7 @@ def read_config(path: Path) -> RunConfig:
 # ---- for people
 
 
-def _group(group: ShownGroup, max_chars: int) -> RenderableType:
+def _group(group: ShownGroup, max_chars: int, *, is_whole: bool) -> RenderableType:
     visit = group.visit
     where = f"step {group.step}" if group.step else STATES[visit.state]
     title = Text(f"{where} · prompt {visit.prompt_id} · visit {visit.visit} · position {visit.position}", style="bold")
@@ -151,7 +152,7 @@ def _group(group: ShownGroup, max_chars: int) -> RenderableType:
         Rule(title, align="left", style="dim"),
         Text(readable(group.problem, max_chars) if group.problem else "(an older learner did not keep the problem)"),
         Text(" · ".join(_summary(group)), style="dim"),
-        *(_response(number, response, max_chars) for number, response in enumerate(group.responses, start=1)),
+        *_responses(list(enumerate(group.responses, start=1)), max_chars, is_whole=is_whole),
         Text(),
     )
 
@@ -170,6 +171,32 @@ def _summary(group: ShownGroup) -> Iterator[str]:
         yield f"quarantined: {readable(group.quarantine)}; `dcpo release` lifts it"
     if group.is_released:
         yield "the texts are deleted: every checkpoint that is kept contains this step"
+
+
+def _responses(
+    numbered: Sequence[tuple[int, ShownResponse]], max_chars: int, *, is_whole: bool
+) -> Iterator[RenderableType]:
+    """Each answer once with the text of its first response, wrong ones first; or every response in its place."""
+    if is_whole:
+        yield from (_response(number, response, max_chars) for number, response in numbered)
+        return
+    for (number, response), *others in same_answers(numbered):
+        yield _response(number, response, max_chars)
+        if others:
+            named = ", ".join(f"#{other}" for other, _ in others)
+            yield Padding.indent(Text(f"the same answer: {named} (--all shows them)", style="dim"), 3)
+
+
+def same_answers(numbered: Sequence[tuple[int, ShownResponse]]) -> list[list[tuple[int, ShownResponse]]]:
+    """Responses by what they answer: wrong answers before right ones, those that many gave before others.
+
+    A response without an answer, or whose text is gone, stands for itself.
+    """
+    found: dict[tuple[bool, str | int], list[tuple[int, ShownResponse]]] = {}
+    for number, response in numbered:
+        own = number if response.answer is None else response.answer
+        found.setdefault((response.is_correct, own), []).append((number, response))
+    return [found[key] for key in sorted(found, key=lambda key: (key[0], -len(found[key]), found[key][0][0]))]
 
 
 def _response(number: int, shown: ShownResponse, max_chars: int) -> RenderableType:
@@ -198,10 +225,8 @@ def _response_summary(shown: ShownResponse) -> Iterator[str]:
 
 def _visits_table(groups: Sequence[ShownGroup], max_chars: int) -> RenderableType:
     first = groups[0]
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("visit", "step", "position", "weights", "right", "mean", "advantages", "length", "cut"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("answers")
+    numbers = ("visit", "step", "position", "weights", "right", "mean", "advantages", "length", "cut")
+    table = plain_table(*numbers, "answers", right=numbers)
     for group in groups:
         table.add_row(*map(Text, _visit_cells(group)))
     problem = readable(first.problem, max_chars) if first.problem else ""

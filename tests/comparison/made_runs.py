@@ -15,7 +15,7 @@ from dcpo_async.evaluation.table import Row
 def line(step: int, **values: float) -> dict[str, float]:
     """A metrics line of a run that generates 8 responses of 5 tokens in each step of 2 seconds."""
     spent = {"seconds": 2.0 * step, "generated_responses": 8.0 * step, "generated_tokens": 40.0 * step}
-    trained = {"rur": 0.5, "rur_later": 0.75, "tcr": 0.01, "advantage_abs_mean": 0.8}
+    trained = {"reward": 0.25, "rur": 0.5, "rur_later": 0.75, "tcr": 0.01, "advantage_abs_mean": 0.8}
     seen = {"entropy": 1.5, "response_length": 5.0, "lag_mean": 2.0}
     return {"step": step, **spent, **trained, **seen, **values}
 

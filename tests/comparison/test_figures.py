@@ -2,7 +2,17 @@
 
 import pytest
 
-from dcpo_async.comparison.figures import Curve, Measured, across_runs, mean_curve, t_quantile, value_at, written
+from dcpo_async.comparison.figures import (
+    Curve,
+    Measured,
+    across_enough_runs,
+    across_runs,
+    difference,
+    mean_curve,
+    t_quantile,
+    value_at,
+    written,
+)
 from dcpo_async.errors import AlgorithmError
 
 
@@ -93,3 +103,26 @@ def test_figures_are_written_with_their_interval_in_any_format_and_unit() -> Non
     assert written(Measured(0.05, -0.02, 0.12), "+.1f", 100.0, " %") == "+5.0 [-2.0, +12.0] %"
     assert written(Measured(12.34), ".0f") == "12"
     assert written(None, ".3f", unit=" %") == "–"
+
+
+def test_fewer_than_three_runs_have_no_interval_that_says_anything() -> None:
+    assert across_enough_runs([0.2, 0.4]) == Measured(pytest.approx(0.3))
+    assert across_enough_runs([1.0, 2.0, 3.0]) == across_runs([1.0, 2.0, 3.0])
+    assert difference([1.0, 2.0, 3.0], [1.0, 1.0], is_paired=False) == Measured(1.0)
+
+
+def test_a_difference_has_welchs_interval_and_by_seed_students() -> None:
+    found = difference([3.0, 4.0, 5.0], [1.0, 2.0, 3.0], is_paired=False)
+    # s²/n = 1/3 on both sides, 4 degrees of freedom, t = 2.77645.
+    assert (found.mean, found.low, found.high) == pytest.approx((2.0, 2.0 - 2.26696, 2.0 + 2.26696), abs=1e-4)
+    assert difference([3.0, 4.0, 5.0], [1.0, 2.0, 3.0], is_paired=True) == Measured(2.0, 2.0, 2.0)
+    # Sides of different spread: 2 degrees of freedom and a little, rounded down.
+    wide = difference([0.0, 10.0, 20.0], [0.0, 0.1, 0.2], is_paired=False)
+    half = 4.30265 * (100 / 3 + 0.01 / 3) ** 0.5
+    assert wide.low is not None
+    assert wide.mean - wide.low == pytest.approx(half, rel=1e-4)
+
+
+def test_a_difference_of_nothing_is_refused() -> None:
+    with pytest.raises(AlgorithmError, match="no runs"):
+        difference([], [1.0], is_paired=False)

@@ -1,14 +1,11 @@
 """The whole report of three tiny runs, from the command's words to its files."""
 
-import base64
-import io
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from matplotlib.image import imread
 
 from dcpo_async.commands.cli import main
 from dcpo_async.comparison.figures import Measured
@@ -18,6 +15,9 @@ from tests.comparison.made_runs import line, measured, write_evaluation, write_r
 HOSTILE = """_<b>"D'CPO"</b> & $x^$ {{ 7 * 7 }}"""
 
 
+IN_CELLS = ("span", "svg", "line")
+
+
 class Reader(HTMLParser):
     """Text and elements of a page, and the cells of its tables by row."""
 
@@ -25,24 +25,21 @@ class Reader(HTMLParser):
         super().__init__()
         self.rows: list[list[str]] = []
         self.tags: set[str] = set()
-        self.images: list[bytes] = []
+        self.images = 0
         self._is_cell = False
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        self._is_cell = tag in ("td", "th") or (self._is_cell and tag == "span")
+        self._is_cell = tag in ("td", "th") or (self._is_cell and tag in IN_CELLS)
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
-        if tag == "img":
-            kind, _, content = str(dict(attrs)["src"]).partition(",")
-            assert kind == "data:image/png;base64"
-            self.images.append(base64.b64decode(content, validate=True))
+        self.images += dict(attrs).get("role") == "img"
 
     def handle_endtag(self, tag: str) -> None:
-        self._is_cell = self._is_cell and tag == "span"
+        self._is_cell = self._is_cell and tag in IN_CELLS
 
     def handle_data(self, data: str) -> None:
         if self._is_cell:
@@ -78,25 +75,34 @@ def run_command(words: list[str]) -> int:
     return ending.value.code
 
 
-def test_the_report_has_the_numbers_and_four_figures(report: Path) -> None:
+def test_the_report_begins_with_rewards_and_differences_and_has_the_numbers_and_figures(report: Path) -> None:
     page = Reader((report / "report.html").read_text())
-    accuracy = "62.5 [0.0, 100.0] %"
-    rates = ["56.2 [0.0, 100.0] %", "75.0 [75.0, 75.0] %", "0.8000 [0.8000, 0.8000]", "1.0000 [1.0000, 1.0000] %"]
-    assert [row for row in page.rows if row[0] in (HOSTILE, "GRPO")][:8] == [
+    assert [row for row in page.rows if row[0] in (HOSTILE, "GRPO")][:10] == [
+        # Two seeds and one: means without an interval over seeds.
+        [HOSTILE, "0.250", "–", "62.5 %", "–"],
+        ["GRPO", "0.250", "+0.000", "50.0 [40.0, 60.0] %", "-12.5 points"],
+        [HOSTILE, *["62.5 %"] * 4],
+        ["GRPO", *["50.0 [40.0, 60.0] %"] * 4],
         [HOSTILE, "2", "smooth"],
         ["GRPO", "1", "group"],
-        [HOSTILE, "2", "8.0 [8.0, 8.0]", "80", "4"],
+        [HOSTILE, "2", "8.0", "80", "4"],
         ["GRPO", "2", "8.0", "80", "4"],
-        [HOSTILE, accuracy, accuracy, accuracy, accuracy],
-        ["GRPO", *["50.0 [40.0, 60.0] %"] * 4],
-        [HOSTILE, *rates],
+        [HOSTILE, "56.2 %", "75.0 %", "0.8000", "1.0000 %"],
         ["GRPO", "75.0 %", "75.0 %", "0.8000", "1.0000 %"],
     ]
-    assert len(page.images) == 4
-    for image in page.images:
-        height, width, _ = imread(io.BytesIO(image), format="png").shape
-        assert width == 1320
-        assert height > 400
+    # The reward, accuracy by steps, tokens and time, and two panels for each of three further figures.
+    assert page.images == 1 + 3 + 6
+
+
+def test_charts_take_the_colours_of_the_page_and_have_no_others(report: Path) -> None:
+    text = (report / "report.html").read_text()
+    charts = re.findall(r'<div role="img".*?</div>', text, flags=re.DOTALL)
+    assert len(charts) == 10
+    for chart in charts:
+        assert "var(--line-0)" in chart
+        assert not re.findall(r"#[0-9a-f]{6}", chart)
+        assert not re.search(r"<svg[^>]* (width|height)=", chart)
+    assert "prefers-color-scheme: dark" in text
 
 
 def test_the_report_stands_alone_and_names_cannot_break_it(report: Path) -> None:
@@ -128,7 +134,7 @@ def test_notes_are_in_the_report_and_on_the_terminal(tmp_path: Path, capsys: pyt
     assert said[1:] == [f"{tmp_path}/out/report.html: configurations 1, runs 1"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<li>no held-out accuracy: no evaluation of these runs was found" in page
-    assert len(Reader(page).images) == 3
+    assert Reader(page).images == 7
 
 
 @pytest.mark.parametrize(

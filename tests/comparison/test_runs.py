@@ -185,3 +185,13 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path: Path) -> None:
     (evaluation / "settings.json").write_text(json.dumps([]))
     with pytest.raises(ConfigError, match=r"settings\.json is not what it should be"):
         read_run("a", tmp_path / "a", [evaluation])
+
+
+def test_a_setting_that_was_set_while_a_run_went_on_is_the_one_in_force(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", [line(1), line(2)], training={"learning_rate": 1e-6})
+    status = json.loads((folder / "status.json").read_text())
+    status["settings_set"] = [{"name": "training.learning_rate", "value": 3e-6, "from_step": 2}]
+    (folder / "status.json").write_text(json.dumps(status))
+    run = read_run("a", folder)
+    assert run.config.training.learning_rate == 3e-6
+    assert "set while it went on: training.learning_rate 3e-06 from step 2 on" in run.notes

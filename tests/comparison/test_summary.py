@@ -25,15 +25,38 @@ def run_of(
 
 
 def test_a_row_has_what_its_runs_took_and_reached(tmp_path: Path) -> None:
-    runs = [run_of(tmp_path, "a", {0: 0.2, 2: 0.6, 4: final}, seed=seed) for seed, final in enumerate((0.4, 0.6))]
+    runs = [run_of(tmp_path, "a", {0: 0.2, 2: 0.6, 4: final}, seed=seed) for seed, final in enumerate((0.4, 0.5, 0.6))]
     (row,) = compared(runs).rows
-    assert (row.name, row.steps, row.settings) == ("a", (4, 4), {})
+    assert (row.name, row.steps, row.settings) == ("a", (4, 4, 4), {})
     assert row.responses_per_step == Measured(8, 8, 8)
     assert (row.tokens, row.seconds) == (Measured(160, 160, 160), Measured(8, 8, 8))
-    # s/√2 = 0.1 and t = 12.7062.
+    # s/√3 = 0.057735 and t = 4.30265.
     assert row.final is not None
-    assert (row.final.mean, row.final.low) == pytest.approx((0.5, 0.5 - 1.27062), abs=1e-5)
-    assert row.best == Measured(0.6, 0.6, 0.6)
+    assert (row.final.mean, row.final.low) == pytest.approx((0.5, 0.5 - 0.248414), abs=1e-5)
+    assert row.best is not None
+    assert (row.best.mean, row.best.low) == pytest.approx((0.6, 0.6))
+    (few,) = compared(runs[:2]).rows
+    assert few.final == Measured(pytest.approx(0.45))
+    assert few.seconds == Measured(8)
+    assert few.at_equal_steps is not None
+    assert few.at_equal_steps.low is None
+
+
+def test_differences_are_from_the_first_configuration_and_few_seeds_are_noted(tmp_path: Path) -> None:
+    def seeds(name: str, gain: float, count: int) -> list[ComparedRun]:
+        lines = [[line(step, reward=0.1 * seed + gain) for step in (1, 2)] for seed in range(count)]
+        return [
+            read_run(name, write_run(tmp_path / f"{name}{seed}", found, seed=seed)) for seed, found in enumerate(lines)
+        ]
+
+    comparison = compared([*seeds("first", 0.25, 3), *seeds("same seeds", 0.5, 3), *seeds("few", 0.5, 2)])
+    first, same, few = (row.reward_difference for row in comparison.rows)
+    assert first is None
+    assert same is not None
+    # By seed each is better by 0.25, whatever the seeds differ in.
+    assert (same.mean, same.low, same.high) == pytest.approx((0.25, 0.25, 0.25))
+    assert few == Measured(pytest.approx(0.2))
+    assert "fewer than 3 seeds give no interval over seeds, and no band: few (2)" in comparison.notes
 
 
 def test_metrics_are_means_over_the_steps_that_all_runs_have(tmp_path: Path) -> None:
@@ -167,6 +190,7 @@ def test_runs_that_are_short_running_or_damaged_are_noted(tmp_path: Path) -> Non
     notes = [note.partition("): ")[2] or note for note in compared([read_run("a", path), longer]).notes]
     assert notes == [
         "not finished: the figures are those of its first 2 steps",
+        "reward is missing in 1 of 2 steps",
         "mean |Â| is missing in 1 of 2 steps",
         "TCR is missing in 1 of 2 steps",
         "entropy is missing in 1 of 2 steps",

@@ -209,3 +209,18 @@ def test_the_command_tells_what_to_do_and_exits_by_it(tmp_path: Path, capsys: py
         main(["doctor", "--run", str(tmp_path)])
     assert end.value.code == 1
     assert "error: no actor is connected\n  → start `dcpo-actor --learner ADDRESS`" in capsys.readouterr().out
+
+
+def test_settings_that_were_set_meanwhile_are_those_in_force_and_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"network": {"silence_seconds": 15.0}}))
+    late = [actor("fast", 20.0, heard_seconds_ago=12.0)]
+    write_status(tmp_path, actors=1.0, actors_connected=late, **HEALTHY)
+    assert any("12 s" in line for line in found(tmp_path))
+    change = {"name": "network.silence_seconds", "value": 60.0, "from_step": 8}
+    write_status(tmp_path, actors=1.0, actors_connected=late, settings_set=[change], **HEALTHY)
+    assert found(tmp_path) == []
+    with pytest.raises(SystemExit):
+        main(["doctor", "--run", str(tmp_path)])
+    assert "set while it went on: network.silence_seconds 60.0 from step 8 on" in capsys.readouterr().out

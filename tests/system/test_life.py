@@ -39,6 +39,12 @@ def rates(services: Services) -> dict[int, set[float]]:
     return found
 
 
+def leases(services: Services) -> dict[str, int]:
+    """What each actor that has a lease holds."""
+    actors = services.status().get("actors_connected", [])
+    return {actor["session"]: actor["leases"] for actor in actors if actor["leases"]}
+
+
 def test_a_run_is_changed_killed_backed_up_stopped_and_forked(tmp_path: Path, model: Path) -> None:
     with Services(tmp_path, model) as services:
         run = services.run
@@ -102,6 +108,15 @@ def test_a_run_is_changed_killed_backed_up_stopped_and_forked(tmp_path: Path, mo
         services.until("the fork's learner", lambda: services.status().get("step") == 4, seconds=600)
         code, said = dcpo("set", services.run, f"training.learning_rate={RATE}", "--at-step", since)
         assert code == 0, said
+
+        # An actor that is drained answers what it holds, says by whom it was asked, and leaves; another goes on.
+        drained = services.start_actor("--tokens-per-second", "50")
+        services.until("the fork's actor", lambda: leases(services) != {}, seconds=600)
+        (name,) = leases(services)
+        code, said = dcpo("drain", services.run, name)
+        assert (code, f"{name} has answered all that it held, and has left" in said) == (0, True), said
+        services.ends_well(drained)
+        assert any("drained (dcpo drain, asked by " in path.read_text() for path in tmp_path.rglob("*.log"))
         services.start_actor()
         services.ends_well(learner, seconds=600)
         assert services.exported_weights() == (whole / "export" / "model.safetensors").read_bytes()

@@ -132,7 +132,7 @@ class FactsCard {
     this.element = h("section", { class: "card", "aria-label": "Facts" }, h("h2", {}, "So far"), this.list);
   }
 
-  update({ status, fleet, served_at, health }) {
+  update({ status, fleet, served_at, health, settings_set }) {
     const rows = [
       ["groups counted", count(status.groups_counted)],
       ["responses", count(status.generated_responses)],
@@ -146,6 +146,7 @@ class FactsCard {
       ["starts", count(status.incarnation)],
       ["trainer restarts", count(status.trainer_restarts)],
       ["quarantined", count(status.prompts_quarantined ?? 0)],
+      ...settings_set.map(({ name, value, from_step }) => [`${name}, set from step ${count(from_step)} on`, value === null ? "none" : String(value)]),
     ];
     keyed(this.list, rows, ([name]) => name, ([name]) => h("div", {}, h("dt", {}, name), h("dd", { "data-fact": name })), (row, [, value]) => say(row.lastElementChild, value));
   }

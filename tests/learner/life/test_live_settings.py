@@ -8,6 +8,7 @@ import pytest
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError
+from dcpo_async.metrics.health import in_force, told_changes
 from learner.ledger.ledger import Ledger
 from learner.ledger.reader import Start
 from learner.life.events import Event, events
@@ -119,3 +120,20 @@ def test_history_tells_starts_changes_and_stops_in_their_order(ledger: Ledger) -
         (0, "start", "1 (0.1.0): the first"),
         (7, "set", "training.learning_rate 5e-07 from step 8 on, by dcpo set"),
     ]
+
+
+def test_what_was_set_is_told_with_the_step_of_each_and_what_is_still_to_come(ledger: Ledger) -> None:
+    live, _ = live_settings(ledger, next_free_step=7)
+    live.change({"training.learning_rate": "5e-7"})
+    live.change({"training.learning_rate": "4e-7", "checkpoint.keep_last": "3"})
+    live.change({"training.learning_rate": "2e-7"}, at_step=20)
+    status = {"step": 7, "settings_set": live.standing()}
+    assert told_changes(status) == [
+        "checkpoint.keep_last 3 from step 8 on",
+        "training.learning_rate 4e-07 from step 8 on",
+        "training.learning_rate 2e-07 from step 21 on",
+    ]
+    begun = {"seed": 1, "training": {"learning_rate": 1e-6, "max_steps": 9}}
+    assert in_force(begun, status)["training"] == {"learning_rate": 4e-7, "max_steps": 9}
+    assert in_force(begun, {**status, "step": 20})["training"]["learning_rate"] == 2e-7
+    assert begun["training"]["learning_rate"] == 1e-6

@@ -9,12 +9,15 @@ import pytest
 from dcpo_async.errors import ConfigError
 from dcpo_async.metrics.health import Health
 from dcpo_async.monitoring.server import WatchedRun
+from learner.life.events import write_event
+from learner.page.app import curves_json, events_json, now_json
 from learner.page.compare import differences
 from learner.page.curves import Curves
 from learner.page.events import Seen
 from learner.page.fleet import balance, fleet_rows
 from learner.page.prompts import prompt_json, prompts_json, response_text
 from learner.page.runs import ServedRun, named_folders
+from tests.commands.test_status import write_status
 from tests.learner.small_run import OpenIntake, make_config, train
 
 EVIL = "<script>alert(1)</script>"
@@ -159,3 +162,23 @@ def test_runs_have_names_and_two_of_one_name_are_refused(tmp_path: Path) -> None
         named_folders([f"b={tmp_path / 'one'}", f"b={tmp_path / 'two'}"])
     with pytest.raises(ConfigError, match="no such folder"):
         named_folders([str(tmp_path / "none")])
+
+
+def test_what_was_set_while_a_run_went_on_stands_among_events_marks_and_settings(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    intake = open_intake(make_config(tmp_path))
+    train(intake, [(1.0, 0.0), (0.0, 0.0)])
+    write_event(intake.ledger, 1, "set", settings={"training.learning_rate": 3e-6}, by="dcpo set")
+    write_event(intake.ledger, 1, "stopped", unsaved=2)
+    intake.ledger.commit()
+    (tmp_path / "config.json").write_text(intake.config.model_dump_json())
+    run = ServedRun("run", tmp_path, WatchedRun(tmp_path))
+    change = {"name": "training.learning_rate", "value": 3e-6, "from_step": 2}
+    write_status(tmp_path, step=2, settings_set=[change])
+    assert run.settings()["training.learning_rate"] == 3e-6
+    assert now_json(run)["settings_set"] == [change]
+    assert curves_json(run)["marks"] == [{"step": 1, "text": "training.learning_rate 3e-06"}]
+    told = [(event["kind"], event["step"], event["text"]) for event in events_json(run)["events"]]
+    assert ("set", 1, "training.learning_rate 3e-06") in told
+    assert ("stopped", 1, "the learner stopped, 2 steps without a checkpoint") in told

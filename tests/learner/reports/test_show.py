@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from learner.reports.show import main, readable
+from learner.reports.inspection import ShownResponse
+from learner.reports.show import main, readable, same_answers
 from tests.learner.small_run import answer, make_config, make_intake, publish, train
 
 
@@ -39,8 +40,21 @@ def test_a_group_says_what_was_asked_answered_and_given(run: Path, capsys: pytes
     number = json.loads(shown(capsys, run, "--step", 2, "--json"))["reference"]
     assert f"step 2 · prompt prompt-{number} · visit 1 · position 1 ──" in text
     assert f"── problem {number} reference {number} · 1 of 2 right · lag 0 · prompt so far: visits 1," in text
-    assert "#1 right · equal · no answer · reward 1 · advantage +0.7071 · length 2, stopped · weights 2 resp" in text
-    assert "response 0 #2 wrong · different · no answer · reward 0 · advantage -0.7071 · length 2" in text
+    assert (
+        "#2 wrong · different · no answer · reward 0 · advantage -0.7071 · length 2, stopped · weights 2 resp" in text
+    )
+    assert "response 1 #1 right · equal · no answer · reward 1 · advantage +0.7071 · length 2" in text
+    whole = " ".join(shown(capsys, run, "--step", 2, "--all").split())
+    assert "response 0 #2 wrong" in whole, "in their order"
+
+
+def test_equal_answers_are_one_wrong_ones_first_and_what_has_no_answer_stands_for_itself() -> None:
+    answers = [("7", True), ("5", False), ("7", True), (None, False), ("6", False), ("6", False), (None, False)]
+    numbered = [
+        (number, ShownResponse(float(is_right), 0.0, None, None, answer, is_right))
+        for number, (answer, is_right) in enumerate(answers, start=1)
+    ]
+    assert [[number for number, _ in same] for same in same_answers(numbered)] == [[5, 6], [2], [4], [7], [1, 3]]
 
 
 def test_json_is_one_object_for_each_group(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
