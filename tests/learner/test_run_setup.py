@@ -1,5 +1,6 @@
 """What a start of the learner begins from, and what it refuses of a run that began with something else."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file, save_file
 from transformers.utils import chat_template_utils
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import ConfigError, DcpoError, LedgerError
 from learner import run_setup
+from learner.initial_model import model_identity
 from learner.problems import training_problems
 from learner.run_setup import RunSetup, prepare, set_up
 from tests.learner.small_run import make_config
@@ -169,3 +172,13 @@ def test_a_checkpoint_without_its_head_is_refused_before_anything_is_written_or_
     with pytest.raises(ConfigError, match=r"has not what would be published: 1 of them: lm_head\.weight"):
         begin(headless)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_identity_of_a_model_is_made_of_its_files_bytes(model: Path) -> None:
+    settings = json.loads((model / "config.json").read_text())
+    shape = {name: settings[name] for name in settings.keys() - {"transformers_version", "dtype"}}
+    file = xxhash.xxh3_128((model / "model.safetensors").read_bytes()).hexdigest()
+    expected = hashlib.blake2b(
+        f"{json.dumps(shape, sort_keys=True)}\nmodel.safetensors {file}".encode(), digest_size=16
+    ).hexdigest()
+    assert model_identity(model) == expected
