@@ -24,7 +24,7 @@ from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.store import newest_policy
 from learner.coordinator.intake import Intake
 from learner.evaluations.problems import HeldOut, held_out
-from learner.initial_model import model_identity, require_numbers
+from learner.initial_model import model_identity
 from learner.ledger.ledger import Ledger, expect_meta
 from learner.ledger.reader import evaluations
 from learner.life.live_settings import settle
@@ -123,7 +123,6 @@ def set_up(config: RunConfig, prepared: Prepared) -> RunSetup:
         ConfigError: the model cannot be read, or has weights that are no numbers.
     """
     folder, problems, path = RunFolder(config.folder), prepared.problems, Path(config.model.path)
-    require_numbers(path)
     model = model_identity(path)
     config.folder.mkdir(parents=True, exist_ok=True)
     if others := config.folder.stat().st_mode & 0o077:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -300,3 +301,24 @@ def test_a_profile_of_some_steps_is_no_other_run() -> None:
     for steps in ("0", "3:", "a", "3-5"):
         with pytest.raises(ValidationError):
             RunConfig(training={"profile": steps})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [
+        ({"sequence_parallel_size": 2}, "sequence_parallel_size is not for this table; set training.sequence_parallel"),
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage .* set training.zero_stage instead"),
+        ({"train_micro_batch_size_per_gpu": 4}, "set training.micro_batch_tokens instead"),
+        ({"gradient_accumulation_steps": 4}, "set training.micro_batch_tokens"),
+        ({"gradient_clipping": 0.5}, "set training.gradient_clip instead"),
+        ({"gradient_allreduce_op": "sum"}, "gradients are summed over ranks"),
+        ({"optimizer": {"type": "SGD"}}, "set training.learning_rate, training.betas and training.weight_decay"),
+        ({"bf16": {"enabled": False}}, "bf16.enabled .* set model.dtype instead"),
+        ({"activation_checkpointing": {}}, "set model.gradient_checkpointing instead"),
+    ],
+)
+def test_what_the_run_decides_is_not_for_deepspeeds_table(options: dict[str, Any], setting: str) -> None:
+    with pytest.raises(ValidationError, match=setting):
+        RunConfig(training={"deepspeed": options})  # type: ignore[arg-type]
+    other = {"zero_optimization": {"reduce_bucket_size": 9}, "steps_per_print": 9, "bf16": {}}
+    assert RunConfig(training={"deepspeed": other}).training.deepspeed == other  # type: ignore[arg-type]

@@ -19,7 +19,8 @@ OWNERS = {
     "msgpack": ("dcpo_async/protocol/codec.py", "learner/ledger/group_format.py"),
     # The second is its logger; the others run inside it, and take a step in the types of its scheduler.
     "vllm": ("actor/engine/vllm.py", "actor/engine/load_reader.py", "actor/engine/workers/"),
-    "deepspeed": ("learner/trainer/engine.py",),
+    # The second has it partition what is read.
+    "deepspeed": ("learner/trainer/engine.py", "learner/weights/partitioning.py"),
     "peft": ("learner/weights/adapter.py",),
     "sqlite3": ("learner/ledger/",),
     "sympy": ("dcpo_async/grading/math/equivalence.py",),

@@ -19,6 +19,29 @@ SinkName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Word = Annotated[str, Field(min_length=1, max_length=120)]
 
 
+_OF_THE_RUN = {
+    "train_batch_size": "training.groups_per_step and sampling.group_size",
+    "train_micro_batch_size_per_gpu": "training.micro_batch_tokens",
+    "gradient_accumulation_steps": "training.micro_batch_tokens, of which a step has as many as it needs,",
+    "managed_gradient_accumulation": "training.micro_batch_tokens, of which a step has as many as it needs,",
+    "gradient_clipping": "training.gradient_clip",
+    "gradient_allreduce_op": "nothing: gradients are summed over ranks,",
+    "optimizer": "training.learning_rate, training.betas and training.weight_decay",
+    "scheduler": "training.schedule",
+    "fp16": "model.dtype",
+    "bf16.enabled": "model.dtype",
+    "amp": "model.dtype",
+    "torch_autocast": "model.dtype",
+    "data_types.param_dtype": "model.dtype",
+    "activation_checkpointing": "model.gradient_checkpointing",
+    "zero_optimization.stage": "training.zero_stage",
+    "sequence_parallel_size": "training.sequence_parallel",
+    "data_parallel_size": "training.sequence_parallel",
+    "tensor_parallel": "training.zero_stage or training.sequence_parallel",
+}
+"""DeepSpeed's options that would contradict what the run does by settings of its own, or be passed over in silence."""
+
+
 class Section(BaseModel):
     """A table of the TOML file; unknown keys are errors at every level."""
 
@@ -161,7 +184,7 @@ class TrainingSettings(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
     """DeepSpeed ZeRO stage."""
     deepspeed: dict[str, Any] = {}
-    """Any other DeepSpeed option; merged over the ones that dcpo-async sets."""
+    """Any DeepSpeed option for which there is no setting here; merged over the ones that dcpo-async sets."""
     profile: Annotated[str, Field(pattern=r"^[1-9]\d*(:[1-9]\d*)?$")] | None = None
     """STEP or STEP:STEP, both among them: each rank writes a trace of these steps into FOLDER/timing, and on a GPU a
     snapshot of its memory; the steps themselves are slower."""
@@ -170,6 +193,16 @@ class TrainingSettings(Section):
     whole_metrics_steps: Annotated[int, Field(ge=0)] = 10_000
     """metrics.jsonl and TensorBoard keep each of the newest so many steps, of older ones every second, fourth, eighth,
     the older the fewer, and those that were measured; 0 keeps them all, about 5 KB a step."""
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _without_what_the_run_decides(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for option, setting in _OF_THE_RUN.items():
+            table, _, key = option.rpartition(".")
+            options = given.get(table) if table else given
+            if isinstance(options, Mapping) and key in options:
+                raise ValueError(f"{option} is not for this table; set {setting} instead")
+        return given
 
 
 class CheckpointSettings(Section):

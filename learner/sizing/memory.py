@@ -97,7 +97,7 @@ class Plan:
             num_machines=num_machines,
             on_gpus=on_gpus,
             value_bytes=2 if config.model.dtype == "bfloat16" else 4,
-            zero_stage=int(zero.get("stage", training.zero_stage)),
+            zero_stage=training.zero_stage,
             checkpointing=config.model.gradient_checkpointing,
             micro_batch_tokens=micro_batch_tokens(training.micro_batch_tokens, "cuda" if on_gpus else "cpu"),
             length=length,

@@ -1,7 +1,4 @@
-"""The policy under DeepSpeed: gradients, updates, what ranks agree on, and its state on disk.
-
-The only importer of deepspeed.
-"""
+"""The policy under DeepSpeed: gradients, updates, what ranks agree on, and its state on disk."""
 
 import logging
 import math
@@ -38,7 +35,7 @@ from learner.trainer.settings import deepspeed_settings, forward_dtype, learning
 from learner.weights.adapter_folders import adapter_views
 from learner.weights.checkpoint_format import checkpoint_views, tied_checkpoint_names
 from learner.weights.layout import Layout, Schema
-from learner.weights.loading import loaded_model
+from learner.weights.partitioning import read_model
 
 log = logging.getLogger(__name__)
 
@@ -53,17 +50,24 @@ START_SECONDS = 900.0
 
 def join_ranks(deadline: timedelta) -> None:
     """Make the process group of all ranks, which DeepSpeed takes over."""
+    # On a CPU DeepSpeed would compile an all-reduce of its own at its first start: a minute, and a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    device = None
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    device = local_device()
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         torch.cuda.set_device(device)
-    backend = "gloo" if device is None else "nccl"
+    backend = "nccl" if on_gpu else "gloo"
     store = met(os.environ[MEETING_PLACE], rank, num_ranks, deadline)
     # A single rank has no peer for which NCCL would have to split its communicator.
-    bound = device if num_ranks > 1 else None
+    bound = device if on_gpu and num_ranks > 1 else None
     dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=deadline, device_id=bound)
     deepspeed.init_distributed(backend, timeout=deadline, verbose=False)
+
+
+def local_device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
 
 
 class TrainEngine:
@@ -86,8 +90,6 @@ class TrainEngine:
 
     def __init__(self, config: RunConfig) -> None:
         deepspeed.utils.logger.setLevel(logging.WARNING)
-        # On a CPU DeepSpeed would compile an all-reduce of its own at its first start: a minute, and a compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._step_seconds = config.training.step_timeout_seconds
         deadline = timedelta(seconds=self._step_seconds + LATE_SECONDS)
         join_ranks(deadline)
@@ -97,9 +99,10 @@ class TrainEngine:
         self._sign("the model is read", start_seconds)
         self.settings, self.dtype = config.training, forward_dtype(config)
         self.has_adapter = config.adapter.rank is not None
-        model = loaded_model(config.model.path, self.dtype)
+        settings = deepspeed_settings(config, on_gpus=torch.cuda.is_available())
+        model = read_model(config.model.path, self.dtype, settings, local_device())
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
-        # Before anything wraps or partitions the model.
+        # Before anything wraps the model.
         views, tied = checkpoint_views(model), tied_checkpoint_names(model)
         if self.has_adapter:
             views, tied = adapter_views(model, self.tokenizer, config, writes=self.rank == 0), {}
@@ -119,7 +122,6 @@ class TrainEngine:
         # Threads that write checkpoints agree on it beside the training, whose ranks may be hours apart from them.
         self._writers_group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
         self.leads_folder, self.is_folder_shared = folder_of(RunFolder(config.folder).checkpoints, self)
-        settings = deepspeed_settings(config, on_gpus=torch.cuda.is_available())
         if not self.is_folder_shared:
             settings = merged(settings, {"checkpoint": {"use_node_local_storage": True}})
         self._sign("DeepSpeed takes it over", start_seconds)
@@ -374,14 +376,16 @@ def reference_policy(config: RunConfig, engine: Any, group: SequenceGroup | None
         engine: that trains.
         group: ranks that share the tokens of a micro-batch.
     """
-    policy = PolicyModel(loaded_model(config.model.path, forward_dtype(config)), config.sampling.temperature, group)
+    dtype = forward_dtype(config)
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": engine.zero_optimization_stage()},
+        "bf16": {"enabled": dtype == torch.bfloat16},
+    }
+    model = read_model(config.model.path, dtype, settings, engine.device)
+    policy = PolicyModel(model, config.sampling.temperature, group)
     policy.eval().requires_grad_(False)
     if engine.zero_optimization_stage() == 3:
-        settings = {
-            "train_micro_batch_size_per_gpu": 1,
-            "zero_optimization": {"stage": 3},
-            "bf16": {"enabled": forward_dtype(config) == torch.bfloat16},
-        }
         partitioned, *_ = deepspeed.initialize(model=policy, config=settings)
         partitioned.eval()
         fit_to_model(policy, engine.device)

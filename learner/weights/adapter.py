@@ -13,7 +13,7 @@ from dcpo_async.durable import write_json
 from dcpo_async.errors import ConfigError
 from dcpo_async.weights.tensor_file import ADAPTER_CONFIG
 from learner.weights.checkpoint_format import checkpoint_views
-from learner.weights.layout import TensorView
+from learner.weights.layout import TensorView, whole_shape
 
 _NAME = "default"
 
@@ -25,7 +25,7 @@ def add_adapter(model: Any, settings: AdapterSettings, seed: int) -> dict[str, T
     the same on every rank.
 
     Args:
-        model: a Hugging Face model, whole, before anything wraps or partitions it.
+        model: a Hugging Face model, before anything wraps it.
         settings: with a rank.
 
     Returns:
@@ -101,8 +101,8 @@ def _require_target(model: Any, views: Mapping[str, TensorView], target: str) ->
                 f"adapter.target_modules: {target} of a {kind} model is {what}; only linear layers below the head can "
                 "have an adapter"
             )
-        source, weight = f"{name}.weight", module.weight
-        if views.get(source) != TensorView(source, tuple(weight.shape), weight.stride(), 0):
+        source, shape = f"{name}.weight", whole_shape(module.weight)
+        if views.get(source) != TensorView(source, shape, (shape[1], 1), 0):
             raise ConfigError(
                 f"adapter.target_modules: the checkpoint of a {kind} model has {source} in another form, so that "
                 "neither engines nor an export could add the adapter to it"

@@ -17,6 +17,7 @@ from dcpo_async.weights.tensor_file import ADAPTER_NAME, WEIGHTS_NAME, map_tenso
 from learner.weights.adapter import add_adapter, write_adapter_skeleton
 from learner.weights.checkpoint_format import checkpoint_views
 from learner.weights.layout import TensorView, in_checkpoint_format
+from learner.weights.loading import loaded_model
 from learner.weights.model_folder import write_skeleton
 
 
@@ -28,7 +29,8 @@ def adapter_views(model: Any, tokenizer: Any, config: RunConfig, *, writes: bool
     """
     if writes:
         folder = AdapterFolders(config.folder)
-        write_base(folder.base, model, tokenizer, Path(config.model.path))
+        # Read anew, since of the model that trains this rank may have a part, or have it on a GPU.
+        write_base(folder.base, loaded_model(config.model.path, model.dtype), tokenizer, Path(config.model.path))
         write_adapter_skeleton(folder.skeleton, config.adapter, config.model.path)
     return add_adapter(model, config.adapter, config.seed)
 

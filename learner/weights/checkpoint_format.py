@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.core_model_loading import revert_weight_conversion
 
 from dcpo_async.errors import ConfigError
-from learner.weights.layout import TensorView
+from learner.weights.layout import TensorView, whole_shape
 
 
 def checkpoint_views(model: Any) -> dict[str, TensorView]:
@@ -23,7 +23,7 @@ def checkpoint_views(model: Any) -> dict[str, TensorView]:
     without data, whose storage, strides and offset tell where in the model each result would have come from.
 
     Args:
-        model: a Hugging Face model, before anything wraps or partitions it.
+        model: a Hugging Face model, before anything wraps it.
 
     Raises ConfigError where a tensor of the checkpoint is no strided view of one tensor of the model, and where parts
     of the model would not be in the checkpoint.
@@ -69,8 +69,8 @@ def all_views(model: Any) -> dict[str, TensorView]:
         raise ConfigError(f"the model ({kind}) is quantized; only one in bfloat16 or float32 can be trained")
     ignored = model._keys_to_ignore_on_save or ()
     state = {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        for name, tensor in model.state_dict().items()
+        name: torch.empty(whole_shape(tensor), dtype=tensor.dtype, device="meta")
+        for name, tensor in model.state_dict(keep_vars=True).items()
         if name not in ignored
     }
     sources = {tensor.untyped_storage()._cdata: name for name, tensor in state.items()}

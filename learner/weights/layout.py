@@ -80,7 +80,7 @@ class Layout(BaseModel):
         """
         places, start = {}, 0
         for name, tensor in published_tensors(model).items():
-            shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
+            shape = whole_shape(tensor)
             kind = dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
             places[name] = Place(dtype=str(kind).removeprefix("torch."), shape=shape, start=start)
             end = start + kind.itemsize * torch.Size(shape).numel()
@@ -131,6 +131,11 @@ class SlicePlace(NamedTuple):
     name: str
     start: int
     length: int
+
+
+def whole_shape(tensor: Tensor) -> Shape:
+    """The shape of a tensor of a model, of which this rank may hold a slice."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def own_parts(model: nn.Module, rank: int, num_ranks: int) -> Iterator[Part]:

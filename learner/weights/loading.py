@@ -2,13 +2,17 @@
 
 import json
 import logging
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForCausalLM
 
 from dcpo_async.errors import ConfigError
@@ -18,8 +22,13 @@ from learner.weights.layout import Shape
 
 log = logging.getLogger(__name__)
 
+TakeOver = Callable[[nn.Parameter], None]
+"""Puts the weights of a parameter where they will be, and does nothing where they are there."""
+_NO_READING_AHEAD = "HF_DEACTIVATE_ASYNC_LOAD"
+"""transformers' own switch: else its threads read and convert tensors faster than they are taken over."""
 
-def loaded_model(path: str | Path, dtype: torch.dtype) -> Any:
+
+def loaded_model(path: str | Path, dtype: torch.dtype, take_over: TakeOver | None = None) -> Any:
     """Load a causal language model of which every weight comes from its folder, and which can be published again.
 
     What a checkpoint has beyond the model is refused, since published versions would lack it, but for tensors that
@@ -30,14 +39,17 @@ def loaded_model(path: str | Path, dtype: torch.dtype) -> Any:
     Args:
         path: a Hugging Face model folder.
         dtype: type of the forward pass.
+        take_over: called with each parameter before the next one is read, but for small ones, embeddings and heads,
+            which are taken over at the end.
 
     Raises ConfigError where the checkpoint lacks weights, which transformers would make up at random, where it has
     others than would be published, and where `checkpoint_views` refuses the model.
     """
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with _taken_over_as_read(take_over):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ConfigError(f"model {path} cannot be loaded: {first_line(error)}") from error
     _require_none(path, "lacks weights, which would be made up at random", report["missing_keys"])
@@ -48,7 +60,44 @@ def loaded_model(path: str | Path, dtype: torch.dtype) -> Any:
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
         # The default, torch's fused attention, leaves out the capping of Gemma 2 without a word.
         model.set_attn_implementation("eager")
+    if take_over is not None:
+        for parameter in model.parameters():
+            take_over(parameter)
     return model
+
+
+@contextmanager
+def _taken_over_as_read(take_over: TakeOver | None) -> Iterator[None]:
+    """Have the parameters of a model that transformers loads in this context taken over, one by one.
+
+    It reads tensor after tensor, in an order that is the same on all ranks, and sets each in its module.
+    """
+    if take_over is None:
+        yield
+        return
+    shapes_of_embeddings = set[torch.Size]()
+
+    def on_registration(module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is None or hasattr(parameter, "ds_tensor"):
+            return
+        if isinstance(module, nn.Embedding):
+            # Of all of them when the model is made, before anything is read.
+            shapes_of_embeddings.add(parameter.shape)
+        is_read = getattr(parameter, "_is_hf_initialized", False) and not parameter.is_meta
+        # What may be tied waits: transformers compares it in the end, and ties what is equal.
+        if is_read and parameter.dim() > 1 and parameter.shape not in shapes_of_embeddings:
+            take_over(parameter)
+
+    before = os.environ.get(_NO_READING_AHEAD)
+    os.environ[_NO_READING_AHEAD] = "1"
+    hook = register_module_parameter_registration_hook(on_registration)
+    try:
+        yield
+    finally:
+        hook.remove()
+        os.environ.pop(_NO_READING_AHEAD)
+        if before is not None:
+            os.environ[_NO_READING_AHEAD] = before
 
 
 def require_checkpoint(path: str | Path, model: Any) -> None:

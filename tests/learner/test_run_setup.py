@@ -1,5 +1,6 @@
 """What a start of the learner begins from, and what it refuses of a run that began with something else."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file, save_file
 from transformers.utils import chat_template_utils
 
@@ -17,6 +19,7 @@ from dcpo_async.errors import ConfigError, DcpoError, LedgerError
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.metrics.sink import Thinning
 from learner import run_setup
+from learner.initial_model import model_identity
 from learner.ledger.ledger import Ledger, write_evaluation
 from learner.ledger.reader import EvaluationRow
 from learner.problems import training_problems
@@ -190,3 +193,13 @@ def test_metrics_of_steps_that_the_run_or_somebody_in_its_folder_measured_stay(t
     ledger.abandon()
     steps = {int(line["step"]) for line in read_metrics(tmp_path)}
     assert steps == {step for step in range(1, 201) if Thinning(8).keeps(step, 200)} | {21, 33}
+
+
+def test_the_identity_of_a_model_is_made_of_its_files_bytes(model: Path) -> None:
+    settings = json.loads((model / "config.json").read_text())
+    shape = {name: settings[name] for name in settings.keys() - {"transformers_version", "dtype"}}
+    file = xxhash.xxh3_128((model / "model.safetensors").read_bytes()).hexdigest()
+    expected = hashlib.blake2b(
+        f"{json.dumps(shape, sort_keys=True)}\nmodel.safetensors {file}".encode(), digest_size=16
+    ).hexdigest()
+    assert model_identity(model) == expected
