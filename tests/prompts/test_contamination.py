@@ -110,7 +110,8 @@ def test_the_check_prints_a_table_and_fails_on_an_overlap(
 ) -> None:
     code, output = checked(capsys, files["train"], files["dirty"], files["clean"])
     rows = [line.split() for line in output.splitlines() if line.startswith("train ")]
-    assert (code, rows) == (1, [["train", "dirty", "2", "0", "1", "1"], ["train", "clean", "1", "0", "0", "0"]])
+    head = ["train", "evaluation", "problems", "exact", "loose", "near"]
+    assert (code, rows) == (1, [head, ["train", "dirty", "2", "0", "1", "1"], ["train", "clean", "1", "0", "0", "0"]])
     assert checked(capsys, files["train"], files["clean"])[0] == 0
 
 
