@@ -1,5 +1,6 @@
 """The model as training has it in memory from its reading on: on the GPU, or under ZeRO-3 each rank's share of it."""
 
+import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,5 +45,7 @@ def _take_over(dtype: torch.dtype, settings: Mapping[str, Any], device: torch.de
         parameter.data = parameter.data.to(device, kind, copy=partition is not None)
         if partition is not None:
             partition._convert_to_zero_parameters([parameter])
+        # Shares come to lie between blocks that are free again, which the allocator would keep: up to twice the model.
+        ctypes.CDLL(None).malloc_trim(0)
 
     return take_over
