@@ -3,16 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from dcpo_async.comparison.figures import across_runs
+from dcpo_async.comparison.figures import Curve, mean_curve
 
-POINTS = 40
-
-Curves = tuple[Sequence[float], Sequence[float], Sequence[float]]
-"""Of a run: responses generated at each measurement, and the two shares that are drawn."""
+Curves = tuple[Curve, Curve]
+"""Of a run, over the responses generated at each measurement: the two shares that are drawn."""
 
 
 def draw(arms: Mapping[str, Sequence[Curves]], path: Path) -> None:
@@ -30,14 +27,13 @@ def draw(arms: Mapping[str, Sequence[Curves]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     for name, curves in arms.items():
-        places = np.linspace(0, min(responses[-1] for responses, _, _ in curves), POINTS)
-        for panel, axes in enumerate(panels):
-            values = [np.interp(places, curve[0], curve[1 + panel]) for curve in curves]
-            band = [across_runs(column) for column in zip(*values, strict=True)]
-            (line,) = axes.plot(places / 1000, [100 * point.mean for point in band], label=f"{name} ({len(curves)})")
-            if band[0].low is not None:
-                low, high = ([100 * getattr(point, side) for point in band] for side in ("low", "high"))
-                axes.fill_between(places / 1000, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+        for axes, of_runs in zip(panels, zip(*curves, strict=True), strict=True):
+            mean = mean_curve(of_runs)
+            thousands = [x / 1000 for x in mean.x]
+            (line,) = axes.plot(thousands, [100 * point.mean for point in mean.values], label=f"{name} ({len(curves)})")
+            if len(of_runs) > 1:
+                low, high = ([100 * getattr(point, side) for point in mean.values] for side in ("low", "high"))
+                axes.fill_between(thousands, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
     panels[0].legend(frameon=False, fontsize=9, title="arm (seeds)", title_fontsize=9)
     with rc_context({"svg.fonttype": "none"}):
         figure.savefig(path, dpi=80)

@@ -6,9 +6,6 @@ the model's files, which all ranks share, are not among them.
 """
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,7 +18,7 @@ import torch
 import torch.distributed as dist
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from learner.ranks import rank_environments
+from bench.memory.ranks import run_ranks
 from learner.trainer.engine import join_ranks, local_device
 from learner.weights.loading import loaded_model
 from learner.weights.partitioning import read_model
@@ -52,13 +49,7 @@ def main() -> None:
         for model, dtype in CASES:
             for how in ("whole", "shares"):
                 words = ["-m", "bench.memory.loading", "--case", str(Path(folder, model)), dtype, how]
-                with tempfile.TemporaryDirectory(prefix="dcpo-bench-") as meeting:
-                    running = [
-                        subprocess.Popen([sys.executable, *words], env={**os.environ, **rank, "OMP_NUM_THREADS": "1"})
-                        for rank in rank_environments(options.ranks, Path(meeting))
-                    ]
-                    if any([process.wait() for process in running]):
-                        raise SystemExit(1)
+                run_ranks(options.ranks, words)
 
 
 def make_models(folder: Path, layers: int) -> None:

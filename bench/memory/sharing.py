@@ -6,23 +6,20 @@ live are counted, as `--check` counts those of tensors without data; beside the 
 
 import argparse
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from bench.memory.ranks import run_ranks
 from learner.nodes.meeting import met
 from learner.policy.fitting import fit_to_model
 from learner.policy.model import PolicyModel
 from learner.policy.packing import pack_sequences
 from learner.policy.sequence_parallel import joined_sequence_group
-from learner.ranks import MEETING_PLACE, rank_environments
+from learner.ranks import MEETING_PLACE
 from learner.sizing.rehearsal import counting, policy_without_data, rehearse
 
 MB = 1e6
@@ -47,14 +44,7 @@ def main() -> None:
     for checkpointing in (1, 0):
         for num_ranks in options.ranks:
             words = ["-m", "bench.memory.sharing", "--tokens", str(options.tokens), "--case", str(checkpointing)]
-            with tempfile.TemporaryDirectory(prefix="dcpo-bench-") as meeting:
-                environments = rank_environments(num_ranks, Path(meeting))
-                running = [
-                    subprocess.Popen([sys.executable, *words], env={**os.environ, **rank, "OMP_NUM_THREADS": "1"})
-                    for rank in environments
-                ]
-                if any([process.wait() for process in running]):
-                    raise SystemExit(1)
+            run_ranks(num_ranks, words)
 
 
 def measure(tokens: int, *, checkpointing: bool) -> None:

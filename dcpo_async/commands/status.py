@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from dcpo_async.doctor.source import fetched_status, is_address
+from dcpo_async.doctor.source import fetched_status, folder_named
 from dcpo_async.errors import ConfigError
 from dcpo_async.metrics.health import Health, health_of, is_running
 from dcpo_async.metrics.jsonl import read_metrics
@@ -60,10 +60,8 @@ def _table(seen: Seen) -> Any:
 
 def _looker(where: str) -> Callable[[], Seen]:
     """What looks at a run: a folder, or else HOST:PORT or http://HOST:PORT."""
-    folder = Path(where)
-    if folder.is_dir() or not is_address(where):
-        return lambda: _of_folder(folder)
-    return lambda: _of_address(where)
+    folder = folder_named(where)
+    return (lambda: _of_address(where)) if folder is None else (lambda: _of_folder(folder))
 
 
 def _of_folder(folder: Path) -> Seen:

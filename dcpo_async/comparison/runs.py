@@ -1,6 +1,5 @@
 """What a comparison reads: run folders, and the evaluations that measured their weights."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from dcpo_async.comparison.figures import Curve, Measured
 from dcpo_async.config import RunConfig
+from dcpo_async.config.live import changed_settings
 from dcpo_async.errors import ConfigError
 from dcpo_async.evaluation.figures import Figures
 from dcpo_async.evaluation.results import SETTINGS_NAME, SUMMARY_NAME, Mode
 from dcpo_async.evaluation.table import Row
-from dcpo_async.metrics.health import in_force, told_changes
+from dcpo_async.metrics.health import set_by_then, told_changes
 from dcpo_async.metrics.jsonl import read_metrics
 from dcpo_async.run_folder import RunFolder
 
@@ -144,7 +144,7 @@ def read_run(name: str, folder: Path, evaluations: Sequence[Path] = ()) -> Compa
     status = _read(RunFolder(folder).status, _Status.model_validate_json, advice)
     said = status.model_dump()
     started = _read(RunFolder(folder).config, RunConfig.model_validate_json, advice)
-    config = RunConfig.model_validate_json(json.dumps(in_force(started.model_dump(mode="json"), said)))
+    config = changed_settings(started, set_by_then(said))
     try:
         metrics = tuple(read_metrics(folder))
     except (ValueError, KeyError, TypeError, OSError) as error:

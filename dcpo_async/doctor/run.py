@@ -12,7 +12,7 @@ from dcpo_async import __version__
 from dcpo_async.doctor.disk import disk, grown
 from dcpo_async.doctor.findings import Finding, error, said, warning
 from dcpo_async.doctor.network import reachable
-from dcpo_async.doctor.source import fetched_status, is_address, look, parts
+from dcpo_async.doctor.source import fetched_status, folder_named, look, parts
 from dcpo_async.metrics.health import (
     LATE_SECONDS,
     NO_STEP_SECONDS,
@@ -77,8 +77,8 @@ def run(where: str | Path) -> Iterator[Finding]:
 
 def described_run(where: str | Path) -> str:
     """A run in a line, and one for each setting that was set meanwhile; raises ConfigError where none answers."""
-    is_folder = Path(where).is_dir() or not is_address(str(where))
-    status = read_status(Path(where)) if is_folder else fetched_status(str(where))
+    folder = folder_named(where)
+    status = fetched_status(str(where)) if folder is None else read_status(folder)
     return "\n".join([f"run {where}", *(f"set while it went on: {change}" for change in told_changes(status))])
 
 

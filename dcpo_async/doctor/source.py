@@ -42,8 +42,7 @@ class Source:
 
 def look(where: str | Path) -> Source:
     """Look at a run, by its folder or by HOST:PORT of its learner; raises ConfigError where none answers."""
-    folder = Path(where)
-    if folder.is_dir() or not is_address(str(where)):
+    if (folder := folder_named(where)) is not None:
         return _of_folder(folder)
     status = fetched_status(str(where))
     last = status.get("last_step") or {}
@@ -53,9 +52,11 @@ def look(where: str | Path) -> Source:
     return Source(status, [last] if last else [], health, ahead)
 
 
-def is_address(where: str) -> bool:
-    """Whether a word is an address rather than a folder."""
-    return where.startswith(("http://", "https://")) or where.rpartition(":")[2].isdecimal()
+def folder_named(where: str | Path) -> Path | None:
+    """The folder that a word names; None where it is the address of a learner, and no folder of that name is there."""
+    folder, text = Path(where), str(where)
+    is_address = text.startswith(("http://", "https://")) or text.rpartition(":")[2].isdecimal()
+    return None if is_address and not folder.is_dir() else folder
 
 
 def fetched_status(where: str) -> dict[str, Any]:

@@ -121,11 +121,16 @@ def in_force(settings: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str
         status: as in status.json.
     """
     found = {name: dict(value) if isinstance(value, Mapping) else value for name, value in settings.items()}
-    for change in _changes(status):
-        section, _, leaf = change["name"].partition(".")
-        if change["from_step"] <= status.get("step", 0) + 1:
-            found.setdefault(section, {})[leaf] = change["value"]
+    for name, value in set_by_then(status).items():
+        section, _, leaf = name.partition(".")
+        found.setdefault(section, {})[leaf] = value
     return found
+
+
+def set_by_then(status: Mapping[str, Any]) -> dict[str, Any]:
+    """What had been set while a run went on and held when its status was written, by dotted names."""
+    newest = status.get("step", 0) + 1
+    return {change["name"]: change["value"] for change in _changes(status) if change["from_step"] <= newest}
 
 
 def told_changes(status: Mapping[str, Any]) -> list[str]:

@@ -78,7 +78,7 @@ def _taken_over_as_read(take_over: TakeOver | None) -> Iterator[None]:
     shapes_of_embeddings = set[torch.Size]()
 
     def on_registration(module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is None or hasattr(parameter, "ds_tensor"):
+        if parameter is None:
             return
         if isinstance(module, nn.Embedding):
             # Of all of them when the model is made, before anything is read.
