@@ -141,7 +141,8 @@ def compare(page: Any, ledger: Path) -> None:
         rows = connection.execute(
             "SELECT problem, visits, 1e-9 * sum_nano / count FROM prompt_stats JOIN prompts USING (prompt_id)"
         ).fetchall()
-    stored = {problem: (str(visits), f"{100 * rate:.0f} %") for problem, visits, rate in rows}
+    # As the page writes a share: with one digit behind the point, but where that is 0.
+    stored = {problem: (str(visits), f"{round(100 * rate, 1):g} %") for problem, visits, rate in rows}
     page.reload()
     page.wait_for_selector("main[data-round]")
     shown = int("".join(filter(str.isdigit, page.inner_text("[data-fact='groups counted']"))))
