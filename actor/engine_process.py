@@ -20,7 +20,7 @@ from actor.weights_options import add_weights_arguments
 from dcpo_async.errors import DcpoError
 from dcpo_async.grading.rewards import grading_of
 from dcpo_async.limits import plain_log
-from dcpo_async.monitoring.engines import write_report
+from dcpo_async.monitoring.engines import vllm_metrics_path, write_report, write_vllm_metrics
 from dcpo_async.protocol.messages import Welcome
 from dcpo_async.protocol.session import ActorSession
 from dcpo_async.protocol.transitions import ActorState
@@ -77,7 +77,13 @@ async def _serve(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.drain)
     report = options.ready_file.with_suffix(".report")
-    telling = asyncio.create_task(tell_signs(lambda: write_report(report, report_of(link.session, made))))
+
+    def tell() -> None:
+        write_report(report, report_of(link.session, made))
+        if options.vllm_metrics:
+            write_vllm_metrics(vllm_metrics_path(report))
+
+    telling = asyncio.create_task(tell_signs(tell))
     try:
         await service.run()
     finally:
@@ -128,6 +134,7 @@ def _engine_of(options: argparse.Namespace, welcome: Welcome, link: LearnerLink)
         max_responses=actor.groups_in_flight * sampling.group_size,
         kv_after_update=actor.kv_after_update,
         start_folder=folder,
+        keeps_metrics=options.vllm_metrics,
     )
 
 
@@ -140,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--offer", type=Path, help="file that tells the relay which cache to hand on")
     parser.add_argument("--join-seconds", type=float, default=300.0)
     parser.add_argument("--ready-file", type=Path, required=True, help="made once the engine holds its first weights")
+    parser.add_argument("--vllm-metrics", action="store_true")
     parser.add_argument("--keys", type=Path)
     parser.add_argument("--insecure", action="store_true")
     return parser

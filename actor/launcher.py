@@ -82,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         help="answer /metrics, /healthz and /readyz for this machine's engines there (default %(const)s)",
     )
     parser.add_argument(
+        "--vllm-metrics", action="store_true", help="with --http: pass on the metrics that vLLM itself keeps"
+    )
+    parser.add_argument(
         "--http-token", type=Path, metavar="FILE", help="with --http off loopback: requests must bear it"
     )
     return parser
@@ -90,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
 def checked_actor_http(options: argparse.Namespace) -> tuple[str, int, str | None] | None:
     """Where the launcher answers over HTTP, and by which token; None where it was not asked to. Raises ConfigError."""
     if options.http is None:
-        if options.http_token is not None:
-            raise ConfigError("--http-token needs --http: nothing listens otherwise")
+        if options.http_token is not None or options.vllm_metrics:
+            raise ConfigError("--http-token and --vllm-metrics need --http: nothing listens otherwise")
         return None
     return checked_listen(options.http, options.http_token)
 
@@ -107,13 +110,14 @@ def answering(listen: tuple[str, int, str | None] | None, logs: Path, number: in
         yield starts
         return
     # Imported here since an actor that answers nobody needs no web server.
-    from dcpo_async.monitoring.engines import WatchedEngines
+    from dcpo_async.monitoring.engines import WatchedEngines, vllm_metrics_path
     from dcpo_async.monitoring.server import MonitorServer
 
     reports = [logs / f"engine-{index}.report" for index in range(number)]
     for report in reports:
         # Of an earlier run, where the folder is the same.
-        report.unlink(missing_ok=True)
+        for path in (report, vllm_metrics_path(report)):
+            path.unlink(missing_ok=True)
     server = MonitorServer({"engines": WatchedEngines(reports, lambda: starts)}, *listen)
     thread = threading.Thread(target=server.serve_forever, daemon=True, name="http")
     thread.start()
@@ -286,6 +290,7 @@ def _environment(gpus: tuple[int, ...]) -> dict[str, str]:
 def _engine_argv(options: argparse.Namespace, ready: Path) -> list[str]:
     argv = module_argv("actor.engine_process", "--learner", options.learner, *engine_words(options))
     argv += ["--join-seconds", str(options.join_seconds), "--ready-file", str(ready)]
+    argv += ["--vllm-metrics"] if options.vllm_metrics else []
     return [*argv, *weights_words(options), *_security_words(options)]
 
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from dcpo_async.errors import ConfigError
 _PR_SET_PDEATHSIG = 1
 MAX_SOCKET_BYTES = 107
 """The longest path of a socket: struct sockaddr_un."""
+ATTEMPT = "--- started"
+"""Begins the line of a log that parts two starts of a child."""
 LOG_BYTES = 16 << 20
 """A log that is larger becomes NAME.1, in place of the one before."""
 
@@ -105,14 +108,23 @@ def bound_log(log_file: Path, max_bytes: int = LOG_BYTES) -> None:
         os.truncate(log_file, 0)
 
 
+def mark_attempt(log_file: Path) -> None:
+    """Say in a child's log that what follows is of another start of it."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    # A full disk is the child's to tell of.
+    with contextlib.suppress(OSError), log_file.open("a") as log:
+        log.write(time.strftime(f"{ATTEMPT} %Y-%m-%d %H:%M:%S%z\n"))
+
+
 def last_lines(log_file: Path, count: int = 5) -> str:
-    """The end of a child's log, at most 64 KiB of it, for an error message."""
+    """The end of what the newest attempt of a child has logged, at most 64 KiB of it, for an error message."""
     if not log_file.exists():
         return ""
     with log_file.open("rb") as log:
         log.seek(max(0, log_file.stat().st_size - (64 << 10)))
         lines = log.read().decode(errors="replace").splitlines()
-    return "\n".join(lines[-count:])
+    begins = max((number + 1 for number, line in enumerate(lines) if line.startswith(ATTEMPT)), default=0)
+    return "\n".join(lines[begins:][-count:])
 
 
 def be_private() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dcpo_async.errors import ConfigError, DcpoError
-from dcpo_async.processes import bound_log, kill_group, last_lines, spawn, stop
+from dcpo_async.processes import bound_log, kill_group, last_lines, mark_attempt, spawn, stop
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ async def keep_running(child: Child, stopping: asyncio.Event | None = None) -> N
             log.info("%s is started anew: %s", child.name, last_lines(child.log_file, 1))
             continue
         said = child.failed(code)
-        reason = late or said
+        reason = late or said or "it said nothing"
         if code in child.final_codes:
             raise ConfigError(reason)
         failures = 1 if child.has_progressed(loop.time() - started) else failures + 1
@@ -234,6 +234,7 @@ async def run_once(child: Child, stopping: asyncio.Event) -> tuple[int, str]:
     for path in signs:
         path.unlink(missing_ok=True)
     processes = list[asyncio.subprocess.Process]()
+    mark_attempt(child.log_file)
     try:
         for number, member in enumerate(members):
             sign = {SIGNS: str(signs[number])} if signs else {}

@@ -111,6 +111,19 @@ async def test_a_child_that_asks_for_a_new_start_gets_it_at_once_and_has_not_fai
     assert num_starts(tmp_path) == 5
 
 
+async def test_what_an_earlier_start_said_is_no_reason_of_a_later_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    says = "len(open({!r}).readlines()) == 1 and print('out of memory', flush=True); sys.exit(1)"
+    child = replace(counting(tmp_path, says.format(str(tmp_path / "starts"))), max_failures=2)
+    with pytest.raises(EngineError, match="failed 3 times in a row: it said nothing"):
+        await keep_running(child)
+    ends = [record.getMessage().rpartition(": ")[2] for record in caplog.records if "started again" in record.message]
+    assert ends == ["out of memory", "it said nothing"]
+    marks = [line for line in child.log_file.read_text().splitlines() if line.startswith("--- started 2")]
+    assert len(marks) == 3
+
+
 async def test_each_failure_in_a_row_doubles_the_pause(tmp_path: Path) -> None:
     child = replace(counting(tmp_path, "sys.exit(1)"), pause_seconds=0.2, max_failures=3)
     began = asyncio.get_running_loop().time()
@@ -135,7 +148,7 @@ async def test_when_one_process_of_a_part_fails_the_others_end_with_it(tmp_path:
     program = "print('pid', os.getpid(), flush=True); time.sleep(1) if number == '0' else time.sleep(60); sys.exit(3)"
     with pytest.raises(EngineError, match="failed 1 times in a row"):
         await keep_running(of_two(tmp_path, program))
-    pids = [int(line.split()[1]) for line in (tmp_path / "child.log").read_text().splitlines()]
+    pids = [int(line.split()[1]) for line in last_lines(tmp_path / "child.log").splitlines()]
     assert len(pids) == 2
     assert all([await asyncio.to_thread(wait_until_dead, pid) for pid in pids])
 

@@ -42,7 +42,8 @@ def make_engine(options: argparse.Namespace, **of_the_run: Any) -> Engine:
 
     Args:
         options: as `add_engine_arguments` defines them.
-        of_the_run: dtype, max_model_tokens, max_responses, kv_after_update, as the learner says, and start_folder.
+        of_the_run: dtype, max_model_tokens, max_responses, kv_after_update, as the learner says; start_folder and
+            keeps_metrics.
     """
     if options.engine == "scripted":
         return ScriptedEngine(

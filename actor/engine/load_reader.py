@@ -75,6 +75,25 @@ class LoadReader(PrometheusStatLogger):  # type: ignore[misc]
         """Nothing to tell."""
 
 
+class MetricsReader(LoadReader):
+    """Keeps vLLM's own metrics too, in this process's registry, where `write_vllm_metrics` finds them."""
+
+    def __init__(self, vllm_config: VllmConfig, engine_indexes: Sequence[int] | None = None) -> None:
+        PrometheusStatLogger.__init__(self, vllm_config, engine_indexes)
+        super().__init__(vllm_config, engine_indexes)
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: IterationStats | None,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """Take what a step of the engine tells, and let vLLM count it."""
+        PrometheusStatLogger.record(self, scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
+        super().record(scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
+
+
 def response_of(output: CompletionOutput, text: str) -> Response:
     """A response as vLLM hands it over, with its text; raises EngineError where it did not end as one does."""
     reason = FINISH_REASONS.get(output.finish_reason)

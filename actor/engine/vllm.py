@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from actor.engine.cpu import cpu_arguments, processor_seconds, set_cpu_environment
 from actor.engine.interface import EngineLoad, UpdateTiming
-from actor.engine.load_reader import LoadReader, response_of
+from actor.engine.load_reader import LoadReader, MetricsReader, response_of
 from actor.engine.loading import Loading, timed
 from actor.engine.model_files import LORA_ID, LORA_NAME, Kind, has_latent_attention, stop_token_ids
 from actor.engine.seeds import group_seed
@@ -75,6 +75,7 @@ class VllmEngine:
             several times slower than one.
         start_folder: of this user, for links to start from (see `StartPath`); without one vLLM compiles anew for every
             folder that it is started from.
+        keeps_metrics: vLLM's own, in this process's registry of prometheus_client, of the model `policy`.
         worker_extension: class with the methods of `WorkerExtension`.
     """
 
@@ -91,11 +92,13 @@ class VllmEngine:
         memory_share: float = 0.9,
         cpu_threads: int = 1,
         start_folder: Path | None = None,
+        keeps_metrics: bool = False,
         worker_extension: str = "actor.engine.workers.vllm_worker.WorkerExtension",
     ) -> None:
         self._device = device
         self._kv_after_update = kv_after_update
         self._cpu_threads = cpu_threads
+        self._reader = MetricsReader if keeps_metrics else LoadReader
         self._arguments: dict[str, Any] = {
             "dtype": dtype,
             "max_model_len": max_model_tokens,
@@ -112,6 +115,7 @@ class VllmEngine:
             # As the trainer's: rounded to bfloat16, logits are off by up to 0.1.
             "hf_overrides": {"head_dtype": "float32"},
             "worker_extension_cls": worker_extension,
+            "served_model_name": "policy",
         }
         self._arguments |= cpu_arguments(kv_cache_gib) if device == "cpu" else {"gpu_memory_utilization": memory_share}
         self._engine: AsyncLLM | None = None
@@ -267,7 +271,7 @@ class VllmEngine:
         model = base_of(folder) if self._start_path is None else self._start_path.to(base_of(folder))
         arguments = AsyncEngineArgs(model=str(model), **self._arguments)
         try:
-            engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments, stat_loggers=[LoadReader])
+            engine = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments, stat_loggers=[self._reader])
         except Exception as error:
             raise EngineError(f"vLLM did not start with {folder}: {_described(error)}") from error
         self._engine, self._failure = engine, asyncio.get_running_loop().create_future()

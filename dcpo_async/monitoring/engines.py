@@ -2,16 +2,17 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from dcpo_async.durable import write_json
+from dcpo_async.durable import write_json, write_text
 from dcpo_async.metrics.health import SILENT_SECONDS, Health
 from dcpo_async.records import Activity
 
@@ -38,6 +39,25 @@ COUNTERS: tuple[Row, ...] = (
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Write what an engine process tells of itself, for the launcher beside it."""
     write_json(path, report | {"written_at": time.time()})
+
+
+def vllm_metrics_path(report: Path) -> Path:
+    """Where vLLM's own metrics of the engine lie that a report is of."""
+    return report.with_suffix(".vllm")
+
+
+def write_vllm_metrics(path: Path) -> None:
+    """Write what vLLM counts in this process, for the launcher beside it."""
+    registry = CollectorRegistry()
+    registry.register(_OfVllm())
+    write_text(path, generate_latest(registry).decode())
+
+
+class _OfVllm(Collector):
+    """vLLM's part of what this process has registered."""
+
+    def collect(self) -> Iterator[Metric]:
+        return (family for family in REGISTRY.collect() if family.name.startswith("vllm:"))
 
 
 class WatchedEngines(Collector):
@@ -99,6 +119,19 @@ class WatchedEngines(Collector):
                 for number, report in reports.items():
                     family.add_metric([str(number)], float(report[key]))
                 yield family
+        yield from self._of_vllm()
+
+    def _of_vllm(self) -> Iterable[Metric]:
+        """vLLM's own metrics, by the number of the engine process; its index of an engine is 0 in each of them."""
+        families: dict[str, Metric] = {}
+        for number, report in enumerate(self._reports):
+            if not (path := vllm_metrics_path(report)).exists():
+                continue
+            for told in text_string_to_metric_families(path.read_text()):
+                family = families.setdefault(told.name, Metric(told.name, told.documentation, told.type))
+                for sample in told.samples:
+                    family.add_sample(sample.name, sample.labels | {"engine": str(number)}, sample.value)
+        return families.values()
 
     def _read(self) -> dict[int, dict[str, Any]]:
         return {number: json.loads(path.read_text()) for number, path in enumerate(self._reports) if path.exists()}

@@ -5,11 +5,12 @@ import threading
 import time
 from pathlib import Path
 
+from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from actor.engine_process import report_of
 from actor.launcher import answering
-from dcpo_async.monitoring.engines import WatchedEngines, write_report
+from dcpo_async.monitoring.engines import WatchedEngines, vllm_metrics_path, write_report, write_vllm_metrics
 from dcpo_async.monitoring.server import MonitorServer
 from dcpo_async.protocol.messages import Hello
 from dcpo_async.protocol.session import ActorSession
@@ -43,6 +44,26 @@ def test_each_engine_has_its_series_by_its_number_alone(tmp_path: Path) -> None:
     assert found["dcpo_engine_state", "0", "idle"] == 0
     assert found["dcpo_engine_restarts_total", "1", ""] == 2
     assert ("dcpo_engine_leases", "1", "") not in found
+
+
+def test_vllm_is_one_family_of_several_engines_and_other_metrics_of_a_process_stay_in_it(tmp_path: Path) -> None:
+    seconds = Histogram("vllm:seconds", "Of a response.", ["model_name", "engine"], buckets=(1.0,), registry=None)
+    ours = Counter("dcpo_own", "Of the process.", registry=None)
+    reports = [tmp_path / f"engine-{number}.report" for number in range(3)]
+    for collector in (seconds, ours):
+        REGISTRY.register(collector)
+    try:
+        for report in reports[:2]:
+            seconds.labels("policy", "0").observe(0.5)
+            write_vllm_metrics(vllm_metrics_path(report))
+    finally:
+        for collector in (seconds, ours):
+            REGISTRY.unregister(collector)
+    text = WatchedEngines(reports, lambda: [1, 1, 1]).metrics().decode()
+    found = values(text)
+    assert (found["vllm:seconds_count", "0", ""], found["vllm:seconds_count", "1", ""]) == (1, 2)
+    assert text.count("# TYPE vllm:seconds histogram") == 1
+    assert "dcpo_own" not in text
 
 
 def test_an_engine_that_is_not_heard_of_is_told_of_and_one_that_has_weights_makes_the_machine_ready(

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForCausalLM
 
 from actor.engine.interface import EngineLoad
@@ -22,6 +23,7 @@ from actor.engine.vllm import VllmEngine
 from actor.progress import watch
 from actor.weights_follower import WeightsFollower
 from dcpo_async.errors import EngineError, PromptError, WeightsError
+from dcpo_async.monitoring.engines import WatchedEngines, vllm_metrics_path, write_vllm_metrics
 from dcpo_async.records import Lease, LeaseName, Response, Sampling
 from tests.protocol.made_session import joining
 from tests.tiny_model import CHARACTERS, make_tiny_model
@@ -80,10 +82,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return made
 
 
+def small_engine(**more: Any) -> VllmEngine:
+    return VllmEngine(dtype="float32", device="cpu", max_model_tokens=256, max_responses=64, kv_cache_gib=0.5, **more)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(folders: tuple[Path, Path]) -> AsyncIterator[VllmEngine]:
     """Shared by the tests of this module; the last one that takes it breaks it."""
-    engine = VllmEngine(dtype="float32", device="cpu", max_model_tokens=256, max_responses=64, kv_cache_gib=0.5)
+    engine = small_engine(keeps_metrics=True)
     await engine.start(folders[0], 1, None)
     yield engine
     await engine.close()
@@ -94,6 +100,21 @@ async def adopt_until_done(engine: VllmEngine, folders: tuple[Path, Path], work:
         version = engine.weights_version + 1
         await engine.adopt(folders[version % 2], version, None)
         await asyncio.sleep(0.2)
+
+
+async def test_what_vllm_counts_is_passed_on_by_engine_process(engine: VllmEngine, tmp_path: Path) -> None:
+    def counted() -> float:
+        write_vllm_metrics(vllm_metrics_path(reports[1]))
+        families = text_string_to_metric_families(WatchedEngines(reports, lambda: [1, 1]).metrics().decode())
+        samples = [sample for family in families for sample in family.samples]
+        [found] = [sample for sample in samples if sample.name == "vllm:generation_tokens_total"]
+        assert found.labels == {"engine": "1", "model_name": "policy"}
+        return found.value
+
+    reports = [tmp_path / "engine-0.report", tmp_path / "engine-1.report"]
+    before = counted()
+    group = await engine.generate(lease(), sampling())
+    assert counted() - before == sum(len(response.token_ids) for response in group)
 
 
 def assert_each_is_whole(group: tuple[Response, ...], max_tokens: int) -> None:
@@ -319,14 +340,7 @@ async def test_an_engine_that_was_not_started_says_so() -> None:
 
 
 async def test_recomputed_keys_and_a_killed_engine_core(folders: tuple[Path, Path]) -> None:
-    engine = VllmEngine(
-        dtype="float32",
-        device="cpu",
-        max_model_tokens=256,
-        max_responses=64,
-        kv_cache_gib=0.5,
-        kv_after_update="recompute",
-    )
+    engine = small_engine(kv_after_update="recompute")
     await engine.start(folders[0], 1, None)
     work = asyncio.create_task(engine.generate(lease(), sampling(max_response_tokens=200)))
     await adopt_until_done(engine, folders, work)
