@@ -2,6 +2,7 @@
 
 A real coordinator with a ledger on disk on one core, simulated actors with real sessions and sockets on the other; each
 holds one lease, and together they send so many groups a second (8 responses of 200 tokens). The gate is always open.
+A hundred of the actors have a process of their own, in which times are taken; the others share one.
 
 With `--forgeries 1000000` so many forged messages come in as well, from a third process on the actors' core: what the
 same actors did before and beside them, what the coordinator was handed, its memory, and whether any of it counted.
@@ -25,6 +26,8 @@ import psutil
 from bench.fleet.actors import GROUP_TOKENS, Seen, crowd
 
 LEARNER_CORE, ACTORS_CORE = 0, 1
+ALONE = 100
+"""Actors in a process of their own: a real one does not wait until a thousand others have read their messages."""
 QUIET_SECONDS = 15
 """Without forgeries, after which no more are waited for."""
 
@@ -71,16 +74,28 @@ def measured(number: int, groups_per_second: float, seconds: float, forgeries: i
 async def _observed(pid: int, address: str, number: int, rate: float, seconds: float, warm_up: float) -> str:
     process = psutil.Process(pid)
     at_start = asyncio.get_running_loop().create_task(_after(warm_up, process))
-    seen = await crowd(address, number, rate, seconds, warm_up)
-    spent = _core_seconds(process) - await at_start
-    return _told(number, seen, spent, seconds, process.memory_info().rss)
+    alone = min(number, ALONE)
+    times = (number / rate, seconds, warm_up)
+    words = [address, str(alone), str(number), *map(str, times)]
+    others = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.fleet.actors", *words, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        seen = await crowd(address, range(alone), *times)
+        spent = _core_seconds(process) - await at_start
+        told, _ = await others.communicate()
+    finally:
+        if others.returncode is None:
+            others.kill()
+    crowded = [Seen(**each) for each in json.loads(told)]
+    return _told(number, seen, crowded, spent, seconds, process.memory_info().rss)
 
 
 async def _besieged(
     pid: int, folder: Path, address: str, number: int, rate: float, seconds: float, forgeries: int
 ) -> str:
     process = psutil.Process(pid)
-    actors = asyncio.create_task(crowd(address, number, rate, 1e9, 0.0))
+    actors = asyncio.create_task(crowd(address, range(number), number / rate, 1e9, 0.0))
     await asyncio.sleep(10.0 + 2.0 * number / rate)
     alone = await _groups_a_second(folder, asyncio.sleep(seconds))
     rss, received = process.memory_info().rss, _received(folder)
@@ -139,16 +154,23 @@ def _core_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _told(number: int, seen: Sequence[Seen], core_seconds: float, seconds: float, rss: int) -> str:
-    groups = sum(each.groups for each in seen)
+def _told(
+    number: int, seen: Sequence[Seen], crowded: Sequence[Seen], core_seconds: float, seconds: float, rss: int
+) -> str:
+    groups = sum(each.groups for each in (*seen, *crowded))
     return (
-        f"{number} actors, {groups / seconds:.1f} groups/s: "
-        f"ack p50 {_percentile([each.acks for each in seen], 50):.1f} ms, "
-        f"p99 {_percentile([each.acks for each in seen], 99):.1f}; "
-        f"lease p50 {_percentile([each.leases for each in seen], 50):.1f} ms, "
-        f"p99 {_percentile([each.leases for each in seen], 99):.1f}; "
-        f"coordinator {1000 * core_seconds / max(1, groups):.2f} ms of processor time a group, "
+        f"{number} actors, {groups / seconds:.1f} groups/s: {_times(seen)}"
+        + (f" ({_times(crowded)} of {len(crowded)} that share a process)" if crowded else "")
+        + f"; coordinator {1000 * core_seconds / max(1, groups):.2f} ms of processor time a group, "
         f"{rss / 2**20:.0f} MiB"
+    )
+
+
+def _times(seen: Sequence[Seen]) -> str:
+    acks, leases = [each.acks for each in seen], [each.leases for each in seen]
+    return (
+        f"ack p50 {_percentile(acks, 50):.1f} ms, p99 {_percentile(acks, 99):.1f}; "
+        f"lease p50 {_percentile(leases, 50):.1f} ms, p99 {_percentile(leases, 99):.1f}"
     )
 
 

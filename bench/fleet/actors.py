@@ -2,10 +2,12 @@
 
 import asyncio
 import gc
+import json
 import secrets
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import zmq
@@ -123,11 +125,18 @@ class SimulatedActor:
         return Group(lease.position, lease.attempt, responses, rewards, ("equal",) * GROUP_SIZE, made_by=settings)
 
 
-async def crowd(address: str, number: int, groups_per_second: float, seconds: float, warm_up: float) -> Sequence[Seen]:
-    """Run so many actors for a while; what they saw before the warm-up's end is left out."""
+async def crowd(address: str, numbers: range, mean_seconds: float, seconds: float, warm_up: float) -> Sequence[Seen]:
+    """Run actors for a while; what they saw before the warm-up's end is left out.
+
+    Args:
+        numbers: of the actors, which name them.
+        mean_seconds: from a lease to its group.
+    """
+    if not numbers:
+        return []
     context = zmq.asyncio.Context(io_threads=1)
-    context.set(zmq.MAX_SOCKETS, number + 100)
-    actors = [SimulatedActor(context, address, i, number / groups_per_second) for i in range(number)]
+    context.set(zmq.MAX_SOCKETS, len(numbers) + 100)
+    actors = [SimulatedActor(context, address, number, mean_seconds) for number in numbers]
     tasks = [asyncio.create_task(actor.run()) for actor in actors]
     await asyncio.sleep(warm_up)
     # Collecting the objects of a thousand stops them all for 0.1 s, as it never does an actor in a process of its own.
@@ -142,3 +151,14 @@ async def crowd(address: str, number: int, groups_per_second: float, seconds: fl
     await asyncio.gather(*tasks, return_exceptions=True)
     context.destroy(linger=0)
     return [actor.seen for actor in actors]
+
+
+def main() -> None:
+    """Run actors in this process, and print what they saw."""
+    address, first, end, *times = sys.argv[1:]
+    seen = asyncio.run(crowd(address, range(int(first), int(end)), *map(float, times)))
+    print(json.dumps([asdict(each) for each in seen]))
+
+
+if __name__ == "__main__":
+    main()

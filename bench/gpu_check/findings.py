@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 import torch
 
-from dcpo_async.demo.services import free_address
 from dcpo_async.devices import Devices
+from learner.ranks import rank_environments
 
 
 class SkippedError(Exception):
@@ -70,15 +71,7 @@ class Place:
 
     def environment(self) -> dict[str, str]:
         """Of a process that trains as the only rank."""
-        port = free_address().rpartition(":")[2]
-        rank = {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "LOCAL_WORLD_SIZE": "1",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
+        [rank] = rank_environments(1, Path(tempfile.mkdtemp(prefix="meeting-", dir=self.folder)))
         devices = Devices((0,), 1) if self.is_gpu else Devices((), 1)
         return {**os.environ, **rank, **devices.environment()}
 

@@ -17,7 +17,7 @@ from learner.coordinator.scoring import failed_rewards, score
 from learner.ledger.group_format import encode_group
 from learner.ledger.ledger import Ledger, expect_meta
 from learner.ledger.reader import QuarantineRow, StoredGroup, VisitRow, quarantined
-from learner.scheduling.batches import Awaited, fill, too_old
+from learner.scheduling.batches import Awaited, Batches
 from learner.scheduling.blame import Blame
 from learner.scheduling.leases import LeaseTable, Slot, SlotState
 from learner.scheduling.staleness import StalenessGate
@@ -75,6 +75,7 @@ class Intake:
         self._index_of = {prompt.id: index for index, prompt in enumerate(prompts)}
         rows = ledger.visits("leased", "accepted", is_open=True)
         self.table = LeaseTable(map(self._slot, rows), ledger.next_position())
+        self._batches = Batches(self.table, self._gate)
         self._coming = ComingVisits(config, prompts, ledger, self.table)
         self.blame = Blame(self.table, RETRY_SILENCES * config.network.silence_seconds)
         self.quarantined = {self._index_of[row.prompt_id]: row for row in quarantined(ledger)}
@@ -373,15 +374,15 @@ class Intake:
                 f"{self.ledger.folder}: the trainer asks for step {step}, the ledger ends before step "
                 f"{self._next_step}: its checkpoint belongs to another ledger; move one of the two away"
             )
-        stale = too_old(self.table.open_slots, step, self._gate)
+        stale, filled = self._batches.look(step)
         if stale:
             self.ledger.write_untrained(stale, "too_old")
             self.table.remove(stale)
             self.counts["groups_too_old"] += len(stale)
             log.warning("%d groups lag too far behind and will not train; their statistics stand", len(stale))
-        filled = fill(self.table.open_slots, step, self._gate)
+            _, filled = self._batches.look(step)
         while isinstance(filled, Awaited) and filled.is_due and filled.slot and self.hand_over(filled.slot):
-            filled = fill(self.table.open_slots, step, self._gate)
+            _, filled = self._batches.look(step)
         if isinstance(filled, Awaited):
             self.awaited = filled
             return False

@@ -96,7 +96,7 @@ class Status:
         """Write `status.json`, which `dcpo status` and the demo's display read; once it is over, it stays so."""
         self._is_over |= is_over
         self._note_use()
-        write_json(RunFolder(self._config.folder).status, self.content())
+        write_json(RunFolder(self._config.folder).status, self.content(), indent=None)
 
     def content(self) -> dict[str, Any]:
         """What `status.json` says. Times are seconds since 1970 by this machine's clock."""

@@ -1,9 +1,9 @@
-"""Which groups train next. Pure functions."""
+"""Which groups train next."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from learner.scheduling.leases import Slot, SlotState
+from learner.scheduling.leases import LeaseTable, Slot, SlotState
 from learner.scheduling.staleness import StalenessGate
 
 
@@ -36,29 +36,45 @@ class Awaited:
     is_due: bool
 
 
+class Batches:
+    """`too_old` and `fill` of a table, looked for once for each change among its open visits."""
+
+    def __init__(self, table: LeaseTable, gate: StalenessGate) -> None:
+        self._table, self._gate = table, gate
+        self._seen = (-1, -1)
+        self._found: tuple[list[int], list[int] | Awaited] = ([], [])
+
+    def look(self, step: int) -> tuple[list[int], list[int] | Awaited]:
+        """What is too old for the batch of a step; the batch, or what it waits for, if nothing is."""
+        if self._seen != (step, self._table.num_changes):
+            slots = self._table.open_slots
+            self._found = too_old(slots, step, self._gate), fill(slots, step, self._gate)
+            self._seen = (step, self._table.num_changes)
+        return self._found
+
+
 def fill(open_slots: Sequence[Slot], step: int, gate: StalenessGate) -> list[int] | Awaited:
     """The positions of `next_batch`, or what it waits for."""
     positions: list[int] = []
     num_passed_over = 0
     first: Slot | None = None
+    # Weights of the first may still train in this batch, those from the second on in a later one too.
+    oldest = step - gate.max_lag
+    oldest_later = oldest + gate.updates_per_batch
     for slot in open_slots:
         if slot.state is SlotState.ACCEPTED:
             positions.append(slot.position)
             if len(positions) == gate.groups_per_batch:
                 return positions
-        elif slot.state is SlotState.LEASED and _is_due(slot, len(positions), num_passed_over, step, gate):
+        elif slot.state is SlotState.LEASED and oldest <= slot.weights_step < oldest_later:
             return Awaited(slot, is_due=True)
         else:
             num_passed_over += 1
+            if num_passed_over % gate.groups_per_batch == 0:
+                # Those that were passed over fill a batch before it.
+                oldest_later += gate.updates_per_batch
             first = first or (slot if slot.state is SlotState.LEASED else None)
     return Awaited(first, is_due=False)
-
-
-def _is_due(slot: Slot, number: int, later_number: int, step: int, gate: StalenessGate) -> bool:
-    """Whether it can train in the batch of `step`, as group `number`, but not in the one after it."""
-    return gate.may_train(slot.weights_step, number, step) and not gate.may_train(
-        slot.weights_step, later_number, step + gate.updates_per_batch
-    )
 
 
 def too_old(open_slots: Iterable[Slot], step: int, gate: StalenessGate) -> list[int]:

@@ -75,6 +75,7 @@ class LeaseTable:
     Attributes:
         next_position: the first position that was never leased or skipped.
         held: leases by holder and position; those of holders that have not said so yet are under None.
+        num_changes: of what is open, and of its states; as long as it stands, so does what was found out from them.
     """
 
     def __init__(self, slots: Iterable[Slot], next_position: int) -> None:
@@ -85,7 +86,7 @@ class LeaseTable:
             next_position: the first position that was never leased or skipped.
         """
         self._slots = {slot.position: slot for slot in sorted(slots, key=lambda slot: slot.position)}
-        self.next_position = next_position
+        self.next_position, self.num_changes = next_position, 0
         # The open positions in order, and closed ones, until a number is asked for or half are closed.
         self._positions = list(self._slots)
         self.held: defaultdict[bytes | None, dict[int, Slot]] = defaultdict(dict)
@@ -212,6 +213,7 @@ class LeaseTable:
         """The group is in the ledger; `weights_step` is that of the oldest weights it carries."""
         slot = self._slots[position]
         self._let_go(slot)
+        self.num_changes += 1
         slot.state, slot.holder, slot.weights_step = SlotState.ACCEPTED, None, weights_step
         self._open_prompts.discard(slot.prompt_index)
 
@@ -220,6 +222,7 @@ class LeaseTable:
         for position in positions:
             slot = self._slots.pop(position)
             self._let_go(slot)
+            self.num_changes += 1
             if slot.state is not SlotState.ACCEPTED:
                 self._open_prompts.discard(slot.prompt_index)
         if len(self._positions) > 2 * len(self._slots):
@@ -237,6 +240,7 @@ class LeaseTable:
 
     def _hold(self, slot: Slot, session: bytes, now: float) -> None:
         self._let_go(slot)
+        self.num_changes += 1
         slot.state, slot.holder, slot.listed_at = SlotState.LEASED, session, now
         slot.leased_at = slot.changed_at = now
         slot.tokens = 0
@@ -251,6 +255,7 @@ class LeaseTable:
 
     def _wait(self, slot: Slot) -> None:
         self._let_go(slot)
+        self.num_changes += 1
         slot.state, slot.holder = SlotState.WAITING, None
         heapq.heappush(self._waiting, slot.position)
 
