@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0
 """A connection that says nothing for so long is closed, and one whose request takes longer to arrive."""
+ANSWER_SECONDS = 60.0
+"""One that takes nothing of its answer for so long is closed."""
 MAX_CONNECTIONS = 256
 
 
@@ -208,10 +210,12 @@ def asked_name(runs: Mapping[str, Any], request: Request) -> str:
 class _Connection(H11Protocol):
     """One that has asked for nothing a while after it was made is closed, and one whose request does not get whole.
 
-    A request has as long, from its first byte on, for all of its head and body.
+    A request has as long, from its first byte on, for all of its head and body. One whose answer nobody reads is closed
+    as well.
     """
 
     _arriving: asyncio.TimerHandle | None = None
+    _leaving: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -225,14 +229,38 @@ class _Connection(H11Protocol):
         if is_between or self.conn.their_state is h11.DONE:
             self._forget_arrival()
 
+    def pause_writing(self) -> None:
+        self._look_again()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._forget_leaving()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_arrival()
+        self._forget_leaving()
         super().connection_lost(exc)
 
     def _forget_arrival(self) -> None:
         if self._arriving is not None:
             self._arriving.cancel()
             self._arriving = None
+
+    def _look_again(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._leaving = self.loop.call_later(ANSWER_SECONDS, self._close_if_unread, left)
+
+    def _close_if_unread(self, left: int) -> None:
+        if self.transport.get_write_buffer_size() == left:
+            self.transport.abort()
+        else:
+            self._look_again()
+
+    def _forget_leaving(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
 
     def _close_if_mute(self) -> None:
         if self.cycle is None and not self.transport.is_closing():

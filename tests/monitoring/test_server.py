@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import Response
+from starlette.routing import Route
 
 from dcpo_async.commands.status import show_status
 from dcpo_async.errors import ConfigError
@@ -232,6 +233,33 @@ def test_a_request_that_arrives_byte_by_byte_does_not_keep_its_connection(
         assert not slow
         assert asked(f"{address}/healthz")[0] == 200
     assert "Exception" not in caplog.text
+
+
+def test_an_answer_that_nobody_reads_does_not_keep_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "ANSWER_SECONDS", 1.0)
+    large = b"x" * (64 << 20)
+    routes = [Route("/large", lambda request: Response(large))]
+    made = MonitorServer({"run": WatchedRun(tmp_path)}, "127.0.0.1", 0, routes=routes)
+    thread = threading.Thread(target=made.serve_forever)
+    thread.start()
+    try:
+        with contextlib.ExitStack() as closing:
+            idle, slow = [closing.enter_context(socket.create_connection(made.server_address)) for _ in range(2)]
+            for connection in (idle, slow):
+                connection.settimeout(10)
+                connection.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            num_read, until = 0, time.monotonic() + 3.0
+            while num_read < len(large) and (read := slow.recv(1 << 20)):
+                num_read += len(read)
+                time.sleep(0.05 if time.monotonic() < until else 0.0)
+            assert num_read >= len(large)
+            assert is_closed(idle)
+    finally:
+        made.shutdown()
+        thread.join()
+        made.server_close()
 
 
 def is_closed(connection: socket.socket) -> bool:
