@@ -1,4 +1,7 @@
-"""How long each part of the page takes to answer for a long run: `python -m bench.page --visits 1000000`."""
+"""How long each part of the page takes to answer for a long run: `python -m bench.page --visits 1000000`.
+
+With `--browser` also how long Chromium takes until the first view, with its curves, is shown; before all else.
+"""
 
 import argparse
 import tempfile
@@ -6,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 from urllib.request import urlopen
+
+from playwright.sync_api import sync_playwright
 
 from bench.page.long_run import make_run
 from dcpo_async.monitoring.server import MonitorServer, WatchedRun
@@ -31,6 +36,7 @@ def main() -> None:
     parser.add_argument("--visits", type=int, default=1_000_000)
     parser.add_argument("--prompts", type=int, default=17_398)
     parser.add_argument("--folder", type=Path, help="of a run that an earlier call has made, or that is kept")
+    parser.add_argument("--browser", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch) / "run"
@@ -41,11 +47,28 @@ def main() -> None:
         server = MonitorServer({"run": watched}, "127.0.0.1", 0, None, page_routes({"run": run}))
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        if options.browser:
+            print(f"in Chromium: {', again '.join(_opened(address))}")
         for part in PARTS:
-            print(f"/{part}: {', again '.join(_asked(f'http://127.0.0.1:{server.server_address[1]}/{part}'))}")
+            print(f"/{part}: {', again '.join(_asked(f'{address}/{part}'))}")
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def _opened(address: str) -> list[str]:
+    found = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(args=["--no-sandbox"], executable_path="/usr/bin/chromium")
+        for _ in range(2):
+            page = browser.new_page()
+            began = time.monotonic()
+            page.goto(address)
+            page.wait_for_selector("main[data-round]")
+            found.append(f"{time.monotonic() - began:.2f} s")
+            page.close()
+    return found
 
 
 def _asked(address: str) -> list[str]:

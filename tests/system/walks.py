@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -65,6 +66,8 @@ class Terminal:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
+                # What is started in the background, as by nohup, ignores interrupts, and so would all that it starts.
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
             )
 
     def show(self, line: str, deadline: float) -> None:
