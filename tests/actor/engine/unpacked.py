@@ -2,12 +2,14 @@
 
 import xxhash
 from vllm import _custom_ops
+from vllm.model_executor.layers import utils
 
 from actor.engine.workers.vllm_worker import WorkerExtension
 from dcpo_async.weights.raw import raw_bytes
 
-# What vLLM itself asks before it packs; it takes torch's own product otherwise.
+# What vLLM itself asks before it packs, the second where a CPU has AMX; it takes torch's own product otherwise.
 _custom_ops._supports_onednn = False
+utils.check_cpu_sgl_kernel = lambda *shape_and_type: False
 
 
 class UnpackedExtension(WorkerExtension):
