@@ -7,6 +7,13 @@ from typing import Any
 
 GIB = 1 << 30
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+LATENT_ATTENTION: dict[str, Any] = {
+    # vLLM's rotary kernel for CPUs misreads queries that come as [tokens, heads, size], as they do here.
+    "compilation_config": {"custom_ops": ["all", "-rotary_embedding"]},
+    # What it takes by itself where a CPU has AMX knows no float32.
+    "attention_backend": "CPU_MLA",
+}
+"""More arguments, of models with latent attention."""
 
 
 def cpu_arguments(kv_cache_gib: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from actor.engine.cpu import cpu_arguments, processor_seconds, set_cpu_environment
+from actor.engine.cpu import LATENT_ATTENTION, cpu_arguments, processor_seconds, set_cpu_environment
 from actor.engine.interface import EngineLoad, UpdateTiming
 from actor.engine.load_reader import LoadReader, MetricsReader, response_of
 from actor.engine.loading import Loading, timed
@@ -184,8 +184,7 @@ class VllmEngine:
         if self._device == "cpu":
             set_cpu_environment(self._cpu_threads)
             if has_latent_attention(model):
-                # vLLM's rotary kernel for CPUs misreads queries that come as [tokens, heads, size], as they do here.
-                self._arguments["compilation_config"] = {"custom_ops": ["all", "-rotary_embedding"]}
+                self._arguments |= LATENT_ATTENTION
         if canary is not None:
             longest = max(self._arguments["max_model_len"], len(canary.token_ids) + 1)
             self._arguments["max_model_len"] = longest
