@@ -82,16 +82,10 @@ class MetricsReader(LoadReader):
         PrometheusStatLogger.__init__(self, vllm_config, engine_indexes)
         super().__init__(vllm_config, engine_indexes)
 
-    def record(
-        self,
-        scheduler_stats: SchedulerStats | None,
-        iteration_stats: IterationStats | None,
-        mm_cache_stats: Any = None,
-        engine_idx: int = 0,
-    ) -> None:
+    def record(self, *told: Any, **told_by_name: Any) -> None:
         """Take what a step of the engine tells, and let vLLM count it."""
-        PrometheusStatLogger.record(self, scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
-        super().record(scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)
+        PrometheusStatLogger.record(self, *told, **told_by_name)
+        super().record(*told, **told_by_name)
 
 
 def response_of(output: CompletionOutput, text: str) -> Response:
