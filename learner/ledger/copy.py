@@ -55,9 +55,10 @@ def open_copy(folder: Path, *, is_checked: bool = False) -> Iterator[LedgerReade
             yield LedgerReader(folder, rows)
 
 
-def save_copy(folder: Path, to: Path) -> None:
-    """Keep the rows of a ledger, as of one commit, as a ledger without segments in another folder.
+def take_copy(folder: Path, to: Path) -> int | None:
+    """Copy a ledger's file and its log, as of one commit, into another folder; the next call is `settle_copy`.
 
+    It takes as long as its bytes do: files that its rows point to can be opened right after it, before they are gone.
     Read page by page under SQLite's own locks it could not be where the ledger lies on a network's file system, whose
     learner locks all others out (`learner.ledger.lock`); and nothing of a reader holds up that learner's commits.
 
@@ -65,19 +66,40 @@ def save_copy(folder: Path, to: Path) -> None:
         folder: of the ledger, that a learner may be writing to.
         to: a folder; no learner reads it yet.
 
+    Returns:
+        The commits that had been acknowledged before, where that is known.
+
     Raises:
-        LedgerError: there is no ledger, it is damaged, or it cannot be copied.
+        LedgerError: there is no ledger, or it cannot be copied.
     """
+    path = folder / LEDGER_NAME
+    if not path.is_file():
+        raise LedgerError(f"{path}: no such file; name the folder of a run that has been started")
     acknowledged = read_acknowledged(folder)
-    copy = to / LEDGER_NAME
-    if not (folder / LEDGER_NAME).is_file():
-        raise LedgerError(f"{folder / LEDGER_NAME}: no such file; name the folder of a run that has been started")
     try:
-        copy_consistently(folder / LEDGER_NAME, copy)
-        with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        copy_consistently(path, to / LEDGER_NAME)
+    except OSError as error:
+        raise translated(path, error) from error
+    return acknowledged
+
+
+def settle_copy(folder: Path, to: Path, acknowledged: int | None) -> None:
+    """Make a ledger without segments of what `take_copy` has copied, once its rows are checked.
+
+    Args:
+        folder: that it was copied from, for messages.
+        to: that it was copied into.
+        acknowledged: as `take_copy` said.
+
+    Raises:
+        LedgerError: it is damaged, or the disk refuses.
+    """
+    path = folder / LEDGER_NAME
+    try:
+        with contextlib.closing(sqlite3.connect(to / LEDGER_NAME, isolation_level=None)) as connection:
             # One file from here on: what the log holds is moved into the database, in a transaction.
             connection.execute("PRAGMA journal_mode=DELETE")
-            rows = Rows(connection, folder / LEDGER_NAME)
+            rows = Rows(connection, path)
             check_pages(rows)
             rows.query("BEGIN IMMEDIATE")
             prepare_tables(rows)
@@ -86,7 +108,7 @@ def save_copy(folder: Path, to: Path) -> None:
         with contextlib.closing(Acknowledged(to)) as file:
             file.write(rows.commits)
     except (sqlite3.Error, OSError) as error:
-        raise translated(folder / LEDGER_NAME, error) from error
+        raise translated(path, error) from error
 
 
 @contextlib.contextmanager

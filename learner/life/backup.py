@@ -5,7 +5,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dcpo_async import __version__
 from dcpo_async.durable import publish_folder, write_text
-from dcpo_async.errors import ConfigError, DcpoError
+from dcpo_async.errors import ConfigError, DcpoError, LedgerError
 from dcpo_async.processes import be_private
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.weights.locks import is_unused, let_go, opened
@@ -25,8 +25,8 @@ from learner.checkpoints.folder import (
     verified_checkpoint,
 )
 from learner.ledger.checking import check_records
-from learner.ledger.copy import open_copy, save_copy
-from learner.ledger.reader import is_needed, newest_record, num_groups, segment_ends, segments_folder
+from learner.ledger.copy import open_copy, settle_copy, take_copy
+from learner.ledger.reader import LedgerReader, is_needed, newest_record, num_groups, segment_ends, segments_folder
 from learner.life.events import now
 from learner.life.held import HeldFiles
 
@@ -198,58 +198,82 @@ def verified(folder: Path) -> tuple[Backup, int]:
 def _written(run: RunFolder, writing: Path) -> Backup:
     """Everything but backup.json."""
     copied = RunFolder(writing)
-    copied.ledger.mkdir()
-    segments_folder(copied.ledger).mkdir()
-    with contextlib.closing(HeldFiles(run.path)) as held:
-        try:
-            step, lengths = _hold(run, held, copied.ledger)
-        except FileNotFoundError as error:
-            raise _GoneError from error
-        if not held.all_stand():
-            raise _GoneError
-        digests = held.copy(writing, lengths)
-    for path in copied.ledger.iterdir():
-        if path.is_file():
-            digests[str(path.relative_to(writing))] = file_digest(path)
-    with open_copy(copied.ledger) as reader:
-        run_id = reader.meta("run_id")
-        if run_id is None:
-            raise ConfigError(f"{run.path}: its learner has not got so far as to name the run; try again in a minute")
-        return Backup(
-            run_id=run_id,
-            made_at=now(),
-            release=__version__,
-            step=step,
-            next_step=reader.next_batch_step(),
-            groups=num_groups(reader),
-            files=digests,
-        )
+    segments_folder(copied.ledger).mkdir(parents=True)
+    with contextlib.closing(HeldFiles(run.path)) as held, contextlib.closing(HeldFiles(run.path)) as segments:
+        step, acknowledged = _hold(run, held, segments, copied.ledger)
+        settle_copy(run.ledger, copied.ledger, acknowledged)
+        with open_copy(copied.ledger) as reader:
+            digests = held.copy(writing) | segments.copy(writing, _needed(reader, segments.names, step))
+            digests |= {str(path.relative_to(writing)): file_digest(path) for path in _files_in(copied.ledger)}
+            run_id = reader.meta("run_id")
+            if run_id is None:
+                raise ConfigError(
+                    f"{run.path}: its learner has not got so far as to name the run; try again in a minute"
+                )
+            return Backup(
+                run_id=run_id,
+                made_at=now(),
+                release=__version__,
+                step=step,
+                next_step=reader.next_batch_step(),
+                groups=num_groups(reader),
+                files=digests,
+            )
 
 
-def _hold(run: RunFolder, held: HeldFiles, ledger: Path) -> tuple[int, dict[str, int]]:
-    """Open all files, and copy the ledger; returns the checkpoint's step, and the bytes to take of each segment.
+def _hold(run: RunFolder, held: HeldFiles, segments: HeldFiles, ledger: Path) -> tuple[int, int | None]:
+    """Open all files, and copy the ledger; returns the checkpoint's step, and what `take_copy` does.
 
     The checkpoint is opened before the ledger is copied, which then has every batch that it contains; the segments
-    after, when it is known which. A learner deletes none of these before the checkpoint has lost its name.
+    after, when all are there that the copy points to. A learner deletes none of these before the checkpoint has lost
+    its name. Only the ledger's bytes are copied between the two: rows may take as long as they like to check.
+
+    Raises _GoneError where the run has removed or replaced a file meanwhile.
     """
-    step = max(complete_steps(run.checkpoints), default=0)
-    if step:
-        held.hold_all(run.checkpoints / step_folder(step))
-    for path in (run.config, run.data, run.metrics, *run.path.glob("reasoning-gym-*.jsonl")):
-        if path.exists():
-            held.hold(path)
-    held.hold_all(run.evaluation)
-    save_copy(run.ledger, ledger)
-    with open_copy(ledger) as reader:
-        newest = newest_record(reader)
-        ends = dict([*segment_ends(reader).items(), newest])
-        needed = [number for number in ends if number == newest[0] or is_needed(reader, number, step)]
-    lengths = {f"ledger/segments/{number:06d}.segment": ends[number] for number in needed}
-    for name, length in lengths.items():
-        # A fork has none before its learner was started.
-        if length or (run.path / name).exists():
-            held.hold(run.path / name)
-    return step, lengths
+    step = _newest_step(run)
+    try:
+        if step:
+            held.hold_all(run.checkpoints / step_folder(step))
+        for path in (run.config, run.data, run.metrics, *run.path.glob("reasoning-gym-*.jsonl")):
+            if path.exists():
+                held.hold(path)
+        held.hold_all(run.evaluation)
+    except FileNotFoundError as error:
+        raise _GoneError from error
+    acknowledged = take_copy(run.ledger, ledger)
+    for path in segments_folder(run.ledger).glob("*.segment"):
+        # One that is not needed may go at any time.
+        with contextlib.suppress(FileNotFoundError):
+            segments.hold(path)
+    if not held.all_stand() or (not step and _newest_step(run)):
+        raise _GoneError
+    return step, acknowledged
+
+
+def _newest_step(run: RunFolder) -> int:
+    return max(complete_steps(run.checkpoints), default=0)
+
+
+def _needed(reader: LedgerReader, present: Collection[str], step: int) -> dict[str, int]:
+    """The segments that a learner needs which goes on at a step, and how many bytes of each these rows know.
+
+    Raises LedgerError where one of them was not present.
+    """
+    newest = newest_record(reader)
+    ends = dict([*segment_ends(reader).items(), newest])
+    needed = {
+        f"ledger/segments/{number:06d}.segment": end
+        for number, end in ends.items()
+        if number == newest[0] or is_needed(reader, number, step)
+    }
+    if missing := [name for name, end in needed.items() if end and name not in present]:
+        raise LedgerError(f"{', '.join(missing[:5])} missing, with arrays that may still train: the run is damaged")
+    # A fork has none before its learner was started.
+    return {name: end for name, end in needed.items() if name in present}
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()]
 
 
 def _numbers(copied: RunFolder) -> set[int]:

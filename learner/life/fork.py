@@ -63,7 +63,7 @@ def fork(run: Path, new: Path, step: int) -> str:
                     held.hold(path)
             made.ledger.mkdir()
             run_id = _fork_ledger(source, made, Cut(step, new_run_id(new), _generated_tokens(run, step)))
-            held.copy(writing, {})
+            held.copy(writing)
         except FileNotFoundError:
             _require_checkpoint(source, step)
             raise

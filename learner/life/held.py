@@ -1,7 +1,7 @@
 """Files of a folder that goes on changing, held open so that they can be copied as they stood at one moment."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,17 +35,23 @@ class HeldFiles:
         """Whether each file still stands under its name: then all of them stood there together."""
         return all(_is_at(self._root / name, file) for name, file in self._files.items())
 
-    def copy(self, to: Path, ends: Mapping[str, int]) -> dict[str, str]:
+    @property
+    def names(self) -> Collection[str]:
+        """Of the files, below the root."""
+        return self._files.keys()
+
+    def copy(self, to: Path, ends: Mapping[str, int] | None = None) -> dict[str, str]:
         """Write the files below another folder, durable once that folder is synced.
 
         Args:
             to: exists.
-            ends: how many bytes of a file, by name, where it is not all of them.
+            ends: which of them, by name, and how many bytes of each; all of all without it.
 
         Returns:
             The xxh3_128 of what was read, by name.
         """
-        return {name: _copy(file, to / name, ends.get(name)) for name, file in self._files.items()}
+        wanted = dict.fromkeys(self._files) if ends is None else ends
+        return {name: _copy(self._files[name], to / name, end) for name, end in wanted.items()}
 
     def close(self) -> None:
         """Let go of all."""

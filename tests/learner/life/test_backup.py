@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 
 from bench.chaos.recount import recount
 from dcpo_async.errors import ConfigError, LedgerError
+from learner.checkpoints.folder import complete_steps
+from learner.ledger.checking import check
 from learner.ledger.copy import open_copy
+from learner.ledger.rows import Rows
 from learner.life.backup import back_up, main, new_folder, verified
 from learner.life.events import events
 from learner.life.restore import main as restore_main
@@ -67,6 +71,19 @@ def test_backups_under_load_restore_to_ledgers_that_pass_the_recount(busy_run: P
     assert steps == sorted(set(steps))
 
 
+def test_how_long_rows_take_to_check_does_not_hold_up_a_backup(
+    busy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_slowly(rows: Rows, acknowledged: int | None) -> None:
+        # In which the run takes checkpoints, and removes what they supersede.
+        time.sleep(0.5)
+        check(rows, acknowledged)
+
+    monkeypatch.setattr("learner.ledger.copy.check", check_slowly)
+    backup, _ = back_up(busy_run, tmp_path / "backup")
+    assert max(complete_steps(busy_run / "checkpoints")) > backup.step + 2
+
+
 def test_a_restored_run_has_all_but_the_name_of_the_run(stopped_run: Path, tmp_path: Path) -> None:
     back_up(stopped_run, tmp_path / "backup")
     backup, run_id = restore(tmp_path / "backup", tmp_path / "again")
@@ -115,6 +132,13 @@ def test_a_damaged_run_is_not_backed_up(stopped_run: Path, tmp_path: Path) -> No
     segment = stopped_run / "ledger" / "segments" / "000001.segment"
     segment.write_bytes(segment.read_bytes()[:-1] + b"\xff")
     with pytest.raises(LedgerError, match="do not match their digest"):
+        back_up(stopped_run, tmp_path / "backup")
+    assert not list(tmp_path.glob("*backup*"))
+
+
+def test_a_run_that_lost_arrays_is_not_backed_up(stopped_run: Path, tmp_path: Path) -> None:
+    (stopped_run / "ledger" / "segments" / "000001.segment").unlink()
+    with pytest.raises(LedgerError, match=r"000001\.segment missing, with arrays that may still train"):
         back_up(stopped_run, tmp_path / "backup")
     assert not list(tmp_path.glob("*backup*"))
 
