@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Literal
 
+from dcpo_async import __version__
 from dcpo_async.errors import PeerLostError, ProtocolError, RefusedError, VersionMismatchError
 from dcpo_async.protocol.events import Complaint, Event, LetGo
 from dcpo_async.protocol.messages import Hello, Welcome
@@ -63,6 +64,7 @@ class LearnerLink:
                 role=role,
                 relay=relay,
                 gpus=gpus,
+                release=__version__,
             ),
             address,
             time.monotonic(),

@@ -18,6 +18,7 @@ TAKEN_OVER = {
     "actor.regrade_share",
     "heartbeat_seconds",
     "silence_seconds",
+    "release",
 }
 """Holds from the next lease on; engine, grading workers and fetches were made by all other settings."""
 

@@ -73,6 +73,8 @@ Sentence = Annotated[str, _shown(MAX_SENTENCE), Field(max_length=MAX_SENTENCE)]
 """For people: whatever is put in, it can be sent, and be shown."""
 ShownName = Annotated[str, Field(min_length=1, max_length=MAX_WORDS), _shown(MAX_WORDS)]
 """What a peer calls itself."""
+Release = Annotated[str, Field(max_length=MAX_WORDS), _shown(MAX_WORDS)]
+"""Of dcpo-async; empty where a peer's version of the protocol does not tell it."""
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_WORDS)]
 SourceName = Annotated[str, Field(max_length=MAX_WORDS)]

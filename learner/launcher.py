@@ -20,7 +20,7 @@ from dcpo_async.config.loading import load_with_origins, preset_names, refuse_un
 from dcpo_async.config.showing import as_toml, given, help_lines
 from dcpo_async.devices import Devices, checked_gpus, require_choice
 from dcpo_async.errors import ConfigError, DcpoError
-from dcpo_async.limits import GROUP_HEADER_BYTES, MESSAGES_PER_SECOND, limited_log
+from dcpo_async.limits import limited_log
 from dcpo_async.model_folder import model_folder
 from dcpo_async.processes import be_private, private_folder
 from dcpo_async.run_folder import RunFolder
@@ -155,7 +155,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
     # Imported here since --help, --dry-run and a refused setting need none of it.
     from dcpo_async.grading.rewards import resolved_rewards
     from dcpo_async.transport.key_files import load_server_keys
-    from dcpo_async.transport.zmq_channel import RouterChannel
+    from dcpo_async.transport.zmq_channel import RouterChannel, listening_to_actors
     from learner.evaluations.problems import apart_from, held_out_problems
     from learner.nodes.desk import NodeDesk
     from learner.nodes.router import RankRouter
@@ -174,15 +174,7 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         return
     keys = load_server_keys(options.keys) if options.keys else None
     limit = config.network.max_message_bytes
-    actors = RouterChannel(
-        config.network.listen,
-        limit,
-        curve=keys,
-        insecure=options.insecure,
-        max_received_bytes=config.largest_group_bytes,
-        max_header_bytes=GROUP_HEADER_BYTES,
-        messages_per_second=MESSAGES_PER_SECOND,
-    )
+    actors = listening_to_actors(config.network.listen, limit, config.largest_group_bytes, keys, options.insecure)
     with contextlib.ExitStack() as closing:
         closing.callback(actors.close)
         scratch = closing.enter_context(private_folder("learner"))

@@ -232,6 +232,7 @@ def actors(status: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Fin
             "is the weight server up, its port open to them, /dev/shm full? logs/weight_server.log, the engines' logs",
         )
         behind = {}
+    yield from _releases(status)
     for actor in status["actors_connected"]:
         name = f"{actor['session']} on {actor.get('host', 'an unknown host')}"
         heard = actor.get("heard_seconds_ago", 0.0)
@@ -251,6 +252,18 @@ def actors(status: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Fin
                 f"actor {name} computes other log-probs than the trainer, by {nats:.3g} nats",
                 "bench/logprob_parity.py compares the two; take the machine out where it is alone with it",
             )
+
+
+def _releases(status: Mapping[str, Any]) -> Iterator[Finding]:
+    """Actors of another release than the learner's, as there are while a fleet is upgraded."""
+    connected, own = status["actors_connected"], status.get("release")
+    releases = {actor["session"]: actor.get("release", own) for actor in connected}
+    if others := {session: release for session, release in releases.items() if release != own}:
+        named = ", ".join(f"{session} ({release or 'an earlier one'})" for session, release in [*others.items()][:3])
+        yield warning(
+            f"{len(others)} of {len(connected)} actors are of another release than the learner, {own}: {named}",
+            "while both are at work, groups of one run are graded by two releases: install the learner's on them",
+        )
 
 
 def _behind(actor: Mapping[str, Any], status: Mapping[str, Any], config: Mapping[str, Any]) -> int:

@@ -1,4 +1,12 @@
-"""Envelopes to frames and back: a msgpack header, then raw arrays."""
+"""Envelopes to frames and back: a msgpack header, then raw arrays.
+
+Two versions of the protocol are spoken while a fleet is upgraded, machine by machine, the learner first: with each
+actor it speaks as that actor does, in this release's version or in the one before. Actors speak their own with the
+learner, and among themselves the older of the two, since neither knows of which release the other is.
+
+Whoever changes messages raises PROTOCOL_VERSION, writes below what is new, and records the shapes of all messages
+(`tests/protocol/test_window.py` fails until it is done, and says how).
+"""
 
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +29,11 @@ from dcpo_async.limits import (
 from dcpo_async.protocol import messages, trainer_messages, weight_messages
 from dcpo_async.protocol.messages import PROTOCOL_VERSION, Array, Envelope, Message
 from dcpo_async.records import Count
+
+PREVIOUS_VERSION = 7
+SPOKEN_WITH_ACTORS = (PROTOCOL_VERSION, PREVIOUS_VERSION)
+ADDED: Mapping[str, frozenset[str]] = {"hello": frozenset({"release"}), "welcome": frozenset({"release"})}
+"""By kind of message, the words new to the version before. Each has a default, which holds for its peers."""
 
 MAX_LIST = 1 << 20
 """Samples of a shard; the lists of every other kind are far shorter."""
@@ -59,11 +72,12 @@ class _Header(BaseModel):
     arrays: tuple[tuple[str, Count], ...]
 
 
-def encode(envelope: Envelope) -> list[Frame]:
+def encode(envelope: Envelope, version: int = PROTOCOL_VERSION) -> list[Frame]:
     """The frames of an envelope; arrays are not copied and must not change until they are sent.
 
     Args:
         envelope: its arrays are one-dimensional, named and typed as `message.array_dtypes` says.
+        version: of the protocol that the receiver speaks, one of SPOKEN_WITH_ACTORS.
 
     Raises:
         ProtocolError: an array is missing, unknown, or of another type or shape; a number is too large.
@@ -75,11 +89,11 @@ def encode(envelope: Envelope) -> list[Frame]:
         )
     frames = [_raw(message, name, envelope.arrays[name]) for name in message.array_dtypes]
     header = {
-        "v": PROTOCOL_VERSION,
+        "v": version,
         "run": envelope.run_id,
         "inc": envelope.incarnation,
         "kind": message.kind,
-        "body": message.model_dump(),
+        "body": _as_known_to(version, message),
         "arrays": [(name, envelope.arrays[name].size) for name in message.array_dtypes],
     }
     try:
@@ -88,13 +102,19 @@ def encode(envelope: Envelope) -> list[Frame]:
         raise ProtocolError(f"{message.kind} cannot be packed: {error}") from None
 
 
-def decode(frames: Sequence[Frame], max_message_bytes: int, max_header_bytes: int = MAX_MESSAGE_BYTES) -> Envelope:
+def decode(
+    frames: Sequence[Frame],
+    max_message_bytes: int,
+    max_header_bytes: int = MAX_MESSAGE_BYTES,
+    versions: Sequence[int] = (PROTOCOL_VERSION,),
+) -> Envelope:
     """The envelope in these frames; its arrays are read-only views of them.
 
     Args:
         frames: bytes or anything with the buffer protocol.
         max_message_bytes: largest allowed sum of all frames.
         max_header_bytes: largest allowed header, whatever its kind; HEADER_BYTES of its kind is never exceeded either.
+        versions: of the protocol that are understood.
 
     Raises:
         VersionMismatchError: the peer speaks another protocol version, whatever else is in the message.
@@ -107,13 +127,13 @@ def decode(frames: Sequence[Frame], max_message_bytes: int, max_header_bytes: in
         raise ProtocolError(f"a message of {num_bytes} bytes is over the limit of {max_message_bytes}")
     if not views:
         raise ProtocolError("a message without frames; the first must hold the header")
-    header = _header(views[0], max_header_bytes)
+    header = _header(views[0], max_header_bytes, versions)
     message_type = MESSAGE_TYPES.get(header.kind)
     if message_type is None:
         raise ProtocolError(f"unknown kind of message {quoted(header.kind)!r}; known are {[*MESSAGE_TYPES]}")
     try:
         arrays = dict(_arrays(message_type, header, views[1:]))
-        return Envelope(message_type.model_validate(header.body), arrays, header.run, header.inc)
+        return Envelope(message_type.model_validate(header.body), arrays, header.run, header.inc, header.v)
     except (ValidationError, ProtocolError) as error:
         problem = _first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise MalformedError(f"{header.kind}: {problem}", kind=header.kind, lease=_lease(header)) from None
@@ -126,6 +146,11 @@ def _lease(header: _Header) -> tuple[int, int] | None:
     return name if is_whole else None  # type: ignore[return-value]
 
 
+def _as_known_to(version: int, message: Message) -> dict[str, Any]:
+    """The words of a message, without those that a version of the protocol does not have."""
+    return message.model_dump(exclude=None if version == PROTOCOL_VERSION else set(ADDED.get(message.kind, ())))
+
+
 def _raw(message: Message, name: str, array: Array) -> memoryview:
     dtype = message.array_dtypes[name]
     if array.dtype != np.dtype(dtype) or array.ndim != 1:
@@ -135,7 +160,7 @@ def _raw(message: Message, name: str, array: Array) -> memoryview:
     return np.ascontiguousarray(array).view(np.uint8).data
 
 
-def _header(frame: memoryview, max_bytes: int) -> _Header:
+def _header(frame: memoryview, max_bytes: int, versions: Sequence[int]) -> _Header:
     _require_small(frame, max_bytes)
     try:
         # Tuples in place of lists: a strict model takes nothing else for a tuple.
@@ -146,8 +171,8 @@ def _header(frame: memoryview, max_bytes: int) -> _Header:
         raise ProtocolError(f"a header that is not msgpack: {quoted(error) or type(error).__name__}") from None
     if not isinstance(words, dict) or type(words.get("v")) is not int:
         raise ProtocolError("a header without the protocol version v: the peer is not dcpo-async")
-    if words["v"] != PROTOCOL_VERSION:
-        raise _version_mismatch(words["v"], words.get("kind"))
+    if words["v"] not in versions:
+        raise _version_mismatch(words["v"], words.get("kind"), versions)
     try:
         return _Header.model_validate(words)
     except ValidationError as error:
@@ -178,10 +203,10 @@ def _kind_of(start: memoryview) -> str:
     return ""
 
 
-def _version_mismatch(peer_version: int, kind: object) -> VersionMismatchError:
-    which = "on the peer" if peer_version < PROTOCOL_VERSION else "on this side"
+def _version_mismatch(peer_version: int, kind: object, versions: Sequence[int]) -> VersionMismatchError:
+    which = "on the peer" if peer_version < min(versions) else "on this side"
     return VersionMismatchError(
-        f"the peer speaks protocol version {peer_version}, this side speaks {PROTOCOL_VERSION}: "
+        f"the peer speaks protocol version {peer_version}, this side speaks {' and '.join(map(str, versions))}: "
         f"upgrade dcpo-async {which}",
         peer_version=peer_version,
         kind=kind if isinstance(kind, str) else "",

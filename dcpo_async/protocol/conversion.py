@@ -6,7 +6,7 @@ from itertools import chain
 
 import numpy as np
 
-from dcpo_async import limits
+from dcpo_async import __version__, limits
 from dcpo_async.columns import joined, parted
 from dcpo_async.config import GradingSettings, RunConfig, SamplingSettings
 from dcpo_async.protocol.messages import Array, GroupMessage, LeaseMessage, Welcome
@@ -36,6 +36,7 @@ def welcome_of(
         heartbeat_seconds=config.network.heartbeat_seconds,
         silence_seconds=config.network.silence_seconds,
         chunk_bytes=config.network.chunk_bytes,
+        release=__version__,
     )
 
 

@@ -12,7 +12,7 @@ from dcpo_async.columns import aligned
 from dcpo_async.config import ActorSettings, GradingSettings, SamplingSettings
 from dcpo_async.records import Activity, Count, EvaluationTerms, FinishReason, GroupOutcome, Hold, Relay
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 
 Array = NDArray[Any]
 
@@ -33,20 +33,21 @@ class Envelope:
         message: the header.
         arrays: one-dimensional arrays, by the names in `message.array_dtypes`.
         run_id: empty in a hello that asks for whatever run the learner is on.
-        incarnation: start number of the coordinator, 0 in a first hello.
+        incarnation, version: start of the coordinator, from 1, 0 in a first hello; protocol that its sender speaks.
     """
 
     message: Message
     arrays: Mapping[str, Array] = field(default_factory=dict)
     run_id: str = ""
     incarnation: int = 0
+    version: int = PROTOCOL_VERSION
 
 
 # ---- actor → coordinator
 
 
 class Hello(Message):
-    """An actor joins, or joins again after a restart of the coordinator with what it holds."""
+    """An actor joins, or again after a coordinator's restart, with what it holds: in work, or not acknowledged yet."""
 
     kind = "hello"
     session_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$", repr=False)]
@@ -57,11 +58,11 @@ class Hello(Message):
     role: Literal["actor", "evaluator"] = "actor"
     """An evaluator follows the weights and never wants a lease; it is not counted as an actor."""
     held: limits.Held = ()
-    """Leases being worked on, and those whose groups are not acknowledged yet."""
     relay: Relay = ""
     gpus: Count = 0
     """That its engine spans; 0 on a CPU."""
     weights_version: Count = 0
+    release: limits.Release = ""
 
 
 class Want(Message):
@@ -101,12 +102,11 @@ class LeaseFailed(Message):
 
 
 class Heartbeat(Message):
-    """The actor holds exactly these leases and gets on with them; `lost_relay` was silent, or sent wrong bytes."""
+    """What the actor holds, response `tokens` of each lease so far; `lost_relay` was silent, or sent wrong bytes."""
 
     kind = "heartbeat"
     held: limits.Held
     tokens: limits.HeldTokens = ()
-    """Response tokens so far of each lease in `held`."""
     engine_steps: Count = 0
     activity: Activity = "idle"
     weights_version: Count
@@ -128,12 +128,11 @@ class Heartbeat(Message):
 
 
 class Bye(Message):
-    """The actor leaves; whatever it still holds goes back, and may be the reason where its engine `has_failed`."""
+    """The actor leaves, and its leases go back, perhaps the reason if `has_failed`; refusals as in a heartbeat."""
 
     kind = "bye"
     reason: limits.Sentence
     canary_refusals: Count = 0
-    """As in the heartbeat: one that makes an actor leave is in no heartbeat any more."""
     has_failed: bool = False
 
 
@@ -158,6 +157,7 @@ class Welcome(Message):
     heartbeat_seconds: Annotated[float, Field(gt=0)]
     silence_seconds: Annotated[float, Field(gt=0)]
     chunk_bytes: limits.ChunkBytes
+    release: limits.Release = ""
 
 
 class LeaseMessage(Message):

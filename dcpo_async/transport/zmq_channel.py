@@ -10,9 +10,9 @@ import zmq
 import zmq.asyncio
 
 from dcpo_async.errors import ConfigError, FloodError, PeerLostError, ProtocolError, RevokedError
-from dcpo_async.limits import MAX_MESSAGE_BYTES, Refusals
-from dcpo_async.protocol.codec import Frame, decode, encode
-from dcpo_async.protocol.messages import Envelope
+from dcpo_async.limits import GROUP_HEADER_BYTES, MAX_MESSAGE_BYTES, MESSAGES_PER_SECOND, Refusals
+from dcpo_async.protocol.codec import PREVIOUS_VERSION, SPOKEN_WITH_ACTORS, Frame, decode, encode
+from dcpo_async.protocol.messages import PROTOCOL_VERSION, Envelope
 from dcpo_async.transport.connections import Connections, raise_descriptor_limit
 from dcpo_async.transport.gate import Gate
 from dcpo_async.transport.interfaces import Received
@@ -48,6 +48,7 @@ class RouterChannel:
         max_header_bytes: int = MAX_MESSAGE_BYTES,
         max_connections: int | None = None,
         messages_per_second: float = math.inf,
+        versions: Sequence[int] = (PROTOCOL_VERSION,),
     ) -> None:
         """Listen.
 
@@ -60,6 +61,7 @@ class RouterChannel:
             max_connections: over TCP; none is as many as this process may have descriptors for.
             max_header_bytes: larger headers are refused before they are unpacked.
             messages_per_second: of one connection; what is more is dropped, and told once a second as a FloodError.
+            versions: of the protocol that are spoken here; each peer is answered in its own.
 
         Raises:
             ConfigError: the address is malformed, taken, not ours, or needs keys.
@@ -69,6 +71,7 @@ class RouterChannel:
         self._max_received_bytes = min(max_message_bytes, max_received_bytes)
         self._looked_at, self.refusals = 0.0, Refusals()
         self._shares = Shares(messages_per_second)
+        self._versions, self._of_before = versions, set[bytes]()
         self._context = zmq.asyncio.Context()
         self._socket = _socket(self._context, zmq.ROUTER, self._max_received_bytes, address)
         # Each connection is a peer of its own, named by this socket: no other can take it over.
@@ -111,7 +114,8 @@ class RouterChannel:
         Raises:
             PeerLostError: no such peer is connected, or QUEUED_MESSAGES wait for it already.
         """
-        frames = _frames(envelope, self._max_message_bytes)
+        version = PREVIOUS_VERSION if peer in self._of_before else PROTOCOL_VERSION
+        frames = _frames(envelope, self._max_message_bytes, version)
         try:
             await self._socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -135,6 +139,8 @@ class RouterChannel:
             return []
         self._looked_at = time.monotonic()
         self._connections.look()
+        if self._of_before:
+            self._of_before &= self._connections.speaking()
         if self._gate is None or not self._gate.has_changed():
             return []
         admission, revoked = self._gate.admission, list[Received]()
@@ -168,14 +174,18 @@ class RouterChannel:
                     continue
             match self._shares.take(connection, time.monotonic()):
                 case True:
-                    received.append(Received(connection, self._decoded(frames), holder))
+                    envelope = self._decoded(frames)
+                    if isinstance(envelope, Envelope) and envelope.version == PREVIOUS_VERSION:
+                        self._of_before.add(connection)
+                    received.append(Received(connection, envelope, holder))
                 case FloodError() as flood:
                     received.append(Received(connection, flood, holder))
         return received
 
     def _decoded(self, frames: Sequence[zmq.Frame]) -> Envelope | ProtocolError:
         try:
-            return decode([frame.buffer for frame in frames], self._max_received_bytes, self._max_header_bytes)
+            views = [frame.buffer for frame in frames]
+            return decode(views, self._max_received_bytes, self._max_header_bytes, self._versions)
         except ProtocolError as error:
             # Its frames would keep alive all that was received with it, wherever one of these errors is remembered.
             error.__cause__ = error.__context__ = None
@@ -193,6 +203,7 @@ class DealerChannel:
         *,
         insecure: bool = False,
         send_timeout_seconds: float = 5.0,
+        version: int = PROTOCOL_VERSION,
     ) -> None:
         """Begin to connect; whether anybody listens shows in the first answer.
 
@@ -202,13 +213,14 @@ class DealerChannel:
             curve: keys of this side and of the router.
             insecure: allow an address off this machine without keys.
             send_timeout_seconds: how long a send waits for a connection and room in its queue.
+            version: of the protocol that is spoken here.
 
         Raises:
             ConfigError: the address is malformed, or needs keys.
         """
         check_address(address, curve is not None, insecure)
         self._address, self._send_timeout_seconds = address, send_timeout_seconds
-        self._max_message_bytes = max_message_bytes
+        self._max_message_bytes, self._version = max_message_bytes, version
         self._context = zmq.asyncio.Context()
         self._socket = _socket(self._context, zmq.DEALER, max_message_bytes, address)
         # Without it, hellos and groups would pile up while the learner restarts, all to arrive at once.
@@ -229,7 +241,9 @@ class DealerChannel:
         frames = await _waiting_message(self._socket)
         if not frames and await self._socket.poll(math.ceil(timeout_seconds * 1000)):
             frames = await _waiting_message(self._socket)
-        return decode([frame.buffer for frame in frames], self._max_message_bytes) if frames else None
+        if not frames:
+            return None
+        return decode([frame.buffer for frame in frames], self._max_message_bytes, versions=(self._version,))
 
     async def send(self, envelope: Envelope) -> None:
         """Send.
@@ -238,7 +252,7 @@ class DealerChannel:
             PeerLostError: no connection, or no room in its queue, within `send_timeout_seconds`.
         """
         try:
-            await self._socket.send_multipart(_frames(envelope, self._max_message_bytes), copy=False)
+            await self._socket.send_multipart(_frames(envelope, self._max_message_bytes, self._version), copy=False)
         except zmq.Again:
             raise PeerLostError(
                 f"{self._address} took no message within {self._send_timeout_seconds:g} s: "
@@ -248,6 +262,22 @@ class DealerChannel:
     def close(self) -> None:
         """Let go of the connection; what is queued has half a second to leave."""
         self._context.destroy()
+
+
+def listening_to_actors(
+    address: str, max_message_bytes: int, max_group_bytes: int, curve: CurveServer | None, insecure: bool
+) -> RouterChannel:
+    """A coordinator's end, with the bounds of what an actor may say; raises ConfigError as RouterChannel does."""
+    return RouterChannel(
+        address,
+        max_message_bytes,
+        curve,
+        insecure=insecure,
+        max_received_bytes=max_group_bytes,
+        max_header_bytes=GROUP_HEADER_BYTES,
+        messages_per_second=MESSAGES_PER_SECOND,
+        versions=SPOKEN_WITH_ACTORS,
+    )
 
 
 def new_pair() -> Pair:
@@ -269,7 +299,11 @@ def connecting_to_relays(curve: CurveClient | None, *, insecure: bool) -> Callab
 
     def connect(relay: str) -> DealerChannel:
         address, own = for_relay(curve, relay) if curve else (relay, None)
-        return DealerChannel(address, MAX_MESSAGE_BYTES, own, insecure=insecure, send_timeout_seconds=1.0)
+        # Of the release before, perhaps: while a fleet is upgraded both are among its machines.
+        version = PREVIOUS_VERSION
+        return DealerChannel(
+            address, MAX_MESSAGE_BYTES, own, insecure=insecure, send_timeout_seconds=1.0, version=version
+        )
 
     return connect
 
@@ -298,8 +332,8 @@ async def _waiting_message(socket: zmq.asyncio.Socket) -> list[zmq.Frame]:
     return frames
 
 
-def _frames(envelope: Envelope, max_message_bytes: int) -> list[Frame]:
-    frames = encode(envelope)
+def _frames(envelope: Envelope, max_message_bytes: int, version: int) -> list[Frame]:
+    frames = encode(envelope, version)
     num_bytes = sum(memoryview(frame).nbytes for frame in frames)
     if num_bytes > max_message_bytes:
         raise ProtocolError(

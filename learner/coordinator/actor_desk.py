@@ -278,8 +278,8 @@ class ActorDesk:
             return
         name = session.name
         if name not in self.connected:
-            self.connected[name] = ConnectedActor(now, hello.host, hello.engine, hello.role, hello.gpus)
-            log.info("%s %s joined from %s with %s", hello.role, name_of(name), hello.host, hello.engine)
+            self.connected[name] = ConnectedActor(now, hello.host, hello.engine, hello.role, hello.gpus, hello.release)
+            log.info("%s %s joined from %s", hello.role, name_of(name), self.connected[name])
         actor = self.connected[name]
         actor.heard_at, actor.num_granted, actor.weights_version = now, 0, hello.weights_version
         self.rotation.want(name, 0)

@@ -189,6 +189,7 @@ class Status:
             "session": name_of(peer),
             "host": actor.host,
             "engine": actor.engine,
+            "release": actor.release,
             "weights_version": actor.weights_version,
             "canary_difference": actor.canary_difference,
             "activity": actor.activity,

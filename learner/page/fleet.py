@@ -43,7 +43,7 @@ def fleet_rows(status: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "preemptions": actor.get("preemptions", 0),
                 "failures": actor.get("failures", 0),
                 "heard_seconds_ago": actor.get("heard_seconds_ago"),
-                "notes": list(_notes(actor, typical, usual_age, bound)),
+                "notes": [*_notes(actor, typical, usual_age, bound), *_release_note(actor, status)],
             }
         )
     return rows
@@ -68,6 +68,11 @@ def _notes(
     difference = actor.get("canary_difference")
     if bound and difference and difference > bound / 2:
         yield "its engine is close to being refused"
+
+
+def _release_note(actor: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[str]:
+    if actor.get("release", status.get("release")) != status.get("release"):
+        yield f"of dcpo-async {actor['release']}" if actor["release"] else "of an earlier dcpo-async"
 
 
 def balance(steps: Sequence[Mapping[str, float | None]]) -> dict[str, float] | None:

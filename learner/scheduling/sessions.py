@@ -29,7 +29,7 @@ class ConnectedActor:
 
     Attributes:
         heard_at: when its last message came, in monotonic seconds.
-        role, gpus: as it said in its hello.
+        host, engine, role, gpus, release: as it said in its hello.
         num_granted, granted_at: leases since its last hello, and when the last one went out.
         activity, groups_in_flight, responses_in_flight, response_capacity, preemptions: as in its last heartbeat.
         tokens_generated: response tokens by its own count; None until its first heartbeat.
@@ -43,6 +43,7 @@ class ConnectedActor:
     engine: str
     role: str
     gpus: int = 0
+    release: str = ""
     num_granted: int = 0
     granted_at: float = 0.0
     activity: Activity = "starting"
@@ -56,6 +57,10 @@ class ConnectedActor:
     canary_difference: float | None = None
     refused: set[int] = field(default_factory=set)
     failures: int = 0
+
+    def __str__(self) -> str:
+        release = f"dcpo-async {self.release}" if self.release else "an earlier dcpo-async, to be upgraded next"
+        return f"{self.host} with {self.engine}, {release}"
 
 
 def fleet_metrics(connected: Iterable[ConnectedActor]) -> dict[str, float]:

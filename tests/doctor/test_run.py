@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dcpo_async import __version__
 from dcpo_async.commands.cli import main
 from dcpo_async.doctor.disk import Grown, disk
 from dcpo_async.doctor.run import run, training
@@ -61,6 +62,13 @@ def test_a_learner_that_was_killed_with_what_its_trainer_said(tmp_path: Path) ->
         ({"written_at": time.time() - 100}, "error: the learner is silent: last sign of life"),
         ({"is_over": True}, "warning: the learner was stopped in order"),
         ({"release": "0.0.1"}, "warning: the learner is of release 0.0.1"),
+        (
+            {
+                "release": __version__,
+                "actors_connected": [actor("a", 1.0, release=""), actor("b", 1.0, release=__version__)],
+            },
+            f"warning: 1 of 2 actors are of another release than the learner, {__version__}: a (an earlier one)",
+        ),
         ({"trainer_restarts": 2}, "warning: the trainer was started again 2 times"),
         ({"actors_connected": [], "actors": 0.0}, "error: no actor is connected"),
         (

@@ -18,7 +18,7 @@ import pytest
 import zmq
 
 from dcpo_async.devices import count_gpus
-from dcpo_async.protocol.codec import Frame, decode, encode
+from dcpo_async.protocol.codec import PREVIOUS_VERSION, Frame, decode, encode
 from dcpo_async.protocol.messages import PROTOCOL_VERSION, Envelope, Reject
 from dcpo_async.transport.key_files import write_peer_keys
 from dcpo_async.transport.zmq_channel import new_pair
@@ -316,7 +316,7 @@ def test_a_learner_refuses_strangers_in_words_and_another_data_set_in_its_folder
     with Services(tmp_path, model) as services:
         learner = services.start_learner("--lag.max_lag", "0")
         services.until("the learner", lambda: "actors reach it at" in learner.log)
-        older = asked(services.address, of_version(PROTOCOL_VERSION - 1, Envelope(stranger))).message
+        older = asked(services.address, of_version(PREVIOUS_VERSION - 1, Envelope(stranger))).message
         strayed = asked(services.address, encode(Envelope(stranger, run_id="elsewhere-1"))).message
         learner.signal(signal.SIGKILL)
         learner.process.wait(10)
@@ -325,7 +325,8 @@ def test_a_learner_refuses_strangers_in_words_and_another_data_set_in_its_folder
     assert isinstance(older, Reject)
     assert older.reason == "protocol_version"
     assert older.detail == (
-        f"the peer speaks protocol version {PROTOCOL_VERSION - 1}, this side speaks {PROTOCOL_VERSION}: "
+        f"the peer speaks protocol version {PREVIOUS_VERSION - 1}, this side speaks {PROTOCOL_VERSION} and "
+        f"{PREVIOUS_VERSION}: "
         "upgrade dcpo-async on the peer"
     )
     assert isinstance(strayed, Reject)

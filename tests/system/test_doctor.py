@@ -12,7 +12,6 @@ import pytest
 from dcpo_async.doctor.command import diagnose
 from dcpo_async.doctor.round_trip import BEAT
 from dcpo_async.errors import VersionMismatchError
-from dcpo_async.protocol import codec
 from dcpo_async.protocol.messages import Envelope
 from dcpo_async.transport.key_files import load_peer_keys, write_peer_keys, write_server_keys
 from dcpo_async.transport.zmq_channel import DealerChannel, new_pair
@@ -90,9 +89,9 @@ def test_a_key_that_is_not_admitted_is_found_from_both_sides(run: Run) -> None:
 
 def test_a_peer_of_another_protocol_is_found_from_both_sides(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def speak() -> None:
+        monkeypatch.setitem(DealerChannel.__init__.__kwdefaults__, "version", 6)
         dealer = DealerChannel(run.services.address, 1 << 20, load_peer_keys(run.files["actor"]))
         try:
-            monkeypatch.setattr(codec, "PROTOCOL_VERSION", 6)
             await dealer.send(Envelope(BEAT))
             with pytest.raises(VersionMismatchError):
                 await dealer.receive(SECONDS)

@@ -91,6 +91,14 @@ def test_the_slowest_actor_comes_first_and_is_named(tmp_path: Path) -> None:
     assert not rows[1]["notes"]
 
 
+def test_an_actor_of_another_release_is_named() -> None:
+    actors: list[dict[str, Any]] = [{"session": name, "weights_version": 1} for name in "abcd"]
+    for row, release in zip(actors, ("", "0.1", "0.2"), strict=False):
+        row["release"] = release
+    rows = {row["actor"]: row["notes"] for row in fleet_rows({"release": "0.2", "actors_connected": actors})}
+    assert rows == {"a": ["of an earlier dcpo-async"], "b": ["of dcpo-async 0.1"], "c": [], "d": []}
+
+
 def test_a_learner_that_waits_a_third_of_the_time() -> None:
     steps: list[dict[str, float | None]] = [{"step_seconds": 2.0, "wait_seconds": 1.0}, {"step_seconds": None}]
     assert balance(steps) == {"step": 2.0, "wait": 1.0}
