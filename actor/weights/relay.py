@@ -11,6 +11,7 @@ from pathlib import Path
 from dcpo_async.errors import DcpoError
 from dcpo_async.limits import MAX_MESSAGE_BYTES, limited_log
 from dcpo_async.processes import until_told
+from dcpo_async.protocol.codec import SPOKEN_BY_RELAYS
 from dcpo_async.transport.interfaces import Router
 from dcpo_async.transport.key_files import CurveServer, load_peer_keys
 from dcpo_async.transport.pacing import PacedRouter
@@ -63,7 +64,14 @@ async def _serve_until_told(options: argparse.Namespace) -> None:
         connect = connecting(keys, insecure=False, send_timeout_seconds=GRACE_SECONDS)
         admitted = AdmittedByLearner(lambda: weight_server(options.offer), connect)
         curve = CurveServer(keys.public, keys.secret, admitted)
-    channel: Router = RouterChannel(options.listen, MAX_MESSAGE_BYTES, curve, insecure=options.insecure, **REQUESTS)
+    channel: Router = RouterChannel(
+        options.listen,
+        MAX_MESSAGE_BYTES,
+        curve,
+        insecure=options.insecure,
+        versions=SPOKEN_BY_RELAYS,
+        **REQUESTS,
+    )
     if options.mbps:
         channel = PacedRouter(channel, options.mbps * MB)
     log.info("handing on weights on port %d", channel.port)

@@ -54,12 +54,15 @@ def measured(number: int, groups_per_second: float, seconds: float, forgeries: i
         argv = [sys.executable, "-m", "bench.fleet.learner", folder, str(number)]
         with (Path(folder) / "log").open("w") as log:
             learner = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True)
+        rank = None
         try:
             os.sched_setaffinity(learner.pid, {LEARNER_CORE})
             assert learner.stdout is not None
-            address = learner.stdout.readline().strip()
-            if not address:
+            told = learner.stdout.readline().split()
+            if not told:
                 return f"{number} actors: the coordinator did not start: {(Path(folder) / 'log').read_text()[-500:]}"
+            address, *of_ranks = told
+            rank = subprocess.Popen([sys.executable, "-m", "bench.fleet.rank", *of_ranks])
             # Every actor has its second lease by then.
             warm_up = 10.0 + 2.0 * number / groups_per_second
             if forgeries:
@@ -67,8 +70,9 @@ def measured(number: int, groups_per_second: float, seconds: float, forgeries: i
                 return asyncio.run(besieged)
             return asyncio.run(_observed(learner.pid, address, number, groups_per_second, seconds, warm_up))
         finally:
-            learner.kill()
-            learner.wait()
+            for process in (learner, rank) if rank else (learner,):
+                process.kill()
+                process.wait()
 
 
 async def _observed(pid: int, address: str, number: int, rate: float, seconds: float, warm_up: float) -> str:

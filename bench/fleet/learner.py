@@ -1,15 +1,14 @@
-"""A real coordinator over sockets and a ledger on disk, with a rank that trains in no time: a process of its own."""
+"""A real coordinator over sockets and a ledger on disk: a process of its own."""
 
 import asyncio
 import sys
 from pathlib import Path
 
-from bench.fleet.rank import InstantRank
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json
 from dcpo_async.records import Prompt
 from dcpo_async.transport.interfaces import Received
-from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel
+from dcpo_async.transport.zmq_channel import RouterChannel
 from learner.coordinator.coordinator import Coordinator
 from learner.coordinator.intake import Intake
 from learner.ledger.ledger import Ledger
@@ -55,7 +54,7 @@ async def tell_received(router: CountingRouter, file: Path) -> None:
 
 
 async def serve(folder: Path, num_leases: int) -> None:
-    """Print the address once actors may come, and serve until this process is killed."""
+    """Print the addresses of actors and of the rank, and the number of this start; serve until killed."""
     config = run_config(folder, num_leases)
     ledger = Ledger(folder / "ledger")
     number = config.admission_window * 2
@@ -65,11 +64,9 @@ async def serve(folder: Path, num_leases: int) -> None:
     actors, ranks_address = CountingRouter("tcp://127.0.0.1:0", limit), f"ipc://{folder}/ranks"
     ranks = RouterChannel(ranks_address, limit)
     coordinator = Coordinator(config, "run", intake, ledger, actors, ranks, weights_port=actors.port + 1)
-    rank = InstantRank(DealerChannel(ranks_address, limit), ledger.incarnation)
-    print(f"tcp://127.0.0.1:{actors.port}", flush=True)
+    print(f"tcp://127.0.0.1:{actors.port} {ranks_address} {ledger.incarnation}", flush=True)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(coordinator.run())
-        tasks.create_task(rank.run())
         tasks.create_task(tell_received(actors, folder / "received.json"))
 
 

@@ -1,7 +1,10 @@
-"""A trainer that takes no time, as the coordinator sees one."""
+"""A trainer that takes no time, as the coordinator sees one: a process of its own, as ranks are."""
 
+import asyncio
+import sys
 from typing import TypeVar
 
+from dcpo_async.limits import MAX_MESSAGE_BYTES
 from dcpo_async.protocol.messages import Envelope, Message
 from dcpo_async.protocol.trainer_messages import (
     Published,
@@ -13,6 +16,7 @@ from dcpo_async.protocol.trainer_messages import (
     VersionWant,
 )
 from dcpo_async.transport.interfaces import Dealer
+from dcpo_async.transport.zmq_channel import DealerChannel
 
 M = TypeVar("M", bound=Message)
 
@@ -52,3 +56,11 @@ class InstantRank:
             envelope = await self._channel.receive(60.0)
             if envelope is not None and isinstance(envelope.message, kind):
                 return envelope.message
+
+
+async def _train(address: str, incarnation: int) -> None:
+    await InstantRank(DealerChannel(address, MAX_MESSAGE_BYTES), incarnation).run()
+
+
+if __name__ == "__main__":
+    asyncio.run(_train(sys.argv[1], int(sys.argv[2])))

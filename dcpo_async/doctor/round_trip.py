@@ -67,7 +67,7 @@ def answered(address: str, keys: CurveClient | None, seconds: float = ANSWER_SEC
     try:
         answer = asyncio.run(_answer_of(address, keys, seconds))
     except VersionMismatchError as failure:
-        yield error(f"the learner at {address}: {failure}", "install one release on all machines")
+        yield error(f"the learner at {address}: {failure}", "install one release on all machines, the learner's first")
     except PeerLostError as failure:
         if keys is None:
             yield error(f"the learner at {address}: {failure}", "its log says why; `dcpo doctor --run` on its machine")

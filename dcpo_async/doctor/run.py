@@ -122,7 +122,7 @@ def life(status: Mapping[str, Any], health: Health, folder: Path | None) -> Iter
     if health.is_live and status.get("release") not in (None, __version__):
         yield warning(
             f"the learner is of release {status['release']}, this is {__version__}",
-            "install one release on all machines; those with another protocol are refused",
+            "install one release on all machines, the learner's first: it goes on with actors of the release before",
         )
     if status.get("trainer_restarts"):
         end = last_lines(RunFolder(folder).log("trainer"), 1) if folder else ""

@@ -2,7 +2,8 @@
 
 Two versions of the protocol are spoken while a fleet is upgraded, machine by machine, the learner first: with each
 actor it speaks as that actor does, in this release's version or in the one before. Actors speak their own with the
-learner, and among themselves the older of the two, since neither knows of which release the other is.
+learner. Relays are asked in the version before, since whoever asks does not know of which release they are, and take
+one more, since those that ask may be of the release before theirs.
 
 Whoever changes messages raises PROTOCOL_VERSION, writes below what is new, and records the shapes of all messages
 (`tests/protocol/test_window.py` fails until it is done, and says how).
@@ -32,6 +33,7 @@ from dcpo_async.records import Count
 
 PREVIOUS_VERSION = 7
 SPOKEN_WITH_ACTORS = (PROTOCOL_VERSION, PREVIOUS_VERSION)
+SPOKEN_BY_RELAYS = (*SPOKEN_WITH_ACTORS, PREVIOUS_VERSION - 1)
 ADDED: Mapping[str, frozenset[str]] = {"hello": frozenset({"release"}), "welcome": frozenset({"release"})}
 """By kind of message, the words new to the version before. Each has a default, which holds for its peers."""
 
@@ -191,16 +193,29 @@ def _require_small(frame: memoryview, max_bytes: int) -> None:
 
 def _kind_of(start: memoryview) -> str:
     """The kind of the message whose header starts so; empty where it does not stand before the body."""
+    kind = _at_start(start, "kind")
+    return kind if isinstance(kind, str) else ""
+
+
+def spoken_version(frames: Sequence[Frame]) -> int:
+    """The version that a message says to be of, however little else of it can be read; 0 where it does not say so."""
+    version = _at_start(memoryview(frames[0])[:_START_BYTES], "v") if frames else None
+    return version if type(version) is int else 0
+
+
+def _at_start(start: memoryview, word: str) -> object:
+    """What a header says that starts so; None where this does not stand before the body."""
     unpacker = msgpack.Unpacker(use_list=False, raw=False, max_ext_len=0)
     unpacker.feed(start)
     try:
         for _ in range(unpacker.read_map_header()):
             key, value = unpacker.unpack(), unpacker.unpack()
-            if key == "kind":
-                return value if isinstance(value, str) else ""
+            if key == word:
+                found: object = value
+                return found
     except (ValueError, RecursionError, msgpack.UnpackException):
         pass
-    return ""
+    return None
 
 
 def _version_mismatch(peer_version: int, kind: object, versions: Sequence[int]) -> VersionMismatchError:

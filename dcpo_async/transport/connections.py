@@ -71,10 +71,6 @@ class Connections:
             self._open[descriptor] = speaker
         self._silent.pop(descriptor, None)
 
-    def speaking(self) -> set[bytes]:
-        """The open connections that have brought a message, as the router names them."""
-        return {speaker[0] for speaker in self._open.values() if speaker is not None}
-
     def close_where(self, is_unwanted: Callable[[Speaker], bool]) -> list[tuple[Speaker, str]]:
         """End those that have spoken and are not wanted any more; returns them, and the address of each."""
         unwanted = [(at, speaker) for at, speaker in self._open.items() if speaker is not None and is_unwanted(speaker)]

@@ -10,8 +10,8 @@ import zmq
 import zmq.asyncio
 
 from dcpo_async.errors import ConfigError, FloodError, PeerLostError, ProtocolError, RevokedError
-from dcpo_async.limits import GROUP_HEADER_BYTES, MAX_MESSAGE_BYTES, MESSAGES_PER_SECOND, Refusals
-from dcpo_async.protocol.codec import PREVIOUS_VERSION, SPOKEN_WITH_ACTORS, Frame, decode, encode
+from dcpo_async.limits import GROUP_HEADER_BYTES, MAX_MESSAGE_BYTES, MAX_PEERS, MESSAGES_PER_SECOND, Refusals
+from dcpo_async.protocol.codec import PREVIOUS_VERSION, SPOKEN_WITH_ACTORS, Frame, decode, encode, spoken_version
 from dcpo_async.protocol.messages import PROTOCOL_VERSION, Envelope
 from dcpo_async.transport.connections import Connections, raise_descriptor_limit
 from dcpo_async.transport.gate import Gate
@@ -26,6 +26,8 @@ MAX_READ = 4 * MAX_RECEIVED
 """Messages read at once, those included that are over their connection's share."""
 QUEUED_MESSAGES = 256
 """Messages that wait for one peer before it counts as lost."""
+MAX_REMEMBERED = 4 * MAX_PEERS
+"""Connections of which it is known that they speak an older version; not all of them need be open still."""
 LINGER_MS = 500
 KEEPALIVE_SECONDS, KEEPALIVE_PROBES = 5, 3
 """A machine that answers nothing is noticed after four times as long, by the kernel: never by libzmq's own pings, which
@@ -61,7 +63,7 @@ class RouterChannel:
             max_connections: over TCP; none is as many as this process may have descriptors for.
             max_header_bytes: larger headers are refused before they are unpacked.
             messages_per_second: of one connection; what is more is dropped, and told once a second as a FloodError.
-            versions: of the protocol that are spoken here; each peer is answered in its own.
+            versions: of the protocol that are spoken here; each peer is answered in the one that it spoke last.
 
         Raises:
             ConfigError: the address is malformed, taken, not ours, or needs keys.
@@ -71,7 +73,7 @@ class RouterChannel:
         self._max_received_bytes = min(max_message_bytes, max_received_bytes)
         self._looked_at, self.refusals = 0.0, Refusals()
         self._shares = Shares(messages_per_second)
-        self._versions, self._of_before = versions, set[bytes]()
+        self._versions, self._spoken = versions, dict[bytes, int]()
         self._context = zmq.asyncio.Context()
         self._socket = _socket(self._context, zmq.ROUTER, self._max_received_bytes, address)
         # Each connection is a peer of its own, named by this socket: no other can take it over.
@@ -114,8 +116,7 @@ class RouterChannel:
         Raises:
             PeerLostError: no such peer is connected, or QUEUED_MESSAGES wait for it already.
         """
-        version = PREVIOUS_VERSION if peer in self._of_before else PROTOCOL_VERSION
-        frames = _frames(envelope, self._max_message_bytes, version)
+        frames = _frames(envelope, self._max_message_bytes, self._spoken.get(peer, PROTOCOL_VERSION))
         try:
             await self._socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -139,8 +140,6 @@ class RouterChannel:
             return []
         self._looked_at = time.monotonic()
         self._connections.look()
-        if self._of_before:
-            self._of_before &= self._connections.speaking()
         if self._gate is None or not self._gate.has_changed():
             return []
         admission, revoked = self._gate.admission, list[Received]()
@@ -174,22 +173,33 @@ class RouterChannel:
                     continue
             match self._shares.take(connection, time.monotonic()):
                 case True:
-                    envelope = self._decoded(frames)
-                    if isinstance(envelope, Envelope) and envelope.version == PREVIOUS_VERSION:
-                        self._of_before.add(connection)
-                    received.append(Received(connection, envelope, holder))
+                    received.append(Received(connection, self._decoded(connection, frames), holder))
                 case FloodError() as flood:
                     received.append(Received(connection, flood, holder))
         return received
 
-    def _decoded(self, frames: Sequence[zmq.Frame]) -> Envelope | ProtocolError:
+    def _decoded(self, connection: bytes, frames: Sequence[zmq.Frame]) -> Envelope | ProtocolError:
+        views = [frame.buffer for frame in frames]
         try:
-            views = [frame.buffer for frame in frames]
-            return decode(views, self._max_received_bytes, self._max_header_bytes, self._versions)
+            envelope = decode(views, self._max_received_bytes, self._max_header_bytes, self._versions)
+            self._note(connection, envelope.version)
+            return envelope
         except ProtocolError as error:
+            # It is told so in words that it can read.
+            self._note(connection, spoken_version(views))
             # Its frames would keep alive all that was received with it, wherever one of these errors is remembered.
             error.__cause__ = error.__context__ = None
             return error.with_traceback(None)
+
+    def _note(self, connection: bytes, version: int) -> None:
+        """Note which version a peer is to be answered in, where that is not this release's own."""
+        was = self._spoken.pop(connection, PROTOCOL_VERSION)
+        if version == PROTOCOL_VERSION or version not in self._versions:
+            return
+        if was == PROTOCOL_VERSION and len(self._spoken) >= MAX_REMEMBERED:
+            del self._spoken[next(iter(self._spoken))]
+        # To the end: those that have said nothing for the longest are forgotten first.
+        self._spoken[connection] = version
 
 
 class DealerChannel:
@@ -299,10 +309,14 @@ def connecting_to_relays(curve: CurveClient | None, *, insecure: bool) -> Callab
 
     def connect(relay: str) -> DealerChannel:
         address, own = for_relay(curve, relay) if curve else (relay, None)
-        # Of the release before, perhaps: while a fleet is upgraded both are among its machines.
-        version = PREVIOUS_VERSION
         return DealerChannel(
-            address, MAX_MESSAGE_BYTES, own, insecure=insecure, send_timeout_seconds=1.0, version=version
+            address,
+            MAX_MESSAGE_BYTES,
+            own,
+            insecure=insecure,
+            send_timeout_seconds=1.0,
+            # Of the release before, perhaps: while a fleet is upgraded both are among its machines.
+            version=PREVIOUS_VERSION,
         )
 
     return connect

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 
 from dcpo_async.errors import PeerLostError, ProtocolError, RevokedError, WeightsError
 from dcpo_async.limits import REQUESTS_PER_SECOND, SMALL_HEADER_BYTES, quoted
-from dcpo_async.protocol.codec import SPOKEN_WITH_ACTORS
 from dcpo_async.protocol.messages import Envelope, Message, Reject
 from dcpo_async.protocol.weight_messages import (
     ChunkMessage,
@@ -38,14 +36,12 @@ class _Requests(TypedDict):
     max_received_bytes: int
     max_header_bytes: int
     messages_per_second: float
-    versions: Sequence[int]
 
 
 REQUESTS: _Requests = {
     "max_received_bytes": SMALL_HEADER_BYTES,
     "max_header_bytes": SMALL_HEADER_BYTES,
     "messages_per_second": REQUESTS_PER_SECOND,
-    "versions": SPOKEN_WITH_ACTORS,
 }
 """What a channel that takes requests for weights takes of each peer."""
 

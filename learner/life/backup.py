@@ -5,7 +5,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +16,10 @@ from dcpo_async.durable import publish_folder, write_text
 from dcpo_async.errors import ConfigError, DcpoError, LedgerError
 from dcpo_async.processes import be_private
 from dcpo_async.run_folder import RunFolder
+from dcpo_async.transport.connections import raise_descriptor_limit
 from dcpo_async.weights.locks import is_unused, let_go, opened
 from learner.checkpoints.folder import (
+    META_NAME,
     complete_steps,
     described_checkpoint,
     file_digest,
@@ -62,7 +64,7 @@ class Backup(BaseModel):
 
 
 class _GoneError(Exception):
-    """The run has removed or replaced a file before all were held."""
+    """The run has removed or replaced a file before all were held; says which arrays are missing, where it is that."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,13 +106,21 @@ def back_up(run: Path, to: Path) -> tuple[Backup, int]:
         ConfigError: something stands at the folder, it cannot be written, or files go faster than they are opened.
         LedgerError, CheckpointError: there is no run, or it is damaged.
     """
+    # All that may still train is held open.
+    raise_descriptor_limit()
+    missing = ""
     with new_folder(to) as writing:
         for _ in range(MAX_TRIES):
-            with contextlib.suppress(_GoneError):
+            try:
                 backup = _written(RunFolder(run), writing)
                 write_text(writing / BACKUP_NAME, backup.model_dump_json(indent=2))
                 # Read back, as a restore reads it.
                 return verified(writing)
+            except _GoneError as gone:
+                # A run that goes on deletes arrays as they stop to be needed, and never the same twice.
+                if missing and missing == str(gone):
+                    raise LedgerError(f"{run}: {missing}: the run is damaged") from None
+                missing = str(gone)
             for path in writing.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     raise ConfigError(f"{run}: files went during each of {MAX_TRIES} copies that were begun; try again")
@@ -203,7 +213,7 @@ def _written(run: RunFolder, writing: Path) -> Backup:
         step, acknowledged = _hold(run, held, segments, copied.ledger)
         settle_copy(run.ledger, copied.ledger, acknowledged)
         with open_copy(copied.ledger) as reader:
-            digests = held.copy(writing) | segments.copy(writing, _needed(reader, segments.names, step))
+            digests = held.copy(writing) | segments.copy(writing, _needed(reader, segments, run, step))
             digests |= {str(path.relative_to(writing)): file_digest(path) for path in _files_in(copied.ledger)}
             run_id = reader.meta("run_id")
             if run_id is None:
@@ -225,14 +235,15 @@ def _hold(run: RunFolder, held: HeldFiles, segments: HeldFiles, ledger: Path) ->
     """Open all files, and copy the ledger; returns the checkpoint's step, and what `take_copy` does.
 
     The checkpoint is opened before the ledger is copied, which then has every batch that it contains; the segments
-    after, when all are there that the copy points to. A learner deletes none of these before the checkpoint has lost
-    its name. Only the ledger's bytes are copied between the two: rows may take as long as they like to check.
+    after, when all are there that the copy points to. A learner deletes none that the checkpoint needs before that has
+    lost its name. Only the ledger's bytes are copied between the two: rows may take as long as they like to check.
 
     Raises _GoneError where the run has removed or replaced a file meanwhile.
     """
     step = _newest_step(run)
     try:
         if step:
+            held.hold(run.checkpoints / step_folder(step) / META_NAME)
             held.hold_all(run.checkpoints / step_folder(step))
         for path in (run.config, run.data, run.metrics, *run.path.glob("reasoning-gym-*.jsonl")):
             if path.exists():
@@ -254,10 +265,11 @@ def _newest_step(run: RunFolder) -> int:
     return max(complete_steps(run.checkpoints), default=0)
 
 
-def _needed(reader: LedgerReader, present: Collection[str], step: int) -> dict[str, int]:
+def _needed(reader: LedgerReader, segments: HeldFiles, run: RunFolder, step: int) -> dict[str, int]:
     """The segments that a learner needs which goes on at a step, and how many bytes of each these rows know.
 
-    Raises LedgerError where one of them was not present.
+    Raises _GoneError where one of them is not there: what was on its way when the rows were copied may since have been
+    given up, and its segment deleted.
     """
     newest = newest_record(reader)
     ends = dict([*segment_ends(reader).items(), newest])
@@ -266,10 +278,14 @@ def _needed(reader: LedgerReader, present: Collection[str], step: int) -> dict[s
         for number, end in ends.items()
         if number == newest[0] or is_needed(reader, number, step)
     }
-    if missing := [name for name, end in needed.items() if end and name not in present]:
-        raise LedgerError(f"{', '.join(missing[:5])} missing, with arrays that may still train: the run is damaged")
+    for name in needed.keys() - segments.names:
+        # A list of names may be older than these rows, on a network's file system.
+        with contextlib.suppress(FileNotFoundError):
+            segments.hold(run.path / name)
+    if missing := [name for name, end in needed.items() if end and name not in segments.names]:
+        raise _GoneError(f"{', '.join(missing[:5])} missing, with arrays that may still train")
     # A fork has none before its learner was started.
-    return {name: end for name, end in needed.items() if name in present}
+    return {name: end for name, end in needed.items() if name in segments.names}
 
 
 def _files_in(folder: Path) -> list[Path]:

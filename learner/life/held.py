@@ -1,11 +1,14 @@
 """Files of a folder that goes on changing, held open so that they can be copied as they stood at one moment."""
 
+import errno
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import BinaryIO
 
 import xxhash
+
+from dcpo_async.errors import ConfigError
 
 _BLOCK_BYTES = 8 << 20
 
@@ -21,8 +24,18 @@ class HeldFiles:
         self._root, self._files = root, dict[str, BinaryIO]()
 
     def hold(self, path: Path) -> None:
-        """Open a file; raises FileNotFoundError where it is not there."""
-        self._files[str(path.relative_to(self._root))] = path.open("rb")
+        """Open a file, once; raises FileNotFoundError where it is not there, ConfigError where too many are open."""
+        if (name := str(path.relative_to(self._root))) in self._files:
+            return
+        try:
+            self._files[name] = path.open("rb")
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise ConfigError(
+                f"{self._root}: {len(self._files)} of its files are held open, and this process may open no more; "
+                "raise its limit (ulimit -n)"
+            ) from None
 
     def hold_all(self, folder: Path) -> None:
         """Open every file below a folder but those under a name that is written or removed just now."""
@@ -36,7 +49,7 @@ class HeldFiles:
         return all(_is_at(self._root / name, file) for name, file in self._files.items())
 
     @property
-    def names(self) -> Collection[str]:
+    def names(self) -> Set[str]:
         """Of the files, below the root."""
         return self._files.keys()
 

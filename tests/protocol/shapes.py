@@ -1,27 +1,38 @@
-"""What each message holds, in short, as it is recorded for a version: `python -m tests.protocol.shapes`."""
+"""What each message between actors and learner holds, as it is recorded: `python -m tests.protocol.shapes`."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from dcpo_async.protocol import messages, weight_messages
 from dcpo_async.protocol.codec import MESSAGE_TYPES
-from dcpo_async.protocol.messages import PROTOCOL_VERSION
+from dcpo_async.protocol.messages import PROTOCOL_VERSION, Message
 
 Shapes = dict[str, dict[str, str]]
 
 
 def shapes() -> Shapes:
-    """For each kind of message its words and arrays, each with a digest of its type and its bounds."""
+    """For each kind its words, each with a digest of its type, its bounds and its default; and its arrays, in order.
+
+    What ranks, publisher and machines of a learner say to each other is left out: they are of one release.
+    """
+    kinds = {
+        kind.kind: kind
+        for module in (messages, weight_messages)
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
+    }
+    assert kinds.keys() <= MESSAGE_TYPES.keys()
     found: Shapes = {}
-    for kind, message_type in sorted(MESSAGE_TYPES.items()):
+    for kind, message_type in kinds.items():
         schema = message_type.model_json_schema()
         words = {
-            name: _digest(_plain(of_word, schema.get("$defs", {})), name in schema.get("required", ()))
+            name: _digest(_plain(of_word, schema.get("$defs", {})), of_word.get("default"))
             for name, of_word in schema.get("properties", {}).items()
         }
-        arrays = {f"[{name}]": dtype for name, dtype in message_type.array_dtypes.items()}
-        found[kind] = {**words, **arrays}
+        arrays = " ".join(f"{name}:{dtype}" for name, dtype in message_type.array_dtypes.items())
+        found[kind] = {**words, "[arrays]": arrays}
     return found
 
 
@@ -51,8 +62,8 @@ def _plain(schema: Any, definitions: dict[str, Any]) -> Any:
     return found
 
 
-def _digest(schema: Any, is_required: bool) -> str:
-    words = json.dumps([schema, is_required], sort_keys=True)
+def _digest(schema: Any, default: Any) -> str:
+    words = json.dumps([schema, default], sort_keys=True)
     return hashlib.blake2b(words.encode(), digest_size=4).hexdigest()
 
 

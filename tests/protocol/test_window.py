@@ -1,22 +1,31 @@
 """Two versions of the protocol side by side: a learner, and actors of the release before it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import msgpack
 import pytest
 
-from dcpo_async.errors import VersionMismatchError
-from dcpo_async.protocol import messages, weight_messages
-from dcpo_async.protocol.codec import ADDED, MESSAGE_TYPES, PREVIOUS_VERSION, SPOKEN_WITH_ACTORS, decode, encode
+from dcpo_async.errors import MalformedError, VersionMismatchError
+from dcpo_async.protocol import weight_messages
+from dcpo_async.protocol.codec import (
+    ADDED,
+    MESSAGE_TYPES,
+    PREVIOUS_VERSION,
+    SPOKEN_BY_RELAYS,
+    SPOKEN_WITH_ACTORS,
+    decode,
+    encode,
+)
 from dcpo_async.protocol.messages import (
     PROTOCOL_VERSION,
     Envelope,
-    Message,
     Reject,
     Want,
     Welcome,
 )
+from dcpo_async.transport import zmq_channel
 from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel, connecting_to_relays
 from tests.protocol.made_session import HELLO, WELCOME
 from tests.protocol.shapes import recorded, shapes
@@ -60,17 +69,16 @@ def test_messages_are_as_they_were_recorded_for_their_version() -> None:
 
 
 def test_what_the_version_before_does_not_know_is_named_and_nothing_else_differs() -> None:
-    of_actors = {
-        kind.kind
-        for module in (messages, weight_messages)
-        for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
-    }
     assert PREVIOUS_VERSION == PROTOCOL_VERSION - 1
     now, before = shapes(), recorded(PREVIOUS_VERSION)
-    for kind in of_actors:
-        without = {name: digest for name, digest in now[kind].items() if name not in ADDED.get(kind, ())}
+    assert now.keys() == before.keys(), "a kind that one of the two does not know is never to be sent to it"
+    for kind, words in now.items():
+        without = {name: digest for name, digest in words.items() if name not in ADDED.get(kind, ())}
         assert without == before[kind], kind
+
+
+def test_what_is_asked_of_relays_is_the_same_in_all_versions_that_they_speak() -> None:
+    assert ADDED.keys().isdisjoint({"chunk_want", "chunk", "reject"})
 
 
 def test_every_word_that_is_new_has_a_default_for_peers_that_do_not_say_it() -> None:
@@ -83,7 +91,7 @@ def test_a_message_is_written_for_a_peer_of_the_version_before_without_what_is_n
     frames = encode(Envelope(WELCOME.model_copy(update={"release": "9.9"})), PREVIOUS_VERSION)
     words: dict[str, Any] = msgpack.unpackb(frames[0])
     assert words["v"] == PREVIOUS_VERSION
-    assert {name.partition(".")[0] for name in recorded(PREVIOUS_VERSION)["welcome"]} == words["body"].keys()
+    assert recorded(PREVIOUS_VERSION)["welcome"].keys() - {"[arrays]"} == words["body"].keys()
     back = decode(frames, LIMIT, versions=(PREVIOUS_VERSION,))
     assert isinstance(back.message, Welcome)
     assert (back.message.release, back.version) == ("", PREVIOUS_VERSION)
@@ -129,32 +137,80 @@ async def test_ranks_and_machines_of_a_learner_are_of_one_release(dial: Dial) ->
         router.close()
 
 
-async def test_a_connection_that_is_gone_is_forgotten_with_its_version(router: RouterChannel) -> None:
-    for _ in range(3):
-        dealer = DealerChannel(f"tcp://127.0.0.1:{router.port}", LIMIT, version=PREVIOUS_VERSION)
-        await dealer.send(Envelope(HELLO))
-        [received] = await router.receive(5)
-        assert received.peer in router._of_before
-        dealer.close()
-    assert await router.receive(1.5) == []
-    assert router._of_before == set()
+async def test_what_could_not_be_read_is_answered_in_its_version_too(router: RouterChannel, dial: Dial) -> None:
+    old = dial(router, PREVIOUS_VERSION)
+    await old.send(Envelope(Want.model_construct(num_leases=-1, num_received=0)))
+    [received] = await router.receive(5)
+    assert isinstance(received.envelope, MalformedError)
+    await router.send(received.peer, Envelope(Reject(reason="invalid", detail="no")))
+    answer = await old.receive(5)
+    assert answer is not None
+    assert isinstance(answer.message, Reject)
 
 
-async def test_relays_are_asked_in_the_older_version_whichever_they_are_of(router: RouterChannel) -> None:
-    of_before = RouterChannel("tcp://127.0.0.1:0", LIMIT, versions=(PREVIOUS_VERSION,))
-    connect = connecting_to_relays(None, insecure=False)
+async def test_a_peer_of_the_version_before_is_known_though_others_come_and_go(
+    router: RouterChannel, dial: Dial
+) -> None:
+    """One that leaves with messages unread gives its descriptor to the next, and is heard after it."""
+    leaving = DealerChannel(f"tcp://127.0.0.1:{router.port}", LIMIT, version=PREVIOUS_VERSION)
+    await leaving.send(Envelope(HELLO))
+    await router.receive(5)
+    for _ in range(4):
+        await leaving.send(Envelope(HELLO))
+    leaving.close()
+    await asyncio.sleep(0.2)
+    old = dial(router, PREVIOUS_VERSION)
+    await old.send(Envelope(Want(num_leases=1)))
+    await asyncio.sleep(0.2)
+    heard = await router.receive(5)
+    [peer] = [
+        each.peer for each in heard if isinstance(each.envelope, Envelope) and each.envelope.message.kind == "want"
+    ]
+    await asyncio.sleep(0.6)
+    await router.receive(0.1)
+    await router.send(peer, Envelope(WELCOME))
+    answer = await old.receive(5)
+    assert answer is not None
+    assert answer.message == WELCOME
+
+
+async def test_no_more_connections_are_remembered_than_a_bound_and_the_longest_silent_go_first(
+    router: RouterChannel, dial: Dial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zmq_channel, "MAX_REMEMBERED", 2)
+    peers = []
+    for number in (0, 1, 0, 2):
+        if number == len(peers):
+            peers.append(dial(router, PREVIOUS_VERSION))
+        await peers[number].send(Envelope(HELLO))
+        assert await router.receive(5)
+    assert len(router._spoken) == 2
+    await peers[0].send(Envelope(HELLO))
+    [received] = await router.receive(5)
+    assert received.peer in router._spoken
+
+
+@pytest.mark.parametrize("release", [PREVIOUS_VERSION, PROTOCOL_VERSION, PROTOCOL_VERSION + 1])
+async def test_relays_of_the_release_before_of_this_one_and_of_the_next_are_asked_in_words_that_they_know(
+    release: int,
+) -> None:
+    # As SPOKEN_BY_RELAYS is in each of these releases.
+    relay = RouterChannel("tcp://127.0.0.1:0", LIMIT, versions=(release, release - 1, release - 2))
+    dealer = connecting_to_relays(None, insecure=False)(f"tcp://127.0.0.1:{relay.port}")
+    want = weight_messages.ChunkWant(weights_version=1, file="f", offset=0, num_bytes=1)
     try:
-        for relay in (of_before, router):
-            dealer = connect(f"tcp://127.0.0.1:{relay.port}")
-            want = weight_messages.ChunkWant(weights_version=1, file="f", offset=0, num_bytes=1)
-            await dealer.send(Envelope(want))
-            [received] = await relay.receive(5)
-            assert isinstance(received.envelope, Envelope)
-            assert received.envelope.message == want
-            await relay.send(received.peer, Envelope(Reject(reason="invalid", detail="no")))
-            answer = await dealer.receive(5)
-            assert answer is not None
-            assert answer.version == PREVIOUS_VERSION
-            dealer.close()
+        await dealer.send(Envelope(want))
+        [received] = await relay.receive(5)
+        assert isinstance(received.envelope, Envelope)
+        assert received.envelope.message == want
+        await relay.send(received.peer, Envelope(Reject(reason="invalid", detail="no")))
+        answer = await dealer.receive(5)
+        assert answer is not None
+        assert answer.version == PREVIOUS_VERSION
     finally:
-        of_before.close()
+        dealer.close()
+        relay.close()
+
+
+def test_relays_speak_three_versions() -> None:
+    assert SPOKEN_BY_RELAYS == (PROTOCOL_VERSION, PROTOCOL_VERSION - 1, PROTOCOL_VERSION - 2)

@@ -1,6 +1,8 @@
 """Backups of a run that goes on are whole, and what they restore to goes on as the run would have."""
 
+import itertools
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ from bench.chaos.recount import recount
 from dcpo_async.errors import ConfigError, LedgerError
 from learner.checkpoints.folder import complete_steps
 from learner.ledger.checking import check
-from learner.ledger.copy import open_copy
+from learner.ledger.copy import open_copy, take_copy
 from learner.ledger.rows import Rows
 from learner.life.backup import back_up, main, new_folder, verified
 from learner.life.events import events
@@ -74,14 +76,57 @@ def test_backups_under_load_restore_to_ledgers_that_pass_the_recount(busy_run: P
 def test_how_long_rows_take_to_check_does_not_hold_up_a_backup(
     busy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def newest() -> int:
+        return max(complete_steps(busy_run / "checkpoints"))
+
     def check_slowly(rows: Rows, acknowledged: int | None) -> None:
         # In which the run takes checkpoints, and removes what they supersede.
-        time.sleep(0.5)
+        before = newest()
+        while newest() < before + 3:
+            time.sleep(0.05)
         check(rows, acknowledged)
 
     monkeypatch.setattr("learner.ledger.copy.check", check_slowly)
     backup, _ = back_up(busy_run, tmp_path / "backup")
-    assert max(complete_steps(busy_run / "checkpoints")) > backup.step + 2
+    assert newest() > backup.step + 2
+
+
+def test_arrays_that_were_given_up_while_the_ledger_was_copied_are_no_damage(
+    stopped_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, tries = tmp_path / "kept", []
+
+    def take(folder: Path, to: Path) -> int | None:
+        segment = stopped_run / "ledger" / "segments" / "000001.segment"
+        if not tries:
+            segment.rename(kept)
+        elif kept.exists():
+            # Not needed at the second try, in a run: here it is there again.
+            kept.rename(segment)
+        tries.append(to)
+        return take_copy(folder, to)
+
+    monkeypatch.setattr("learner.life.backup.take_copy", take)
+    back_up(stopped_run, tmp_path / "backup")
+    assert len(tries) == 2
+
+
+def test_more_files_than_may_be_open_are_refused_with_what_to_do(
+    stopped_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2, 60):
+        (stopped_run / "ledger" / "segments" / f"{number:06d}.segment").touch()
+    monkeypatch.setattr("learner.life.backup.raise_descriptor_limit", lambda: 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    free = (number for number in itertools.count() if number not in used)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, 30, None)), hard))
+    try:
+        with pytest.raises(ConfigError, match=r"files are held open, and this process may open no more.*ulimit -n"):
+            back_up(stopped_run, tmp_path / "backup")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not list(tmp_path.glob("*backup*"))
 
 
 def test_a_restored_run_has_all_but_the_name_of_the_run(stopped_run: Path, tmp_path: Path) -> None:
