@@ -1,10 +1,11 @@
 """How a coordinator bears a fleet: `python -m bench.fleet`, or `--actors 10 100 1000 2000`.
 
-A real coordinator with a ledger on disk on one core, simulated actors with real sessions and sockets on the other; each
-holds one lease, and together they send so many groups a second (8 responses of 200 tokens). The gate is always open.
-A hundred of the actors have a process of their own, in which times are taken; the others share one.
+A real coordinator with a ledger on disk on one core; on the other a rank that trains in no time, and simulated actors
+with real sessions and sockets. Each holds one lease, and together they send so many groups a second (8 responses of 200
+tokens). The gate is always open. A hundred of the actors have a process of their own, in which times are taken; the
+others share one.
 
-With `--forgeries 1000000` so many forged messages come in as well, from a third process on the actors' core: what the
+With `--forgeries 1000000` so many forged messages come in as well, from another process on the actors' core: what the
 same actors did before and beside them, what the coordinator was handed, its memory, and whether any of it counted.
 """
 
@@ -68,7 +69,8 @@ def measured(number: int, groups_per_second: float, seconds: float, forgeries: i
             if forgeries:
                 besieged = _besieged(learner.pid, Path(folder), address, number, groups_per_second, seconds, forgeries)
                 return asyncio.run(besieged)
-            return asyncio.run(_observed(learner.pid, address, number, groups_per_second, seconds, warm_up))
+            said = asyncio.run(_observed(learner.pid, address, number, groups_per_second, seconds, warm_up))
+            return said if rank.poll() is None else f"{number} actors: the rank ended, with code {rank.returncode}"
         finally:
             for process in (learner, rank) if rank else (learner,):
                 process.kill()

@@ -193,10 +193,12 @@ class RouterChannel:
 
     def _note(self, connection: bytes, version: int) -> None:
         """Note which version a peer is to be answered in, where that is not this release's own."""
-        was = self._spoken.pop(connection, PROTOCOL_VERSION)
-        if version == PROTOCOL_VERSION or version not in self._versions:
+        if version not in self._versions:
             return
-        if was == PROTOCOL_VERSION and len(self._spoken) >= MAX_REMEMBERED:
+        self._spoken.pop(connection, None)
+        if version == PROTOCOL_VERSION:
+            return
+        if len(self._spoken) >= MAX_REMEMBERED:
             del self._spoken[next(iter(self._spoken))]
         # To the end: those that have said nothing for the longest are forgotten first.
         self._spoken[connection] = version

@@ -213,13 +213,15 @@ def _written(run: RunFolder, writing: Path) -> Backup:
         step, acknowledged = _hold(run, held, segments, copied.ledger)
         settle_copy(run.ledger, copied.ledger, acknowledged)
         with open_copy(copied.ledger) as reader:
-            digests = held.copy(writing) | segments.copy(writing, _needed(reader, segments, run, step))
-            digests |= {str(path.relative_to(writing)): file_digest(path) for path in _files_in(copied.ledger)}
             run_id = reader.meta("run_id")
             if run_id is None:
                 raise ConfigError(
                     f"{run.path}: its learner has not got so far as to name the run; try again in a minute"
                 )
+            # Before the checkpoint, which may be large, is copied in vain.
+            needed = _needed(reader, segments, run, step)
+            digests = held.copy(writing) | segments.copy(writing, needed)
+            digests |= {str(path.relative_to(writing)): file_digest(path) for path in _files_in(copied.ledger)}
             return Backup(
                 run_id=run_id,
                 made_at=now(),

@@ -28,7 +28,7 @@ def shapes() -> Shapes:
     for kind, message_type in kinds.items():
         schema = message_type.model_json_schema()
         words = {
-            name: _digest(_plain(of_word, schema.get("$defs", {})), of_word.get("default"))
+            name: _digest(_plain(of_word, schema.get("$defs", {})), name in schema.get("required", ()), of_word)
             for name, of_word in schema.get("properties", {}).items()
         }
         arrays = " ".join(f"{name}:{dtype}" for name, dtype in message_type.array_dtypes.items())
@@ -62,8 +62,8 @@ def _plain(schema: Any, definitions: dict[str, Any]) -> Any:
     return found
 
 
-def _digest(schema: Any, default: Any) -> str:
-    words = json.dumps([schema, default], sort_keys=True)
+def _digest(schema: Any, is_required: bool, of_word: dict[str, Any]) -> str:
+    words = json.dumps([schema, is_required, of_word.get("default")], sort_keys=True)
     return hashlib.blake2b(words.encode(), digest_size=4).hexdigest()
 
 

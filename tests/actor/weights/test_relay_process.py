@@ -15,8 +15,9 @@ import pytest
 from actor.weights.relay import offer, offered, weight_server
 from dcpo_async.demo.services import free_address
 from dcpo_async.errors import ConfigError, PeerLostError
+from dcpo_async.protocol.codec import SPOKEN_BY_RELAYS
 from dcpo_async.protocol.messages import Envelope
-from dcpo_async.protocol.weight_messages import ChunkWant
+from dcpo_async.protocol.weight_messages import ChunkMessage, ChunkWant
 from dcpo_async.transport.key_files import CurveClient, load_server_keys, revoke
 from dcpo_async.transport.memory_channel import MemoryNetwork
 from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel, connecting_to_relays, new_pair
@@ -147,6 +148,19 @@ async def test_a_relay_shuts_out_a_key_that_the_learner_revokes(fleet: Fleet) ->
     assert await heard(dealer, 5.0) is None
     dealer.close()
     assert await fleet.answer(friend, seconds=60.0) is not None
+
+
+@pytest.mark.parametrize("version", SPOKEN_BY_RELAYS)
+async def test_a_relay_answers_in_each_version_that_those_who_ask_may_be_of(
+    store: Path, tmp_path: Path, version: int
+) -> None:
+    publish(store, 1)
+    async with relay_process(store) as (_, address):
+        dealer = DealerChannel(address, 1 << 23, version=version)
+        answer = await heard(dealer, 20.0)
+        dealer.close()
+    assert answer is not None
+    assert isinstance(answer.message, ChunkMessage)
 
 
 def test_a_relay_hands_on_the_run_that_was_offered_and_no_other(tmp_path: Path) -> None:
