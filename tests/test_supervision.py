@@ -96,7 +96,7 @@ async def test_a_stop_is_passed_on_and_the_child_may_end_in_its_own_way(tmp_path
 
 
 async def test_a_cancelled_supervision_leaves_no_child(tmp_path: Path) -> None:
-    child = counting(tmp_path, "import os; print('pid', os.getpid(), flush=True); time.sleep(60)")
+    child = counting(tmp_path, "import os; os.write(1, b'pid %d\\n' % os.getpid()); time.sleep(60)")
     keeping = asyncio.create_task(keep_running(child))
     await wait_for_text(child.log_file, "pid")
     keeping.cancel()
@@ -138,14 +138,14 @@ SIGN = "from dcpo_async.supervision import sign_of_progress as sign; import os; 
 
 
 def of_two(folder: Path, program: str) -> Child:
-    """Two processes that give signs: each is told its number."""
+    """Two processes that give signs: each is told its number. They share a log: a line is to be written at once."""
     child = counting(folder, SIGN + program)
     members = [{"NUMBER": "0"}, {"NUMBER": "1"}]
     return replace(child, members=lambda: members, signs=folder, max_failures=0, start_seconds=60.0)
 
 
 async def test_when_one_process_of_a_part_fails_the_others_end_with_it(tmp_path: Path) -> None:
-    program = "print('pid', os.getpid(), flush=True); time.sleep(1) if number == '0' else time.sleep(60); sys.exit(3)"
+    program = "os.write(1, b'pid %d\\n' % os.getpid()); time.sleep(1) if number == '0' else time.sleep(60); sys.exit(3)"
     with pytest.raises(EngineError, match="failed 1 times in a row"):
         await keep_running(of_two(tmp_path, program))
     pids = [int(line.split()[1]) for line in last_lines(tmp_path / "child.log").splitlines()]
