@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcpo_async.errors import DcpoError
-from dcpo_async.limits import MAX_MESSAGE_BYTES, limited_log
+from dcpo_async.limits import limited_log
 from dcpo_async.processes import until_told
 from dcpo_async.protocol.codec import SPOKEN_BY_RELAYS
 from dcpo_async.transport.interfaces import Router
 from dcpo_async.transport.key_files import CurveServer, load_peer_keys
 from dcpo_async.transport.pacing import PacedRouter
-from dcpo_async.transport.zmq_channel import RouterChannel, connecting
+from dcpo_async.transport.zmq_channel import connecting, listening_to_requests
 from dcpo_async.weight_serving.admitted import GRACE_SECONDS, AdmittedByLearner
 from dcpo_async.weight_serving.relaying import Relay
-from dcpo_async.weight_serving.service import REQUESTS
 
 log = logging.getLogger("relay")
 
@@ -64,14 +63,7 @@ async def _serve_until_told(options: argparse.Namespace) -> None:
         connect = connecting(keys, insecure=False, send_timeout_seconds=GRACE_SECONDS)
         admitted = AdmittedByLearner(lambda: weight_server(options.offer), connect)
         curve = CurveServer(keys.public, keys.secret, admitted)
-    channel: Router = RouterChannel(
-        options.listen,
-        MAX_MESSAGE_BYTES,
-        curve,
-        insecure=options.insecure,
-        versions=SPOKEN_BY_RELAYS,
-        **REQUESTS,
-    )
+    channel: Router = listening_to_requests(options.listen, curve, options.insecure, SPOKEN_BY_RELAYS)
     if options.mbps:
         channel = PacedRouter(channel, options.mbps * MB)
     log.info("handing on weights on port %d", channel.port)

@@ -10,7 +10,15 @@ import zmq
 import zmq.asyncio
 
 from dcpo_async.errors import ConfigError, FloodError, PeerLostError, ProtocolError, RevokedError
-from dcpo_async.limits import GROUP_HEADER_BYTES, MAX_MESSAGE_BYTES, MAX_PEERS, MESSAGES_PER_SECOND, Refusals
+from dcpo_async.limits import (
+    GROUP_HEADER_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_PEERS,
+    MESSAGES_PER_SECOND,
+    REQUESTS_PER_SECOND,
+    SMALL_HEADER_BYTES,
+    Refusals,
+)
 from dcpo_async.protocol.codec import PREVIOUS_VERSION, SPOKEN_WITH_ACTORS, Frame, decode, encode, spoken_version
 from dcpo_async.protocol.messages import PROTOCOL_VERSION, Envelope
 from dcpo_async.transport.connections import Connections, raise_descriptor_limit
@@ -289,6 +297,22 @@ def listening_to_actors(
         max_header_bytes=GROUP_HEADER_BYTES,
         messages_per_second=MESSAGES_PER_SECOND,
         versions=SPOKEN_WITH_ACTORS,
+    )
+
+
+def listening_to_requests(
+    address: str, curve: CurveServer | None, insecure: bool, versions: Sequence[int]
+) -> RouterChannel:
+    """The end that takes requests for weights, which are small; raises ConfigError as RouterChannel does."""
+    return RouterChannel(
+        address,
+        MAX_MESSAGE_BYTES,
+        curve,
+        insecure=insecure,
+        max_received_bytes=SMALL_HEADER_BYTES,
+        max_header_bytes=SMALL_HEADER_BYTES,
+        messages_per_second=REQUESTS_PER_SECOND,
+        versions=versions,
     )
 
 

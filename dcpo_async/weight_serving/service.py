@@ -3,13 +3,12 @@
 import asyncio
 import logging
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dcpo_async.errors import PeerLostError, ProtocolError, RevokedError, WeightsError
-from dcpo_async.limits import REQUESTS_PER_SECOND, SMALL_HEADER_BYTES, quoted
+from dcpo_async.limits import quoted
 from dcpo_async.protocol.messages import Envelope, Message, Reject
 from dcpo_async.protocol.weight_messages import (
     ChunkMessage,
@@ -30,20 +29,6 @@ log = logging.getLogger("weight_server")
 IDLE_SECONDS = 5.0
 SILENCE_SECONDS = 20.0
 """A weight server that has not looked for requests for so long is stopped or stuck."""
-
-
-class _Requests(TypedDict):
-    max_received_bytes: int
-    max_header_bytes: int
-    messages_per_second: float
-
-
-REQUESTS: _Requests = {
-    "max_received_bytes": SMALL_HEADER_BYTES,
-    "max_header_bytes": SMALL_HEADER_BYTES,
-    "messages_per_second": REQUESTS_PER_SECOND,
-}
-"""What a channel that takes requests for weights takes of each peer."""
 
 
 async def serve(channel: Router, store_folder: Path, run_id: str, admission: Admission | None = None) -> None:

@@ -8,26 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcpo_async.errors import DcpoError
-from dcpo_async.limits import MAX_MESSAGE_BYTES, limited_log
+from dcpo_async.limits import limited_log
 from dcpo_async.processes import until_told
 from dcpo_async.protocol.codec import SPOKEN_WITH_ACTORS
 from dcpo_async.transport.key_files import load_server_keys
-from dcpo_async.transport.zmq_channel import RouterChannel
-from dcpo_async.weight_serving.service import REQUESTS, serve
+from dcpo_async.transport.zmq_channel import listening_to_requests
+from dcpo_async.weight_serving.service import serve
 
 log = logging.getLogger("weight_server")
 
 
 async def _serve_until_told(options: argparse.Namespace) -> None:
     curve = load_server_keys(options.keys) if options.keys else None
-    channel = RouterChannel(
-        options.listen,
-        MAX_MESSAGE_BYTES,
-        curve,
-        insecure=options.insecure,
-        versions=SPOKEN_WITH_ACTORS,
-        **REQUESTS,
-    )
+    channel = listening_to_requests(options.listen, curve, options.insecure, SPOKEN_WITH_ACTORS)
     log.info("serving the weights of run %s on port %d", options.run_id, channel.port)
     try:
         await until_told(serve(channel, options.store, options.run_id, curve.admission if curve else None))
