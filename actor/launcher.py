@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from actor.engine.choice import add_engine_arguments, engine_words
 from actor.weights_options import add_relay_arguments, add_weights_arguments, checked_relay, weights_words
@@ -19,7 +20,7 @@ from dcpo_async.devices import checked_gpus, cuda_environment, require_choice
 from dcpo_async.errors import ConfigError, DcpoError, EngineError, OutdatedError, UnsoundError, WeightsError
 from dcpo_async.limits import plain_log
 from dcpo_async.monitoring.listen import checked_listen
-from dcpo_async.processes import be_private, last_lines, module_argv, private_folder
+from dcpo_async.processes import MAX_SOCKET_BYTES, be_private, last_lines, module_argv, private_folder
 from dcpo_async.supervision import IMPORT_SECONDS, Child, endless, keep_running
 from dcpo_async.transport.key_files import load_peer_keys
 from dcpo_async.transport.security import check_address
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with private_folder("actor") as scratch:
             logs = options.logs or scratch
             with answering(listen, logs, len(groups)) as starts:
-                asyncio.run(_supervise(options, groups, logs, scratch / "signs", *relay, starts))
+                asyncio.run(_supervise(options, groups, logs, scratch, *relay, starts))
     except DcpoError as error:
         print(f"dcpo-actor: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -152,7 +153,7 @@ async def _supervise(
     options: argparse.Namespace,
     groups: Sequence[tuple[int, ...]],
     logs: Path,
-    signs: Path,
+    scratch: Path,
     relay_listen: str,
     relay: str,
     starts: list[int],
@@ -171,12 +172,11 @@ async def _supervise(
         async with asyncio.TaskGroup() as tasks:
             if relay:
                 log.info("a relay hands on weights at %s", relay)
-                child = _relay(options, relay_listen, offer, logs / "relay.log", _made(signs / "relay"))
+                child = _relay(options, relay_listen, offer, logs / "relay.log", scratch)
                 relaying.append(tasks.create_task(_keep_relay(child)))
             async with asyncio.TaskGroup() as engines:
                 for index, gpus in enumerate(groups):
-                    folder = _made(signs / f"engine-{index}")
-                    child = _engine(options, index, gpus, words, logs / f"engine-{index}.log", folder, starts)
+                    child = _engine(options, index, gpus, words, logs / f"engine-{index}.log", scratch, starts)
                     engines.create_task(_keep_engine(child, stopping, given_up))
             for task in relaying:
                 # Not asked to end: one that was stopped would not hear it.
@@ -214,7 +214,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _relay(options: argparse.Namespace, listen: str, offer: Path, log_file: Path, signs: Path) -> Child:
+def _relay(options: argparse.Namespace, listen: str, offer: Path, log_file: Path, scratch: Path) -> Child:
     """The process that hands on this machine's weights."""
     argv = module_argv("actor.weights.relay", "--listen", listen, "--offer", str(offer))
     argv += ["--mbps", str(options.relay_mbps)] if options.relay_mbps else []
@@ -230,7 +230,7 @@ def _relay(options: argparse.Namespace, listen: str, offer: Path, log_file: Path
     # Its port may be free again a moment later.
     return replace(
         child,
-        signs=signs,
+        signs=_made(scratch / "signs" / "relay"),
         environment={"OMP_NUM_THREADS": "1"},
         grace_seconds=1,
         pause_seconds=RESTART_SECONDS,
@@ -244,7 +244,7 @@ def _engine(
     gpus: tuple[int, ...],
     relay_words: Sequence[str],
     log_file: Path,
-    signs: Path,
+    scratch: Path,
     starts: list[int],
 ) -> Child:
     """One engine process, which runs until the learner or a signal ends it."""
@@ -268,9 +268,9 @@ def _engine(
         name=f"engine process {index}",
         argv=argv,
         log_file=log_file,
-        signs=signs,
+        signs=_made(scratch / "signs" / f"engine-{index}"),
         start_seconds=IMPORT_SECONDS,
-        environment=_environment(gpus),
+        environment={**_environment(gpus), **_socket_environment(scratch)},
         has_progressed=has_progressed,
         failed=failed,
         max_failures=MAX_QUICK_FAILURES,
@@ -285,6 +285,15 @@ def _environment(gpus: tuple[int, ...]) -> dict[str, str]:
     if gpus:
         return cuda_environment(gpus)
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+def _socket_environment(scratch: Path) -> dict[str, str]:
+    """Have vLLM put its sockets into a folder that is removed: each engine leaves three, however it ends.
+
+    Where the folder's path is so long that a socket in it could have none, they go to where vLLM puts them.
+    """
+    longest = MAX_SOCKET_BYTES - len(f"/{uuid4()}")
+    return {"VLLM_RPC_BASE_PATH": str(scratch)} if len(os.fsencode(scratch)) <= longest else {}
 
 
 def _engine_argv(options: argparse.Namespace, ready: Path) -> list[str]:

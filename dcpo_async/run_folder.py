@@ -1,8 +1,17 @@
-"""Every path of a run folder, once: services write them, tools read them."""
+"""Every path of a run folder, once: services write them, tools read them. And the room that its disk has."""
 
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
+MOST_RESERVE_BYTES, RESERVE_SHARE, LOOK_SECONDS = 256 << 20, 0.02, 1.0
+"""Of a run's disk so much is kept free, or this share of it where that is less."""
 REQUESTS = "requests"
 """The folder of what commands ask of the learner that is at work, and of its answers; a file each."""
 
@@ -111,3 +120,41 @@ class AdapterFolders:
     def skeleton(self) -> Path:
         """The adapter's configuration in peft's format, without weights."""
         return self.path / "adapter"
+
+
+def lacking_room(path: Path) -> float:
+    """Bytes that the disk of a run's folder lacks of its reserve; 0 where it has room."""
+    disk = shutil.disk_usage(path)
+    return max(0.0, min(MOST_RESERVE_BYTES, RESERVE_SHARE * disk.total) - disk.free)
+
+
+class DiskRoom:
+    """Holds up who writes to a run's disk while it is nearly full; a checkpoint that ends in an error gives room back.
+
+    Args:
+        path: of the run's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._first = path, asyncio.Lock()
+
+    async def until_there_is(self, meanwhile: Callable[[], None], unless: Callable[[], bool]) -> None:
+        """Return once the disk has room, or `unless` holds; the log tells of it.
+
+        Args:
+            meanwhile: called every second of a wait.
+        """
+        if not lacking_room(self._path):
+            return
+        async with self._first:
+            began = time.monotonic()
+            if lacks := lacking_room(self._path):
+                form = "%s: its disk lacks %.0f MB of room; the run waits, and goes on by itself once there is more"
+                log.error(form, self._path, lacks / 1e6)
+            while lacking_room(self._path) and not unless():
+                meanwhile()
+                await asyncio.sleep(LOOK_SECONDS)
+            if lacks:
+                log.warning(
+                    "%s: the run goes on, its disk had no room for %.0f s", self._path, time.monotonic() - began
+                )

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("learner")
 
+WAYS_OUT = dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of `ulimit -n`")
+WAYS_OUT |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits 0 when the run is finished or stopped, 2 on bad input, 1 on a failure."""
@@ -56,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"dcpo-learner: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
+        if error.errno not in WAYS_OUT:
             raise
-        print(f"dcpo-learner: {error.strerror}: raise the limit of `ulimit -n`, and start it again", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"dcpo-learner: {where}{error.strerror}: {WAYS_OUT[error.errno]}, and start it again", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.request import urlopen
 
-from tests.system.services import Services, two_free_ports
+from tests.system.services import Services, fill, small_disk, two_free_ports
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "alerts.yml"
 STEADY_SECONDS = 600.0
@@ -41,16 +41,20 @@ def main() -> int:
     if shutil.which("prometheus") is None:
         print("prometheus is missing: apt-get install prometheus", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory() as name, Services(Path(name), options.model) as services:
-        return watched(services, Path(name), options.speed_up)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Services(Path(name), options.model) as services,
+        small_disk(services) as is_small,
+    ):
+        return watched(services, Path(name), options.speed_up, is_small)
 
 
-def watched(services: Services, folder: Path, speed_up: int) -> int:
-    """Start the run and its watchers, provoke the faults, and end all of it."""
-    monitor, server, small = two_free_ports(), two_free_ports(), small_disk(services.run)
+def watched(services: Services, folder: Path, speed_up: int, is_small: bool) -> int:
+    """Start the run and its watchers, provoke the faults, and end Prometheus."""
+    monitor, server = two_free_ports(), two_free_ports()
     learner, actor = services.start_learner("--training.max_steps", "100000"), services.start_actor()
     services.until("the first steps", lambda: len(services.metrics()) >= 3, STEADY_SECONDS)
-    services.start("dcpo_async.monitoring", str(services.run), "--http", f"127.0.0.1:{monitor}")
+    services.start("dcpo_async.commands.cli", "serve", str(services.run), "--http", f"127.0.0.1:{monitor}")
     (folder / "alerts.yml").write_text(sped_up(RULES.read_text(), speed_up))
     (folder / "prometheus.yml").write_text(CONFIG.format(port=monitor))
     words = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
@@ -59,7 +63,7 @@ def watched(services: Services, folder: Path, speed_up: int) -> int:
             ["prometheus", *words, f"--web.listen-address=127.0.0.1:{server}"], stdout=log, stderr=log
         )
     try:
-        until("Prometheus scrapes", lambda: scrapes(server) and not firing(server))
+        services.until("Prometheus to scrape", lambda: scrapes(server) and not firing(server), STEADY_SECONDS)
         print(f"healthy for 20 s: {healthy(server, 20.0) or 'no alert'}", flush=True)
         trainer = learner.child("learner.trainer.rank")
         assert trainer is not None
@@ -68,7 +72,7 @@ def watched(services: Services, folder: Path, speed_up: int) -> int:
         told.append(fault(server, "DcpoNoActors", "the only actor is killed", actor.process.kill))
         back = over(server, "DcpoNoActors", lambda: services.start_actor())
         print(f"  over {back:.0f} s after another one was started", flush=True)
-        if small:
+        if is_small:
             filling = services.run / "filling"
             told.append(fault(server, "DcpoDiskFull", "a disk of 64 MB is filled", lambda: fill(filling)))
             print(f"  over {over(server, 'DcpoDiskFull', filling.unlink):.0f} s after there was room", flush=True)
@@ -79,24 +83,6 @@ def watched(services: Services, folder: Path, speed_up: int) -> int:
     finally:
         prometheus.send_signal(signal.SIGTERM)
         prometheus.wait()
-        if small:
-            for service in services.services:
-                service.process.kill()
-                service.process.wait()
-            subprocess.run(["umount", "--lazy", str(services.run)], check=False)
-
-
-def small_disk(folder: Path) -> bool:
-    """Put a disk of 64 MB under a folder; False where that is not permitted."""
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=False)
-    return done.returncode == 0
-
-
-def fill(path: Path) -> None:
-    """Leave 1 MB on a disk."""
-    with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(path.parent).free - 1_000_000)
 
 
 def sped_up(rules: str, times: int) -> str:

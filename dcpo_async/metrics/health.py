@@ -151,6 +151,8 @@ def _problems(status: Mapping[str, Any], now: float) -> Iterator[str]:
     is_measuring = status.get("is_finished") or (status.get("evaluation") or {}).get("running")
     if not is_measuring and now - since > max(NO_STEP_SECONDS, NO_STEP_TIMES * (usual or 0.0)):
         yield f"no step for {duration(now - since)}" + (f", usually {duration(usual)}" if usual else "")
+    if lacks := status.get("disk_lacks_bytes"):
+        yield f"the run waits for its disk, which lacks {lacks / 1e6:.0f} MB of room, and goes on once there is more"
     free, needed = status.get("disk_free_bytes"), (status.get("last_step") or {}).get("checkpoint_bytes", 0.0)
     if free is not None and free < needed:
         yield f"{free / 1e9:.1f} GB are free on the run's disk, less than a checkpoint ({needed / 1e9:.1f} GB)"

@@ -47,7 +47,10 @@ class MetricsWriter:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one step's metrics and `seconds`: how long this writer and those before it have been open."""
         values = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **metrics}
-        self._lines.write(json.dumps(values) + "\n")
+        try:
+            self._lines.write(json.dumps(values) + "\n")
+        except OSError as error:
+            log.warning("%s may lack step %d: %s", self._path, step, error)
         self._newest = max(self._newest, step)
         if self._thinning is None:
             return
@@ -62,7 +65,10 @@ class MetricsWriter:
         if self._thinner is not None:
             self._thinner.join()
             self._take_over(self._thinner)
-        self._lines.close()
+        try:
+            self._lines.close()
+        except OSError as error:
+            log.warning("%s may lack its last steps: %s", self._path, error)
 
     def _thin(self, thinning: Thinning) -> None:
         try:

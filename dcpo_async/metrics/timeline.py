@@ -4,11 +4,15 @@ Other processes tell how long things took, never when: durations travel in the m
 coordinator's clock says when. So clocks of machines need not agree; a span is off by what its message took.
 """
 
+import contextlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+
+log = logging.getLogger(__name__)
 
 FILE_BYTES, NUM_FILES = 8 << 20, 8
 """At most 64 MiB of spans are kept, some weeks of a run whose steps take a minute, however often it is started."""
@@ -35,13 +39,13 @@ class Span(NamedTuple):
 
 
 class SpanLog:
-    """Writes spans into files of bounded size, of which the newest are kept."""
+    """Writes spans into files of bounded size, of which the newest are kept; what a full disk refuses is left out."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         numbers = [int(path.stem) for path in folder.glob("*.jsonl")]
-        self._number = max(numbers, default=0)
+        self._number, self._is_refused = max(numbers, default=0), False
         newest = folder / f"{self._number:08d}.jsonl"
         if newest.exists() and newest.stat().st_size <= FILE_BYTES:
             self._file: TextIO = newest.open("a")
@@ -63,22 +67,42 @@ class SpanLog:
             self._write(process, name, seconds, end, facts)
             end -= seconds
 
+    @contextlib.contextmanager
+    def timed(self, process: str, name: str) -> Iterator[None]:
+        """Write down how long a block of code takes."""
+        began = time.monotonic()
+        yield
+        self.add(process, name, time.monotonic() - began)
+
     def _write(self, process: str, name: str, seconds: float, end: float, facts: Mapping[str, Any]) -> None:
         if seconds < LEAST_SECONDS:
             return
         start = end - seconds
-        self._file.write(json.dumps([process, name, round(start, 6), round(seconds, 6), facts]) + "\n")
-        if self._file.tell() > FILE_BYTES:
-            self._file.close()
-            self._file = self._next()
+        with self._tolerant():
+            self._file.write(json.dumps([process, name, round(start, 6), round(seconds, 6), facts]) + "\n")
+            if self._file.tell() > FILE_BYTES:
+                full, self._file = self._file, self._next()
+                full.close()
 
     def flush(self) -> None:
         """Let readers see what was written."""
-        self._file.flush()
+        with self._tolerant():
+            self._file.flush()
+            self._is_refused = False
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._tolerant():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._is_refused:
+                log.warning("%s lacks spans of what happens now: %s", self._folder, error)
+            self._is_refused = True
 
     def _next(self) -> TextIO:
         self._number += 1

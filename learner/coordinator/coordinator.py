@@ -12,7 +12,7 @@ from dcpo_async.limits import quoted
 from dcpo_async.metrics.sink import Sink
 from dcpo_async.metrics.timeline import SpanLog
 from dcpo_async.protocol.messages import Reject
-from dcpo_async.run_folder import RunFolder
+from dcpo_async.run_folder import DiskRoom, RunFolder
 from dcpo_async.transport.interfaces import Received, Router
 from learner.coordinator.actor_desk import ActorDesk
 from learner.coordinator.intake import Intake
@@ -62,7 +62,7 @@ class Coordinator:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run_id, self.ledger, self.has_ended = run_id, ledger, False
-        self._mail = Mail(run_id, ledger.incarnation)
+        self._mail, self._disk = Mail(run_id, ledger.incarnation), DiskRoom(config.folder)
         self._regrader = Regrader(config, intake.counts)
         self._spans = SpanLog(RunFolder(config.folder).timing)
         says = self._mail, self._regrader, weights_port, clock, self._spans, held_out or HeldOut()
@@ -88,10 +88,10 @@ class Coordinator:
 
     async def end(self, reason: str, *, dismiss: bool = True) -> None:
         """Tell every actor that the run is over, or that it goes on later, and stop serving."""
+        self.has_ended = True
         (self.actors.dismiss if dismiss else self.actors.pause)(reason)
         await self._flush()
         self.status.write(is_over=True)
-        self.has_ended = True
 
     async def _serve(self, desk: ActorDesk | TrainerDesk) -> None:
         while not self.has_ended:
@@ -112,9 +112,9 @@ class Coordinator:
 
     async def _flush(self) -> None:
         """Commit, then send: what a peer hears of is durable."""
-        began = time.monotonic()
-        self.ledger.commit()
-        self._spans.add("coordinator", "commit", time.monotonic() - began)
+        await self._disk.until_there_is(meanwhile=self.status.write, unless=lambda: self.has_ended)
+        with self._spans.timed("coordinator", "commit"):
+            self.ledger.commit()
         for router, peer, envelope in self._mail.collect():
             try:
                 await router.send(peer, envelope)

@@ -14,7 +14,7 @@ from dcpo_async.durable import write_json
 from dcpo_async.metrics.advice import Balance, advice
 from dcpo_async.metrics.health import this_process
 from dcpo_async.metrics.sink import Sink
-from dcpo_async.run_folder import RunFolder
+from dcpo_async.run_folder import RunFolder, lacking_room
 from dcpo_async.weights.canary import canary_bound
 from learner.coordinator.actor_desk import ActorDesk, name_of
 from learner.coordinator.intake import Intake
@@ -96,7 +96,11 @@ class Status:
         """Write `status.json`, which `dcpo status` and the demo's display read; once it is over, it stays so."""
         self._is_over |= is_over
         self._note_use()
-        write_json(RunFolder(self._config.folder).status, self.content(), indent=None)
+        path = RunFolder(self._config.folder).status
+        try:
+            write_json(path, self.content(), indent=None)
+        except OSError as error:
+            log.warning("%s stays what it was: %s", path, error)
 
     def content(self) -> dict[str, Any]:
         """What `status.json` says. Times are seconds since 1970 by this machine's clock."""
@@ -116,6 +120,7 @@ class Status:
             "unsaved_steps": self._ranks.unsaved,
             "settings_set": self.settings_set(),
             "disk_free_bytes": shutil.disk_usage(self._config.folder).free,
+            "disk_lacks_bytes": lacking_room(self._config.folder),
             "weights_version": self._intake.versions.newest.weights_version,
             "groups_counted": self._ledger.num_groups,
             "is_finished": self._ranks.is_finished,

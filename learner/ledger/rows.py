@@ -3,6 +3,7 @@
 The digest names the row that is damaged, whenever it is read; the total shows rows that are missing.
 """
 
+import errno
 import json
 import sqlite3
 from collections import Counter
@@ -187,6 +188,11 @@ def translated(path: Path, error: Exception) -> LedgerError:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
     if code == sqlite3.SQLITE_BUSY:
         return LedgerError(f"{path}: another learner is running on this folder; stop it or choose another --folder")
+    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return LedgerError(
+            f"{path}: the disk, or what may be written to it, is full ({error}); make room and start the same command "
+            "again, nothing that was acknowledged is lost"
+        )
     is_damage = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH)
     return damaged(path, f"SQLite says {error}") if is_damage else LedgerError(f"{path}: {error}")
 

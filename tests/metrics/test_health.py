@@ -45,6 +45,7 @@ ALIVE: dict[str, Any] = {
             "waited 1 min 11 s, for lease 5 of vm-4",
             1,
         ),
+        ({"disk_lacks_bytes": 3e6}, True, "degraded", "the run waits for its disk, which lacks 3 MB", 1),
         ({"disk_free_bytes": 1e9, "last_step": {"checkpoint_bytes": 2e9}}, True, "degraded", "1.0 GB are free", 1),
     ],
 )

@@ -130,3 +130,15 @@ def test_metrics_are_written_on_where_they_cannot_be_thinned(
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 41))
     assert "is not thinned: [Errno 28] No space left on device" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_full_disk_costs_lines_of_metrics_and_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"loss": 1.0})
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, writer._lines.fileno())
+    os.close(full)
+    writer.write(2, {"loss": 1.0})
+    writer.close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+    assert "metrics.jsonl may lack step 2: [Errno 28] No space left on device" in caplog.text

@@ -17,6 +17,18 @@ def test_parts_of_a_chain_end_one_where_the_next_begins(tmp_path: Path) -> None:
     assert wait.start + wait.seconds == pytest.approx(train.start, abs=1e-3)
 
 
+def test_spans_that_a_full_disk_refuses_are_left_out_and_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "00000001.jsonl").symlink_to("/dev/full")
+    log = SpanLog(tmp_path)
+    for _ in range(3):
+        log.add("trainer", "step", 1.0)
+        log.flush()
+    log.close()
+    assert caplog.text.count("lacks spans of what happens now: [Errno 28] No space left on device") == 1
+
+
 def test_what_is_shorter_than_a_millisecond_is_left_out(tmp_path: Path) -> None:
     log = SpanLog(tmp_path)
     log.add("coordinator", "commit", 0.0005)

@@ -1,8 +1,10 @@
 """Real services as subprocesses: started on free ports, watched through the files they write, ended by pid."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sqlite3
@@ -172,6 +174,28 @@ class Services:
 
     def exported_weights(self) -> bytes:
         return (self.run / "export" / "model.safetensors").read_bytes()
+
+
+@contextlib.contextmanager
+def small_disk(services: Services) -> Iterator[bool]:
+    """Put a disk of 64 MB under the run's folder until its services end here; False where that is not permitted."""
+    services.run.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(services.run)]
+    is_mounted = subprocess.run(words, check=False).returncode == 0
+    try:
+        yield is_mounted
+    finally:
+        if is_mounted:
+            for service in services.services:
+                service.process.kill()
+                service.process.wait()
+            subprocess.run(["umount", "--lazy", str(services.run)], check=False)
+
+
+def fill(path: Path) -> None:
+    """Leave 1 MB on the disk of a file that is made for it."""
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(path.parent).free - 1_000_000)
 
 
 def write_problems(path: Path, count: int) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
+from dcpo_async.metrics.health import health_of
 from tests.system.conftest import STEADY
-from tests.system.services import Service, Services, alive, assert_counted_once
+from tests.system.services import Service, Services, alive, assert_counted_once, fill, small_disk
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
@@ -179,3 +180,28 @@ def test_a_damaged_checkpoint_ends_the_learner_with_its_own_words(tmp_path: Path
     (line,) = [line for line in learner.log.splitlines() if line.startswith("dcpo-learner: ")]
     assert "step-00000012 is damaged" in line
     assert "move it away to resume from step 8" in line
+
+
+def test_a_full_disk_holds_a_run_up_until_there_is_room(tmp_path: Path, model: Path) -> None:
+    with Services(tmp_path, model) as services, small_disk(services) as is_small:
+        if not is_small:
+            pytest.skip("a tmpfs cannot be mounted here")
+        silence = ("--network.silence_seconds", "6", "--network.heartbeat_seconds", "1")
+        learner, actor = services.start_learner(*STEADY, *silence), services.start_actor(*SLOW)
+        services.until_step(3)
+        filling = services.run / "filling"
+        fill(filling)
+        services.until("the wait", lambda: "the run waits, and goes on by itself" in learner.log)
+        step = services.status()["step"]
+        # Longer than the silence that counts as an actor's death.
+        time.sleep(8)
+        status = services.status()
+        assert status["step"] == step
+        health = health_of(status, time.time(), True)
+        assert "the run waits for its disk" in health.why
+        filling.unlink()
+        services.ends_well(learner)
+        services.ends_well(actor)
+        assert "its disk had no room for" in learner.log
+        assert_counted_once(services)
+        assert [line["step"] for line in services.metrics()] == [*range(1, 13)]

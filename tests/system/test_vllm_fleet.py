@@ -69,9 +69,12 @@ def test_a_fleet_of_vllm_engines_joins_dies_and_loses_nothing(tmp_path: Path, mo
         assert int(resumed[-1]) > 0
         assert int(resumed[-1]) % 5 == 0
 
+        files = listening_files(second.process.pid)
+        assert files
         learner.signal(signal.SIGTERM)
         services.ends_well(learner)
         services.ends_well(second)
+        assert [path for path in files if path.exists()] == []
         assert_counted_once(services)
         # A lease may come back twice: unlisted, given to the same silent session again, and lost with it.
         again = services.ledger("SELECT SUM(attempt - 1) FROM visits WHERE state = 'accepted'")[0][0]

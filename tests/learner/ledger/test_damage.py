@@ -1,6 +1,7 @@
 """Flipped bits in the files of a ledger: what is read afterwards is what was written, or it is refused in words."""
 
 import contextlib
+import errno
 import random
 import shutil
 import sqlite3
@@ -12,6 +13,7 @@ import pytest
 
 from dcpo_async.errors import LedgerError
 from learner.ledger.ledger import Ledger
+from learner.ledger.rows import translated
 from tests.learner.small_run import make_config, make_intake, make_prompts, train
 
 FLIPS = (1, 8)
@@ -180,3 +182,15 @@ def test_damage_that_comes_while_a_learner_runs_is_found_when_the_row_is_used(
     with pytest.raises(LedgerError, match="table groups, position 3: the row does not match its digest"):
         ledger.read_scores(3)
     ledger.abandon()
+
+
+def test_a_full_disk_is_no_damage_and_says_what_to_do(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "full.sqlite")
+    database.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(sqlite3.Error) as full:
+        database.execute("CREATE TABLE rows (number)")
+    database.close()
+    for error in (full.value, OSError(errno.ENOSPC, "No space left on device")):
+        assert "make room and start the same command again, nothing that was acknowledged is lost" in str(
+            translated(tmp_path, error)
+        )
