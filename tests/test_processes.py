@@ -100,14 +100,15 @@ async def test_a_start_that_is_cancelled_leaves_no_child_and_ends(tmp_path: Path
 
 
 def test_the_temporary_folder_of_a_process_that_was_killed_is_removed_by_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place = tmp_path_factory.mktemp("t")
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
     program = (
         "from dcpo_async.processes import private_folder; import os, signal\n"
         "with private_folder('learner') as folder:\n    print(folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    argv, environment = [sys.executable, "-c", program], {**os.environ, "TMPDIR": str(tmp_path)}
+    argv, environment = [sys.executable, "-c", program], {**os.environ, "TMPDIR": str(place)}
     left = Path(subprocess.run(argv, env=environment, capture_output=True, text=True, check=False).stdout.strip())
     assert left.is_dir()
     with private_folder("learner") as first, private_folder("actor") as second:

@@ -111,10 +111,13 @@ def test_too_few_descriptors_in_a_process_of_its_own() -> None:
     assert not list(machine.descriptors(needed=1))
 
 
-def test_a_temporary_folder_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 30)))
+def test_a_temporary_folder_that_cannot_be_used(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path_factory.mktemp("t")
+    monkeypatch.setattr("tempfile.tempdir", str(place / ("long" * 30)))
     assert "TMPDIR" in only(machine.temporary_folder()).remedy
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(place))
     assert not list(machine.temporary_folder())
 
 
