@@ -33,8 +33,7 @@ class Coordinator:
 
     Args:
         config, run_id: of the run, and its name on the wire.
-        intake: leases, groups and batches.
-        ledger: of the run; this is the only process that writes to it.
+        intake, ledger: leases, groups and batches; where they are kept, by this process alone.
         actor_router, rank_router: the two sides that it listens to.
         weights_port: where the weight server listens, on the same host as the coordinator.
         num_gpus: of the trainer, 0 on a CPU.
@@ -88,10 +87,11 @@ class Coordinator:
 
     async def end(self, reason: str, *, dismiss: bool = True) -> None:
         """Tell every actor that the run is over, or that it goes on later, and stop serving."""
-        self.has_ended = True
+        self._disk.is_needed = False
         (self.actors.dismiss if dismiss else self.actors.pause)(reason)
         await self._flush()
         self.status.write(is_over=True)
+        self.has_ended = True
 
     async def _serve(self, desk: ActorDesk | TrainerDesk) -> None:
         while not self.has_ended:
@@ -112,7 +112,7 @@ class Coordinator:
 
     async def _flush(self) -> None:
         """Commit, then send: what a peer hears of is durable."""
-        await self._disk.until_there_is(meanwhile=self.status.write, unless=lambda: self.has_ended)
+        await self._disk.until_there_is(meanwhile=self.status.write)
         with self._spans.timed("coordinator", "commit"):
             self.ledger.commit()
         for router, peer, envelope in self._mail.collect():

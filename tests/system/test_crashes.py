@@ -202,6 +202,6 @@ def test_a_full_disk_holds_a_run_up_until_there_is_room(tmp_path: Path, model: P
         filling.unlink()
         services.ends_well(learner)
         services.ends_well(actor)
-        assert "its disk had no room for" in learner.log
+        assert "s for room on its disk" in learner.log
         assert_counted_once(services)
         assert [line["step"] for line in services.metrics()] == [*range(1, 13)]

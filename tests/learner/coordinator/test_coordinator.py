@@ -224,13 +224,14 @@ async def test_nothing_is_answered_while_the_disk_lacks_room_and_all_of_it_after
     tmp_path: Path, open_intake: OpenIntake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(run_folder, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(run_folder, "GLANCE_SECONDS", 0.0)
     async with learning(make_config(tmp_path), open_intake) as learner:
         actor, lease = await holding_one_lease(learner)
         monkeypatch.setattr(run_folder, "lacking_room", lambda path: 3e6)
         await actor.send_group(lease)
         for _ in range(20):
             assert await actor.hears_nothing()
-        monkeypatch.undo()
+        monkeypatch.setattr(run_folder, "lacking_room", lambda path: 0.0)
         assert (await actor.hear(Ack)).outcome == "accepted"
     assert caplog.text.count("its disk lacks 3 MB of room; the run waits") == 1
 
