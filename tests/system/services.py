@@ -99,6 +99,10 @@ class Services:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill whatever still runs."""
         for service in self.services:
             # The children end with their launcher.
             service.process.kill()
@@ -186,9 +190,7 @@ def small_disk(services: Services) -> Iterator[bool]:
         yield is_mounted
     finally:
         if is_mounted:
-            for service in services.services:
-                service.process.kill()
-                service.process.wait()
+            services.kill()
             subprocess.run(["umount", "--lazy", str(services.run)], check=False)
 
 
