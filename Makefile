@@ -5,6 +5,9 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 RUN := runs/demo
 GPU_PACKAGES := build/gpu_packages
 GPU_PYTHON := 3.12
+# Tests run in two processes; those of a file stay together, since they share what is costly to make.
+TEST_PROCESSES ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 
 .PHONY: setup demo smollm2 test check lint types fast system thorough recipe-tools docs docs-tools trackers lock clean gpu-check gpu-packages
 
@@ -35,7 +38,7 @@ models/smollm2-135m-instruct: | setup
 test: fast system
 
 fast: setup
-	$(BIN)/python -m pytest -q -m "not system"
+	$(PYTEST) -m "not system"
 
 system: setup
 	$(BIN)/python -m pytest -q -m "system and not thorough" --durations=25

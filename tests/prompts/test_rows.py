@@ -29,7 +29,7 @@ def _caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     [
         ("marked.jsonl", b"\xef\xbb\xbf" + LINES.encode()),
         ("array.json", json.dumps(ROWS, indent=2).encode()),
-        ("packed.jsonl.gz", gzip.compress(LINES.encode())),
+        ("packed.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("table.csv", b"\xef\xbb\xbfproblem,answer\n3-1?,2\n4-1?,3\n"),
         ("table.tsv", b"problem\tanswer\n3-1?\t2\n4-1?\t3\n"),
     ],
