@@ -41,7 +41,7 @@ fast: setup
 	$(PYTEST) -m "not system"
 
 system: setup
-	$(BIN)/python -m pytest -q -m "system and not thorough" --durations=25
+	$(PYTEST) -m "system and not thorough" --durations=25
 
 thorough: setup
 	$(BIN)/python -m pytest -q -m thorough

@@ -25,7 +25,6 @@ from tests.tiny_families import FAMILIES, make_family, perturb
 pytestmark = [
     pytest.mark.system,
     pytest.mark.timeout(300),
-    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),
 ]
 
 ALWAYS = ("qwen2", "qwen3_moe", "deepseek_v3")

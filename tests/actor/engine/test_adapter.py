@@ -20,7 +20,6 @@ pytestmark = [
     pytest.mark.system,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(900),
-    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),
 ]
 
 PROMPT = [1, 6, 15, 7, 19]

@@ -25,7 +25,6 @@ pytestmark = [
     pytest.mark.system,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(300),
-    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),
 ]
 
 PROMPT = np.array([1, 6, 15, 7, 19], np.int32)

@@ -25,8 +25,6 @@ from dcpo_async.weights.store import write_snapshot
 from dcpo_async.weights.tensor_file import WEIGHTS_NAME, map_tensors
 from tests.tiny_families import make_family
 
-pytestmark = pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")
-
 UNPACKED = "tests.actor.engine.unpacked.UnpackedExtension"
 ALWAYS = ("qwen2", "qwen3")
 """Biases and fused projections; norms of queries and a tied head."""

@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.system,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(300),
-    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),
 ]
 
 STOP_TOKEN = 2
