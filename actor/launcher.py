@@ -292,8 +292,10 @@ def _socket_environment(scratch: Path) -> dict[str, str]:
 
     Where the folder's path is so long that a socket in it could have none, they go to where vLLM puts them.
     """
-    longest = MAX_SOCKET_BYTES - len(f"/{uuid4()}")
-    return {"VLLM_RPC_BASE_PATH": str(scratch)} if len(os.fsencode(scratch)) <= longest else {}
+    if len(os.fsencode(scratch)) > MAX_SOCKET_BYTES - len(f"/{uuid4()}"):
+        log.warning("%s: too long a path for sockets, vLLM's stay behind in TMPDIR; set a shorter TMPDIR", scratch)
+        return {}
+    return {"VLLM_RPC_BASE_PATH": str(scratch)}
 
 
 def _engine_argv(options: argparse.Namespace, ready: Path) -> list[str]:

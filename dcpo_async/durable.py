@@ -1,10 +1,14 @@
 """Files that another process may read, or that must survive a power failure: temporary name, fsync, rename."""
 
+import errno
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Of an OSError: there is no room on the disk, or a quota is used up."""
 
 
 def write_text(path: Path, text: str) -> None:

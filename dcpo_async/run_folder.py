@@ -1,19 +1,11 @@
 """Every path of a run folder, once: services write them, tools read them. And the room that its disk has."""
 
-import asyncio
-import logging
 import shutil
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-log = logging.getLogger(__name__)
-
 MOST_RESERVE_BYTES, RESERVE_SHARE = 256 << 20, 0.02
 """Of a run's disk so much is kept free, or this share of it where that is less."""
-GLANCE_SECONDS, LOOK_SECONDS = 0.05, 1.0
-"""Between two looks at a disk that has room, and at one that lacks it."""
 REQUESTS = "requests"
 """The folder of what commands ask of the learner that is at work, and of its answers; a file each."""
 
@@ -128,41 +120,3 @@ def lacking_room(path: Path) -> float:
     """Bytes that the disk of a run's folder lacks of its reserve; 0 where it has room."""
     disk = shutil.disk_usage(path)
     return max(0.0, min(MOST_RESERVE_BYTES, RESERVE_SHARE * disk.total) - disk.free)
-
-
-class DiskRoom:
-    """Holds up who writes to a run's disk while it is nearly full; a checkpoint that ends in an error gives room back.
-
-    Args:
-        path: of the run's folder.
-
-    Attributes:
-        is_needed: nobody waits any more once it is not.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.is_needed = True
-        self._path, self._first, self._had_room_at = path, asyncio.Lock(), -GLANCE_SECONDS
-
-    async def until_there_is(self, meanwhile: Callable[[], None]) -> None:
-        """Return once the disk has room; the log tells of it.
-
-        Args:
-            meanwhile: called every second of a wait.
-        """
-        # On a file system of the network a look takes as long as a message.
-        if not self.is_needed or time.monotonic() - self._had_room_at < GLANCE_SECONDS:
-            return
-        if not lacking_room(self._path):
-            self._had_room_at = time.monotonic()
-            return
-        async with self._first:
-            began = time.monotonic()
-            if lacks := lacking_room(self._path):
-                form = "%s: its disk lacks %.0f MB of room; the run waits, and goes on by itself once there is more"
-                log.error(form, self._path, lacks / 1e6)
-            while lacking_room(self._path) and self.is_needed:
-                meanwhile()
-                await asyncio.sleep(LOOK_SECONDS)
-            if lacks:
-                log.warning("%s: the run has waited %.0f s for room on its disk", self._path, time.monotonic() - began)

@@ -19,6 +19,7 @@ from dcpo_async.config import ModelSettings, RunConfig
 from dcpo_async.config.loading import load_with_origins, preset_names, refuse_unknown, split_words
 from dcpo_async.config.showing import as_toml, given, help_lines
 from dcpo_async.devices import Devices, checked_gpus, require_choice
+from dcpo_async.durable import DISK_IS_FULL
 from dcpo_async.errors import ConfigError, DcpoError
 from dcpo_async.limits import limited_log
 from dcpo_async.model_folder import model_folder
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("learner")
 
 WAYS_OUT = dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of `ulimit -n`")
-WAYS_OUT |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk")
+WAYS_OUT |= dict.fromkeys(DISK_IS_FULL, "make room on the disk")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -347,6 +348,7 @@ class Launcher:
                 "it at once",
                 self._stop_seconds,
             )
+        self._coordinator.hold.release()
         if not self._dismiss:
             self._coordinator.actors.pause("the learner stops")
         self._stopping.set()

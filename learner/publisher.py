@@ -16,7 +16,8 @@ from pathlib import Path
 from torch import Tensor
 
 from dcpo_async.config import RunConfig
-from dcpo_async.errors import DcpoError
+from dcpo_async.durable import DISK_IS_FULL
+from dcpo_async.errors import DcpoError, WeightsError
 from dcpo_async.limits import plain_log
 from dcpo_async.processes import until_told
 from dcpo_async.protocol.trainer_messages import Published
@@ -32,7 +33,7 @@ log = logging.getLogger("publisher")
 
 THREADS = min(16, max(1, len(os.sched_getaffinity(0)) // 2))
 """Encode the patch; the other cores are the training's."""
-IDLE_SECONDS = 30.0
+IDLE_SECONDS, ROOM_SECONDS = 30.0, 10.0
 LEAST_BYTES_PER_SECOND = 10e6
 """A disk that takes less while a version is written is taken for one that hangs."""
 POLL_SECONDS = 0.01
@@ -46,14 +47,13 @@ class Publisher:
         self._folder, self._keep_versions = RunFolder(config.folder), config.lag.keep_versions
         self._adapter = None if config.adapter.rank is None else AdapterFolders(config.folder)
         self._base: int | None = None
-        self._deadline_seconds = config.training.step_timeout_seconds
         self._link, self._shared = link, SharedBuffers(buffers)
 
     async def run(self) -> None:
         """Publish whatever is offered, until cancelled.
 
         Raises:
-            WeightsError: a version cannot be written, such as for want of room.
+            WeightsError: a version cannot be written, for another reason than want of room.
             TrainerError: the coordinator does not answer.
         """
         # A publisher that was killed may have left more than the disk has room for beside a new version.
@@ -61,7 +61,17 @@ class Publisher:
         self._prune()
         while True:
             sign_of_progress("the publisher looks for a new state", IDLE_SECONDS)
-            if not await self.publish_newest():
+            try:
+                is_news = await self.publish_newest()
+            except WeightsError as error:
+                if not _is_full_disk(error.__cause__):
+                    raise
+                # The state stays where it is, or is overtaken.
+                log.error("%s; the newest weights are published once there is room", error)
+                sign_of_progress("the publisher waits for room on the disk", ROOM_SECONDS + IDLE_SECONDS)
+                await asyncio.sleep(ROOM_SECONDS)
+                continue
+            if not is_news:
                 await asyncio.sleep(POLL_SECONDS)
 
     async def publish_newest(self) -> bool:
@@ -75,7 +85,7 @@ class Publisher:
     async def _publish(self, offer: Offer, buffer: SharedBuffer) -> None:
         schema = buffer.schema
         base_version = await self._base_version(self._adapter, offer.step) if self._adapter is not None else None
-        version = await self._link.ask_for_version(offer.step, self._deadline_seconds)
+        version = await self._link.ask_for_version(offer.step)
         write = partial(
             write_snapshot,
             self._folder.weights,
@@ -104,7 +114,7 @@ class Publisher:
         )
         # In this order: a version that is told of twice does no harm, one that nobody hears of would be waited for; and
         # a trainer that ends waits for the mark, so that nothing is being removed then.
-        await self._link.announce(message, self._deadline_seconds)
+        await self._link.announce(message)
         await asyncio.to_thread(self._prune)
         self._shared.mark_published(offer)
         log.info("version %d of step %d stands after %.3f s", version, offer.step, message.seconds)
@@ -122,7 +132,7 @@ class Publisher:
         return self._base
 
     async def _write_base(self, adapter: AdapterFolders, tensors: Mapping[str, Tensor], step: int) -> int:
-        version = await self._link.ask_for_version(step, self._deadline_seconds)
+        version = await self._link.ask_for_version(step)
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
         words = f"the publisher writes the {num_bytes} bytes of the model below the adapter as version {version}"
         sign_of_progress(words, IDLE_SECONDS + num_bytes / LEAST_BYTES_PER_SECOND)
@@ -143,6 +153,10 @@ class Publisher:
 
     def _prune(self) -> None:
         prune(self._folder.weights, self._keep_versions)
+
+
+def _is_full_disk(cause: BaseException | None) -> bool:
+    return isinstance(cause, OSError) and cause.errno in DISK_IS_FULL
 
 
 async def _run(config: RunConfig, options: argparse.Namespace) -> None:

@@ -83,8 +83,10 @@ class MetricsWriter:
         self._thinner = None
         try:
             if thinner.finish():
-                self._lines.close()
-                self._lines = self._path.open("a", buffering=1)
+                before, self._lines = self._lines, self._path.open("a", buffering=1)
+                # What its buffer could not write is told of already.
+                with contextlib.suppress(OSError):
+                    before.close()
         except OSError as error:
             log.warning("%s is not thinned: %s", self._path, error)
 

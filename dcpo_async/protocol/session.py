@@ -298,7 +298,8 @@ class ActorSession:
         if happened is ActorInput.STOP:
             is_news = self._is_known
             self._forget_welcome(now)
-            self._hello_due_at = now + self._resend_seconds
+            # A coordinator that answers is not away, however long it keeps an actor waiting.
+            self._waiting_since, self._hello_due_at = now, now + self._resend_seconds
             return [Paused(reject.detail)] if is_news else []
         if happened is ActorInput.COMPLAIN:
             return [Complaint(reject.detail)]

@@ -12,9 +12,10 @@ from dcpo_async.limits import quoted
 from dcpo_async.metrics.sink import Sink
 from dcpo_async.metrics.timeline import SpanLog
 from dcpo_async.protocol.messages import Reject
-from dcpo_async.run_folder import DiskRoom, RunFolder
+from dcpo_async.run_folder import RunFolder
 from dcpo_async.transport.interfaces import Received, Router
 from learner.coordinator.actor_desk import ActorDesk
+from learner.coordinator.disk_hold import DiskHold
 from learner.coordinator.intake import Intake
 from learner.coordinator.mail import Mail, as_admitted, refusal_of
 from learner.coordinator.regrading import Regrader
@@ -41,7 +42,7 @@ class Coordinator:
         clock: monotonic seconds.
 
     Attributes:
-        actors, ranks: the desks of both sides.
+        actors, ranks, hold: the desks of both sides; receives for them.
         has_ended: nothing is received any more.
     """
 
@@ -61,8 +62,8 @@ class Coordinator:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run_id, self.ledger, self.has_ended = run_id, ledger, False
-        self._mail, self._disk = Mail(run_id, ledger.incarnation), DiskRoom(config.folder)
-        self._regrader = Regrader(config, intake.counts)
+        self._mail, self._regrader = Mail(run_id, ledger.incarnation), Regrader(config, intake.counts)
+        self.hold = DiskHold(config, rank_router, self._mail)
         self._spans = SpanLog(RunFolder(config.folder).timing)
         says = self._mail, self._regrader, weights_port, clock, self._spans, held_out or HeldOut()
         self.actors = ActorDesk(config, intake, actor_router, *says)
@@ -87,7 +88,7 @@ class Coordinator:
 
     async def end(self, reason: str, *, dismiss: bool = True) -> None:
         """Tell every actor that the run is over, or that it goes on later, and stop serving."""
-        self._disk.is_needed = False
+        self.hold.release()
         (self.actors.dismiss if dismiss else self.actors.pause)(reason)
         await self._flush()
         self.status.write(is_over=True)
@@ -95,7 +96,7 @@ class Coordinator:
 
     async def _serve(self, desk: ActorDesk | TrainerDesk) -> None:
         while not self.has_ended:
-            for received in await desk.router.receive(0 if self.actors.untold else POLL_SECONDS):
+            for received in await self.hold.receive(desk.router, 0 if self.actors.untold else POLL_SECONDS):
                 self._dispatch(desk, received)
             self.actors.grant_leases()
             self.ranks.serve_shards()
@@ -103,16 +104,15 @@ class Coordinator:
 
     async def _watch(self) -> None:
         while not self.has_ended:
-            self.actors.drop_silent()
-            self.actors.grant_leases()
-            await self._flush()
+            if self.hold.is_settled():
+                self.actors.drop_silent()
+                await self._flush()
             self.status.write()
             self._spans.flush()
             await asyncio.sleep(STATUS_SECONDS)
 
     async def _flush(self) -> None:
         """Commit, then send: what a peer hears of is durable."""
-        await self._disk.until_there_is(meanwhile=self.status.write)
         with self._spans.timed("coordinator", "commit"):
             self.ledger.commit()
         for router, peer, envelope in self._mail.collect():

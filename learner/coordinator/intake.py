@@ -13,7 +13,6 @@ from dcpo_async.errors import ConfigError, LedgerError
 from dcpo_async.protocol.conversion import check_group, group_from_message, settings_digest
 from dcpo_async.protocol.messages import Ack, Envelope, GroupMessage
 from dcpo_async.records import Group, GroupOutcome, Lease, Prompt
-from learner.coordinator.scoring import failed_rewards, score
 from learner.ledger.group_format import encode_group
 from learner.ledger.ledger import Ledger, expect_meta
 from learner.ledger.reader import QuarantineRow, StoredGroup, VisitRow, quarantined
@@ -23,6 +22,7 @@ from learner.scheduling.leases import LeaseTable, Slot, SlotState
 from learner.scheduling.staleness import StalenessGate
 from learner.scheduling.versions import PublishedVersion, PublishedVersions
 from learner.visits.coming import ComingVisits
+from learner.visits.scoring import failed_rewards, score
 
 log = logging.getLogger(__name__)
 

@@ -72,6 +72,7 @@ class Status:
         self._steps: deque[tuple[float, float]] = deque(maxlen=ADVICE_STEPS)
         self._ends: deque[float] = deque(maxlen=ADVICE_STEPS)
         self._process, self._started_at, self._is_over = this_process(), time.time(), False
+        self._is_stale = False
         self._last_step_at: float | None = None
         self._answered: tuple[tuple[int, int] | None, float] = (None, 0.0)
         self._uses: deque[float] = deque(maxlen=ADVICE_SAMPLES)
@@ -97,10 +98,13 @@ class Status:
         self._is_over |= is_over
         self._note_use()
         path = RunFolder(self._config.folder).status
+        was_stale, self._is_stale = self._is_stale, False
         try:
             write_json(path, self.content(), indent=None)
         except OSError as error:
-            log.warning("%s stays what it was: %s", path, error)
+            self._is_stale = True
+            if not was_stale:
+                log.warning("%s stays what it was until it can be written again: %s", path, error)
 
     def content(self) -> dict[str, Any]:
         """What `status.json` says. Times are seconds since 1970 by this machine's clock."""

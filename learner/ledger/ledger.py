@@ -95,8 +95,8 @@ class Ledger(LedgerReader):
             for path in (folder, folder.parent):
                 sync(path)
             self.num_groups = num_groups(self)
-            self.commit()
             self._opened = opened.pop_all()
+            self.commit()
 
     # ---- transactions
 
@@ -104,8 +104,13 @@ class Ledger(LedgerReader):
         self._db.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
-        """Make everything since the last commit durable, arrays first; raises LedgerError when the disk refuses."""
-        with self._translated():
+        """Make everything since the last commit durable, arrays first.
+
+        Raises:
+            LedgerError: the disk refuses. What was not committed is gone, perhaps a part of it, so that nothing else
+                can be committed either.
+        """
+        with self._abandoned(), self._translated():
             has_changed = self._rows.write_totals()
             self._segments.sync()
             self._db.execute("COMMIT")
@@ -121,6 +126,14 @@ class Ledger(LedgerReader):
     def abandon(self) -> None:
         """Release the ledger without what was not committed; every later commit raises LedgerError."""
         self._opened.close()
+
+    @contextlib.contextmanager
+    def _abandoned(self) -> Iterator[None]:
+        try:
+            yield
+        except LedgerError:
+            self.abandon()
+            raise
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 The digest names the row that is damaged, whenever it is read; the total shows rows that are missing.
 """
 
-import errno
 import json
 import sqlite3
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import Any
 
 import xxhash
 
+from dcpo_async.durable import DISK_IS_FULL
 from dcpo_async.errors import LedgerError
 
 Row = tuple[Any, ...]
@@ -188,10 +188,16 @@ def translated(path: Path, error: Exception) -> LedgerError:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
     if code == sqlite3.SQLITE_BUSY:
         return LedgerError(f"{path}: another learner is running on this folder; stop it or choose another --folder")
-    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in DISK_IS_FULL:
         return LedgerError(
             f"{path}: the disk, or what may be written to it, is full ({error}); make room and start the same command "
             "again, nothing that was acknowledged is lost"
+        )
+    if code == sqlite3.SQLITE_IOERR:
+        # Whose cause SQLite keeps to itself, unless the disk is full.
+        return LedgerError(
+            f"{path}: {error}; see whether the disk works, and whether a quota or a limit to files is used up; "
+            "the same command goes on, nothing that was acknowledged is lost"
         )
     is_damage = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH)
     return damaged(path, f"SQLite says {error}") if is_damage else LedgerError(f"{path}: {error}")

@@ -14,6 +14,7 @@ import xxhash
 
 from dcpo_async.durable import sync
 from dcpo_async.errors import LedgerError, ReleasedError
+from learner.ledger.rows import translated
 
 Part = bytes | memoryview
 
@@ -159,4 +160,4 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise LedgerError(f"{folder}: {error}") from error
+        raise translated(folder, error) from error

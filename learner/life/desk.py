@@ -11,7 +11,7 @@ from typing import Any
 
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import write_json
-from dcpo_async.errors import DcpoError
+from dcpo_async.errors import DcpoError, LedgerError
 from dcpo_async.limits import quoted
 from dcpo_async.run_folder import REQUESTS
 from learner.coordinator.coordinator import Coordinator
@@ -105,6 +105,9 @@ class LifeDesk:
         try:
             request = _read(path)
             return {"taken": True, **self._handlers[request["kind"]](request["content"])}
+        except LedgerError:
+            # What could not be committed is not this request alone.
+            raise
         except DcpoError as error:
             return {"taken": False, "says": str(error)}
         except (AttributeError, KeyError, TypeError, ValueError) as error:

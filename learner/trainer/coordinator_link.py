@@ -24,8 +24,8 @@ from dcpo_async.transport.interfaces import Dealer
 
 log = logging.getLogger(__name__)
 
-BATCH_DEADLINE_SECONDS = 24 * 3600.0
-"""Actors decide how long a batch takes, and all may be away for a night; the wait is logged meanwhile."""
+ANSWER_DEADLINE_SECONDS = 24 * 3600.0
+"""Actors decide how long a batch takes, and all may be away, or the disk full, for a night; the wait is logged."""
 RESEND_SECONDS = 5.0
 """A question is asked again this often; the coordinator answers the same question alike."""
 REPORT_SECONDS = 60.0
@@ -64,26 +64,30 @@ class CoordinatorLink:
         except PeerLostError as error:
             log.warning("%s was not sent: %s", fact.kind, error)
 
-    async def ask_for_version(self, step: int, deadline_seconds: float) -> int:
+    async def ask_for_version(self, step: int) -> int:
         """The number under which the weights after `step` may be published.
 
         Raises:
             TrainerError: no answer within the deadline, or a refusal.
         """
-        answer = await self._ask(VersionWant(step=step), step, (VersionGrant,), deadline_seconds)
+        answer = await self._ask(VersionWant(step=step), step, (VersionGrant,))
         assert isinstance(answer.message, VersionGrant)
         return answer.message.weights_version
 
-    async def announce(self, published: Published, deadline_seconds: float) -> None:
+    async def announce(self, published: Published) -> None:
         """Tell that a version stands, until the coordinator has heard it.
 
         Raises:
             TrainerError: no answer within the deadline, or a refusal.
         """
-        await self._ask(published, published.step, (PublishedAck,), deadline_seconds)
+        await self._ask(published, published.step, (PublishedAck,))
 
     async def _ask(
-        self, request: Message, step: int, answers: tuple[type[Message], ...], deadline_seconds: float
+        self,
+        request: Message,
+        step: int,
+        answers: tuple[type[Message], ...],
+        deadline_seconds: float = ANSWER_DEADLINE_SECONDS,
     ) -> Envelope:
         started = time.monotonic()
         report_at = started + REPORT_SECONDS
@@ -138,7 +142,7 @@ class RankLink(CoordinatorLink):
             await self.tell(fact, arrays)
 
     async def ask_for_shard(
-        self, step: int, deadline_seconds: float = BATCH_DEADLINE_SECONDS
+        self, step: int, deadline_seconds: float = ANSWER_DEADLINE_SECONDS
     ) -> list[TrainingSample] | None:
         """This rank's samples of the update after `step`; None when the run has reached its end, or is stopped.
 

@@ -21,6 +21,7 @@ from dcpo_async.weights.places import UNFINISHED, version_folder, versions
 from dcpo_async.weights.store import read_manifest, verify
 from learner.weights.buffers import SharedBuffers
 from learner.weights.layout import Layout, Place, Schema, TensorView
+from tests.tmpfs import resize, small_disk
 
 pytestmark = pytest.mark.system
 
@@ -33,7 +34,8 @@ class Trainer:
 
     def __init__(self, folder: Path, buffers: list[Path]) -> None:
         self.config = RunConfig(folder=folder / "run")
-        (self.config.folder / "skeleton").mkdir(parents=True)
+        self.config.folder.mkdir(exist_ok=True)
+        (self.config.folder / "skeleton").mkdir()
         (self.config.folder / "skeleton" / "config.json").write_text("{}")
         (self.config.folder / "config.json").write_text(self.config.model_dump_json())
         self.address, self.buffers = f"ipc://{folder}/ranks", buffers
@@ -48,6 +50,11 @@ class Trainer:
     @property
     def store(self) -> Path:
         return self.config.folder / "weights"
+
+    @property
+    def log(self) -> str:
+        """What the publisher says."""
+        return (self.config.folder / "publisher.log").read_text()
 
     def offer(self, step: int) -> None:
         number = self.shared.claim()
@@ -149,6 +156,26 @@ async def test_states_that_are_offered_faster_than_they_can_be_written_are_skipp
         for version in versions(trainer.store):
             folder = version_folder(trainer.store, version)
             assert load_file(folder / "model.safetensors")["x"].unique().tolist() == [read_manifest(folder).step]
+
+
+async def test_a_version_that_the_disk_has_no_room_for_is_published_once_it_has(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "run", 12) as is_small:
+        if not is_small:
+            pytest.skip("a tmpfs cannot be mounted here")
+        async with trainer_in(tmp_path) as trainer, trainer.publisher():
+            trainer.offer(0)
+            await trainer.until_published(0)
+            trainer.offer(1)
+            async with asyncio.timeout(60):
+                while "once there is room" not in trainer.log:  # noqa: ASYNC110 - another process's file
+                    await asyncio.sleep(0.05)
+            assert versions(trainer.store) == [1]
+            assert not list(trainer.store.glob(f"{UNFINISHED}*"))
+            trainer.offer(2)
+            resize(tmp_path / "run", 64)
+            await trainer.until_published(2)
+            assert [message.step for message in trainer.published] == [0, 2]
+            assert verify(version_folder(trainer.store, versions(trainer.store)[-1])).step == 2
 
 
 async def test_a_state_counts_as_published_only_once_the_coordinator_has_heard_of_it(tmp_path: Path) -> None:

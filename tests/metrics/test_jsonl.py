@@ -142,3 +142,25 @@ def test_a_full_disk_costs_lines_of_metrics_and_no_run(tmp_path: Path, caplog: p
     writer.close()
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
     assert "metrics.jsonl may lack step 2: [Errno 28] No space left on device" in caplog.text
+
+
+def test_steps_are_written_on_where_a_full_disk_has_left_a_rest_and_then_has_room_for_a_thinned_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = MetricsWriter(tmp_path)
+    for step in range(1, 40):
+        before.write(step, {})
+    before.close()
+    writer = MetricsWriter(tmp_path, Thinning(4))
+    writer.write(40, {})
+    assert writer._thinner is not None
+    writer._thinner.join()
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, writer._lines.fileno())
+    os.close(full)
+    for step in (41, 42, 43):
+        writer.write(step, {})
+    writer.close()
+    assert [line["step"] for line in read_metrics(tmp_path)][-3:] == [40, 42, 43]
+    assert "metrics.jsonl may lack step 41" in caplog.text
+    assert "is not thinned" not in caplog.text

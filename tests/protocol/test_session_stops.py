@@ -39,6 +39,15 @@ def test_a_learner_that_never_comes_back_is_given_up_after_the_time_out() -> Non
         session.messages_due(601.0)
 
 
+def test_a_learner_that_answers_is_waited_for_without_end() -> None:
+    session = working()
+    for minute in range(120):
+        take(session, Reject(reason="stopping", detail="back once there is room"), 60.0 * minute)
+        session.messages_due(60.0 * minute + 30.0)
+    with pytest.raises(UnreachableError, match="within 600 s"):
+        session.messages_due(60.0 * 119 + 600.0)
+
+
 def test_a_session_that_takes_no_leases_gives_its_credit_back() -> None:
     session = working()
     session.takes_leases = False

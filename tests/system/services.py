@@ -19,6 +19,7 @@ from typing import Any, Self
 import psutil
 
 from dcpo_async.processes import last_lines
+from tests import tmpfs
 
 SETTINGS = """
 folder = "{folder}/run"
@@ -183,15 +184,11 @@ class Services:
 @contextlib.contextmanager
 def small_disk(services: Services) -> Iterator[bool]:
     """Put a disk of 64 MB under the run's folder until its services end here; False where that is not permitted."""
-    services.run.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(services.run)]
-    is_mounted = subprocess.run(words, check=False).returncode == 0
-    try:
-        yield is_mounted
-    finally:
-        if is_mounted:
+    with tmpfs.small_disk(services.run, 64) as is_mounted:
+        try:
+            yield is_mounted
+        finally:
             services.kill()
-            subprocess.run(["umount", "--lazy", str(services.run)], check=False)
 
 
 def fill(path: Path) -> None:

@@ -192,16 +192,20 @@ def test_a_full_disk_holds_a_run_up_until_there_is_room(tmp_path: Path, model: P
         filling = services.run / "filling"
         fill(filling)
         services.until("the wait", lambda: "the run waits, and goes on by itself" in learner.log)
+        # What came in before is in the status a second later.
+        time.sleep(2)
         step = services.status()["step"]
         # Longer than the silence that counts as an actor's death.
         time.sleep(8)
         status = services.status()
         assert status["step"] == step
+        assert "disk is nearly full" in actor.log_file.with_name("engine-0.log").read_text()
         health = health_of(status, time.time(), True)
         assert "the run waits for its disk" in health.why
         filling.unlink()
         services.ends_well(learner)
         services.ends_well(actor)
         assert "s for room on its disk" in learner.log
+        assert " lost: " not in learner.log
         assert_counted_once(services)
         assert [line["step"] for line in services.metrics()] == [*range(1, 13)]

@@ -15,9 +15,9 @@ from dcpo_async.errors import TrainerError
 from dcpo_async.grading import grade
 from dcpo_async.prompts import PromptOrder
 from dcpo_async.records import Group, Prompt, Response, VersionSegment
-from learner.coordinator.scoring import score
 from learner.coordinator.shards import StepGroup
 from learner.visits.coming import selection_of
+from learner.visits.scoring import score
 from learner.visits.selection import History
 
 MOST_BATCHES = 100

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from dcpo_async import run_folder
 from dcpo_async.algorithm import RewardStats
 from dcpo_async.errors import LedgerError, PeerLostError, ProtocolError, VersionMismatchError
 from dcpo_async.protocol.conversion import group_from_message
@@ -40,7 +39,6 @@ from tests.learner.coordinator.running import (
     heartbeat,
     holding_one_lease,
     learning,
-    until,
 )
 from tests.learner.small_run import VOCAB_SIZE, OpenIntake, answer, make_config, make_prompts
 from tests.protocol.made_session import hello
@@ -218,29 +216,3 @@ async def test_a_faulty_network_loses_no_group_and_counts_none_twice(
         assert learner.intake.counts["groups_duplicate"] + learner.intake.counts["groups_superseded"] > 0
         counted = [row.prompt_id for row in ledger.visits("accepted")]
         assert {id: ledger.reward_stats(id).visits for id in counted} == Counter(counted)
-
-
-async def test_nothing_is_answered_while_the_disk_lacks_room_and_all_of_it_afterwards(
-    tmp_path: Path, open_intake: OpenIntake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(run_folder, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(run_folder, "GLANCE_SECONDS", 0.0)
-    async with learning(make_config(tmp_path), open_intake) as learner:
-        actor, lease = await holding_one_lease(learner)
-        monkeypatch.setattr(run_folder, "lacking_room", lambda path: 3e6)
-        await actor.send_group(lease)
-        for _ in range(20):
-            assert await actor.hears_nothing()
-        monkeypatch.setattr(run_folder, "lacking_room", lambda path: 0.0)
-        assert (await actor.hear(Ack)).outcome == "accepted"
-    assert caplog.text.count("its disk lacks 3 MB of room; the run waits") == 1
-
-
-async def test_a_run_that_is_stopped_while_its_disk_lacks_room_ends(
-    tmp_path: Path, open_intake: OpenIntake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with learning(make_config(tmp_path), open_intake) as learner:
-        monkeypatch.setattr(run_folder, "lacking_room", lambda path: 3e6)
-        await until(lambda: "the run waits" in caplog.text)
-        async with asyncio.timeout(5):
-            await learner.coordinator.end("the learner stops", dismiss=False)

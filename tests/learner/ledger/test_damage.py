@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import random
 import shutil
 import sqlite3
@@ -194,3 +195,26 @@ def test_a_full_disk_is_no_damage_and_says_what_to_do(tmp_path: Path) -> None:
         assert "make room and start the same command again, nothing that was acknowledged is lost" in str(
             translated(tmp_path, error)
         )
+
+
+def test_a_commit_that_a_full_disk_refuses_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    config = make_config(tmp_path)
+    intake = make_intake(config)
+    ledger = intake.ledger
+    train(intake, *STEPS)
+    ledger.set_meta("kept", "yes")
+    ledger.commit()
+    ledger.set_meta("lost", "yes")
+    ledger.write_old_logprobs(ledger.step_positions(0)[0], 0, bytes(40))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refuse)
+        with pytest.raises(LedgerError, match="make room and start the same command"):
+            ledger.commit()
+    # Rows that came afterwards would be committed one by one, without what belongs to them.
+    with pytest.raises((LedgerError, sqlite3.ProgrammingError)):
+        ledger.set_meta("later", "yes")
+    with contextlib.closing(Ledger(config.folder / "ledger")) as after:
+        assert (after.meta("kept"), after.meta("lost"), after.meta("later")) == ("yes", None, None)

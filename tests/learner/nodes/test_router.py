@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from dcpo_async.config import RunConfig
 from dcpo_async.protocol.messages import Envelope, Message, Reject
-from dcpo_async.protocol.trainer_messages import NodeBeat, NodeHello, NodeOrder, NodeWelcome, ShardWant
+from dcpo_async.protocol.trainer_messages import NodeBeat, NodeHello, NodeOrder, NodeWelcome, ShardWant, StepDone
 from dcpo_async.transport.admission import Role
 from dcpo_async.transport.interfaces import Received
 from dcpo_async.transport.key_files import CurveClient, load_server_keys
 from dcpo_async.transport.zmq_channel import DealerChannel, RouterChannel, new_pair
+from learner.coordinator import disk_hold
+from learner.coordinator.disk_hold import DiskHold
+from learner.coordinator.mail import Mail
 from learner.nodes.desk import NodeDesk
 from learner.nodes.joining import tell_finished
 from learner.nodes.place import NodePlace
@@ -37,10 +41,11 @@ class Machines:
     router: RankRouter
     came: list[Received] = field(default_factory=list)
     dealers: list[DealerChannel] = field(default_factory=list)
+    hold: DiskHold | None = None
 
     async def serve(self) -> None:
         while True:
-            self.came += await self.router.receive(0.2)
+            self.came += await (self.hold.receive(self.router, 0.2) if self.hold else self.router.receive(0.2))
 
     def dealer(self, curve: CurveClient | None) -> DealerChannel:
         dealer = DealerChannel(f"tcp://127.0.0.1:{self.port}", LIMIT, curve, send_timeout_seconds=2.0)
@@ -91,6 +96,27 @@ async def test_a_machine_hears_settings_and_what_to_do(machines: Machines) -> No
     async with asyncio.timeout(5.0):
         await ending
     assert machines.came == []
+
+
+async def test_machines_are_answered_while_a_full_disk_holds_the_run_up(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_hold, "lacking_room", lambda path: 1.0)
+    machines.hold = DiskHold(RunConfig(folder=tmp_path), machines.router, Mail("run", 1))
+    node = machines.admitted("rank")
+    assert await told(node, HELLO) == NodeWelcome(config='{"seed": 1}')
+    fact = StepDone(step=1, metrics={})
+    await node.send(Envelope(fact, {}, "run", 1))
+    # What was told by its ranks is kept, and launchers, who give the run up after 15 s of silence, hear more.
+    beat = NodeBeat(session=HELLO.session, node=1, round_number=0, state="idle")
+    for _ in range(3):
+        assert await told(node, beat, "run") == NodeOrder(round_number=0)
+    assert machines.came == []
+    machines.hold.release()
+    async with asyncio.timeout(5.0):
+        while not machines.came:  # noqa: ASYNC110 - filled by serve
+            await asyncio.sleep(0.01)
+    assert [received.envelope.message for received in machines.came] == [fact]
 
 
 async def test_a_machine_that_comes_to_a_run_that_was_finished_before_hears_so(machines: Machines) -> None:
