@@ -107,6 +107,10 @@ class TrainerError(DcpoError):
     """A trainer rank failed or fell behind its deadline."""
 
 
+class UnansweredError(TrainerError):
+    """The coordinator has not answered within a deadline."""
+
+
 class AlgorithmError(DcpoError, ValueError):
     """A function of the algorithm was given numbers or shapes for which its equation is not defined."""
 

@@ -116,7 +116,11 @@ class AdapterFolders:
         return self.path / "adapter"
 
 
-def lacking_room(path: Path) -> float:
-    """Bytes that the disk of a run's folder lacks of its reserve; 0 where it has room."""
+def lacking_room(path: Path, *, beside: int = 0) -> float:
+    """Bytes that the disk of a run's folder lacks of its reserve; 0 where it has room.
+
+    Args:
+        beside: bytes that are to be written without a part of the reserve.
+    """
     disk = shutil.disk_usage(path)
-    return max(0.0, min(MOST_RESERVE_BYTES, RESERVE_SHARE * disk.total) - disk.free)
+    return max(0.0, min(MOST_RESERVE_BYTES, RESERVE_SHARE * disk.total) + beside - disk.free)

@@ -118,7 +118,7 @@ class Parts:
             log_file=self._folder.log("trainer"),
             environment=self._devices.environment(),
             members=self._rank_environments,
-            ready=self._nodes.all_there if self._nodes else None,
+            ready=self._ready,
             lost=self._nodes.lost if self._nodes else lambda: "",
             signs=self._signs("trainer"),
             start_seconds=IMPORT_SECONDS,
@@ -132,6 +132,12 @@ class Parts:
             error=TrainerError,
             grace_seconds=5,
         )
+
+    async def _ready(self) -> None:
+        """Until the disk has room, since the publisher may keep a buffer for so long, and all machines are there."""
+        await self._coordinator.hold.until_over()
+        if self._nodes:
+            await self._nodes.all_there()
 
     def _rank_environments(self) -> Sequence[Mapping[str, str]]:
         if self._place and self._nodes:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from dcpo_async.config import RunConfig
 from dcpo_async.durable import DISK_IS_FULL
-from dcpo_async.errors import DcpoError, WeightsError
+from dcpo_async.errors import DcpoError, UnansweredError, WeightsError
 from dcpo_async.limits import plain_log
 from dcpo_async.processes import until_told
 from dcpo_async.protocol.trainer_messages import Published
-from dcpo_async.run_folder import AdapterFolders, RunFolder
+from dcpo_async.run_folder import AdapterFolders, RunFolder, lacking_room
 from dcpo_async.supervision import sign_of_progress
 from dcpo_async.transport.zmq_channel import DealerChannel
 from dcpo_async.weights.store import newest_base, prune, remove_unfinished, write_snapshot
@@ -33,7 +33,11 @@ log = logging.getLogger("publisher")
 
 THREADS = min(16, max(1, len(os.sched_getaffinity(0)) // 2))
 """Encode the patch; the other cores are the training's."""
-IDLE_SECONDS, ROOM_SECONDS = 30.0, 10.0
+IDLE_SECONDS = 30.0
+ROOM_SECONDS, QUOTA_SECONDS = 10.0, 60.0
+"""Until the next attempt where the disk lacks room, and where it was found to be full in the midst of a version."""
+GRANT_SECONDS = 10.0
+"""A coordinator that has no number by then is held up, and the state is let go of meanwhile."""
 LEAST_BYTES_PER_SECOND = 10e6
 """A disk that takes less while a version is written is taken for one that hangs."""
 POLL_SECONDS = 0.01
@@ -66,26 +70,36 @@ class Publisher:
             except WeightsError as error:
                 if not _is_full_disk(error.__cause__):
                     raise
-                # The state stays where it is, or is overtaken.
+                # No look had shown it, as that of a quota; the state stays where it is, or is overtaken.
                 log.error("%s; the newest weights are published once there is room", error)
-                sign_of_progress("the publisher waits for room on the disk", ROOM_SECONDS + IDLE_SECONDS)
-                await asyncio.sleep(ROOM_SECONDS)
-                continue
-            if not is_news:
-                await asyncio.sleep(POLL_SECONDS)
+                await self._wait(QUOTA_SECONDS)
+            else:
+                await asyncio.sleep(0 if is_news else POLL_SECONDS)
 
     async def publish_newest(self) -> bool:
-        """Publish the newest state that is not published yet; False where there is none."""
+        """Publish the newest state that is not published yet; False where there is none, or not yet room for it."""
         with self._shared.newest() as found:
             if found is None:
                 return False
-            await self._publish(*found)
-        return True
+            offer, buffer = found
+            lacks = lacking_room(self._folder.path, beside=buffer.schema.layout.num_bytes)
+            if not lacks and await self._publish(offer, buffer):
+                return True
+        # Whoever starts anew meanwhile has the buffers.
+        if lacks:
+            form = "the disk lacks %.1f MB for the weights of step %d, which wait for room"
+            log.error(form, lacks / 1e6, offer.step)
+        await self._wait(ROOM_SECONDS)
+        return False
 
-    async def _publish(self, offer: Offer, buffer: SharedBuffer) -> None:
+    async def _publish(self, offer: Offer, buffer: SharedBuffer) -> bool:
+        """Publish a state; False where the coordinator, held up itself, has no number for it."""
         schema = buffer.schema
         base_version = await self._base_version(self._adapter, offer.step) if self._adapter is not None else None
-        version = await self._link.ask_for_version(offer.step)
+        try:
+            version = await self._link.ask_for_version(offer.step, GRANT_SECONDS)
+        except UnansweredError:
+            return False
         write = partial(
             write_snapshot,
             self._folder.weights,
@@ -118,6 +132,7 @@ class Publisher:
         await asyncio.to_thread(self._prune)
         self._shared.mark_published(offer)
         log.info("version %d of step %d stands after %.3f s", version, offer.step, message.seconds)
+        return True
 
     async def _base_version(self, adapter: AdapterFolders, step: int) -> int:
         """The version of the model that the adapter is for; it is written where the store has none of its type.
@@ -150,6 +165,10 @@ class Publisher:
         )
         await asyncio.to_thread(write)
         return version
+
+    async def _wait(self, seconds: float) -> None:
+        sign_of_progress("the publisher waits for room on the disk", seconds + IDLE_SECONDS)
+        await asyncio.sleep(seconds)
 
     def _prune(self) -> None:
         prune(self._folder.weights, self._keep_versions)

@@ -98,7 +98,7 @@ class ActorSession:
         self.relay, self.ask, self._lost_relay = hello.relay, "", ""
         self.hold: Hold | None = None
         self._run_id, self._incarnation, self._newest_version = "", 0, 0
-        self._is_known = False
+        self._is_known = self._is_paused = False
         self._in_work = InWork()
         self._outbox = Outbox(resend_seconds)
         self._failures: list[LeaseFailed] = []
@@ -239,6 +239,7 @@ class ActorSession:
     # ---- what came in
 
     def _on_welcome(self, welcome: Welcome, now: float) -> list[Event]:
+        self._is_paused = False
         if not self._is_known:
             self._is_known = True
             self._want_due_at = self._heartbeat_due_at = now
@@ -296,7 +297,7 @@ class ActorSession:
             self._forget_welcome(now)
             return []
         if happened is ActorInput.STOP:
-            is_news = self._is_known
+            is_news, self._is_paused = not self._is_paused, True
             self._forget_welcome(now)
             # A coordinator that answers is not away, however long it keeps an actor waiting.
             self._waiting_since, self._hello_due_at = now, now + self._resend_seconds

@@ -3,11 +3,11 @@
 import contextlib
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import xxhash
 from safetensors import SafetensorError
@@ -215,12 +215,10 @@ def empty(folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Remove a version so that no reader ever sees a part of it under its name; missing is fine."""
-    doomed = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
-    try:
+    # A name takes no room on a full disk, as a folder to move it to would.
+    doomed = folder.with_name(f"{UNFINISHED}{uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):
         folder.rename(doomed)
-    except FileNotFoundError:
-        pass
-    finally:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
@@ -255,8 +253,9 @@ def unfinished_folder(store_folder: Path) -> Iterator[Path]:
 
     What the disk refuses inside, such as more than fits, becomes a WeightsError.
     """
-    folder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=store_folder))
+    folder = store_folder / f"{UNFINISHED}{uuid4().hex}"
     try:
+        folder.mkdir(mode=0o700)
         yield folder
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot write weights to {store_folder}: {error}") from error

@@ -1,13 +1,15 @@
 """A run whose disk is nearly full is held: nothing is taken in, trained or written, and nobody is given up over it."""
 
+import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Sequence
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import PeerLostError, ProtocolError
-from dcpo_async.protocol.messages import Envelope, Reject
+from dcpo_async.protocol.messages import Bye, Envelope, Message, Reject
 from dcpo_async.protocol.trainer_messages import Published, ShardWant, VersionWant
 from dcpo_async.run_folder import lacking_room
 from dcpo_async.transport.interfaces import Received, Router
@@ -17,6 +19,8 @@ log = logging.getLogger(__name__)
 
 GLANCE_SECONDS, LOOK_SECONDS = 0.05, 1.0
 """Between two looks at a disk that has room, and at one that lacks it."""
+SETTLING_SECONDS = 10.0
+"""After a hold silence does not count for so long at least: who was told to wait says hello every 5 s."""
 ASKED_AGAIN = (ShardWant, VersionWant, Published)
 """What ranks and the publisher say until they are answered; the rest they say once."""
 
@@ -26,7 +30,7 @@ class DiskHold:
 
     Both sides are received from all the same, so that what is answered on the way, such as the beats of other machines,
     still is. Actors hear that the learner is stopping: they keep what they have, and say hello until they are welcome.
-    What ranks say once is kept.
+    What either side says once is kept.
 
     Args:
         config: of the run.
@@ -38,7 +42,7 @@ class DiskHold:
         self._folder, self._silence_seconds, self._ranks = config.folder, config.network.silence_seconds, ranks
         detail = "the learner's disk is nearly full: keep what is there, it goes on once there is room"
         self._answer = Envelope(Reject(reason="stopping", detail=detail), {}, mail.run_id, mail.incarnation)
-        self._is_allowed, self._since, self._ended_at = True, 0.0, -self._silence_seconds
+        self._is_allowed, self._since, self._ended_at = True, 0.0, -math.inf
         self._is_on, self._looked_at = False, -LOOK_SECONDS
 
     async def receive(self, router: Router, timeout_seconds: float) -> list[Received]:
@@ -58,9 +62,14 @@ class DiskHold:
             self._turn(lacking_room(self._folder) if self._is_allowed else 0.0, now)
         return self._is_on
 
+    async def until_over(self) -> None:
+        """Return once the run is not held."""
+        while self.is_on():  # noqa: ASYNC110 - a disk
+            await asyncio.sleep(LOOK_SECONDS)
+
     def is_settled(self) -> bool:
         """Whether a peer's silence is its own: not while the run is held, nor before all were welcome again."""
-        return not self.is_on() and time.monotonic() - self._ended_at >= self._silence_seconds
+        return not self.is_on() and time.monotonic() - self._ended_at >= max(self._silence_seconds, SETTLING_SECONDS)
 
     def release(self) -> None:
         """Hold the run no more: it comes to its end, with what room there is."""
@@ -78,14 +87,14 @@ class DiskHold:
         self._is_on = lacks > 0
 
     async def _put_off(self, router: Router, received: Sequence[Received]) -> list[Received]:
-        """Of what ranks sent, all that they do not say again; actors are answered."""
+        """What nobody says again: facts of ranks, and farewells of actors, all others of whom are answered."""
         if router is self._ranks:
-            return [one for one in received if not _is_said_again(one.envelope)]
+            return [one for one in received if not _is_a(one.envelope, ASKED_AGAIN)]
         for peer in {one.peer for one in received if isinstance(one.envelope, Envelope)}:
             with contextlib.suppress(PeerLostError):
                 await router.send(peer, self._answer)
-        return []
+        return [one for one in received if _is_a(one.envelope, (Bye,))]
 
 
-def _is_said_again(envelope: Envelope | ProtocolError) -> bool:
-    return isinstance(envelope, Envelope) and isinstance(envelope.message, ASKED_AGAIN)
+def _is_a(envelope: Envelope | ProtocolError, kinds: tuple[type[Message], ...]) -> bool:
+    return isinstance(envelope, Envelope) and isinstance(envelope.message, kinds)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dcpo_async.config import RunConfig
+from dcpo_async.errors import LedgerError
 from dcpo_async.evaluation.results import Mode
 from dcpo_async.prompts import prompts_digest
 from dcpo_async.protocol.conversion import check_group, lease_to_message, settings_digest
@@ -121,6 +122,9 @@ class EvaluationDesk:
                     # The answers are in the ledger, and the next start tries again.
                     text = "what evaluation %d has found cannot be written down, training goes on: %s"
                     log.error(text, measured.row.evaluation, error)
+                    if isinstance(error, LedgerError):
+                        # A row may be written in part: nothing may be committed after it.
+                        self._ledger.abandon()
                 let_go(measured.descriptor)
                 self._num_unreported -= 1
                 self._note_whether_over()

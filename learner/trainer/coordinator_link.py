@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dcpo_async.columns import parted
-from dcpo_async.errors import PeerLostError, ProtocolError, TrainerError
+from dcpo_async.errors import PeerLostError, ProtocolError, TrainerError, UnansweredError
 from dcpo_async.protocol.messages import Array, Envelope, Message, Reject
 from dcpo_async.protocol.trainer_messages import (
     Published,
@@ -24,8 +24,8 @@ from dcpo_async.transport.interfaces import Dealer
 
 log = logging.getLogger(__name__)
 
-ANSWER_DEADLINE_SECONDS = 24 * 3600.0
-"""Actors decide how long a batch takes, and all may be away, or the disk full, for a night; the wait is logged."""
+ANSWER_DEADLINE_SECONDS = 30 * 24 * 3600.0
+"""Actors decide how long a batch takes, and all may be away, or the disk full, for days; the wait is logged."""
 RESEND_SECONDS = 5.0
 """A question is asked again this often; the coordinator answers the same question alike."""
 REPORT_SECONDS = 60.0
@@ -64,13 +64,14 @@ class CoordinatorLink:
         except PeerLostError as error:
             log.warning("%s was not sent: %s", fact.kind, error)
 
-    async def ask_for_version(self, step: int) -> int:
+    async def ask_for_version(self, step: int, deadline_seconds: float = ANSWER_DEADLINE_SECONDS) -> int:
         """The number under which the weights after `step` may be published.
 
         Raises:
-            TrainerError: no answer within the deadline, or a refusal.
+            UnansweredError: no answer within the deadline.
+            TrainerError: a refusal.
         """
-        answer = await self._ask(VersionWant(step=step), step, (VersionGrant,))
+        answer = await self._ask(VersionWant(step=step), step, (VersionGrant,), deadline_seconds)
         assert isinstance(answer.message, VersionGrant)
         return answer.message.weights_version
 
@@ -78,7 +79,8 @@ class CoordinatorLink:
         """Tell that a version stands, until the coordinator has heard it.
 
         Raises:
-            TrainerError: no answer within the deadline, or a refusal.
+            UnansweredError: no answer within the deadline.
+            TrainerError: a refusal.
         """
         await self._ask(published, published.step, (PublishedAck,))
 
@@ -107,7 +109,7 @@ class CoordinatorLink:
                 sign_of_progress(f"{self.name} has the answer to {request.kind} of step {step}", self.work_seconds)
                 return answer
             # Anything else answers a question that was asked again too early.
-        raise TrainerError(
+        raise UnansweredError(
             f"{self.name}: the coordinator at {self.address} has not answered {request.kind} of step "
             f"{step} for {deadline_seconds:.0f} s; see whether it runs and whether actors are connected"
         )
@@ -147,7 +149,8 @@ class RankLink(CoordinatorLink):
         """This rank's samples of the update after `step`; None when the run has reached its end, or is stopped.
 
         Raises:
-            TrainerError: no answer within the deadline, or a refusal.
+            UnansweredError: no answer within the deadline.
+            TrainerError: a refusal.
         """
         shared = self.sequence_parallel
         shard, num_shards = self.rank // shared, self.num_ranks // shared

@@ -167,7 +167,7 @@ async def test_a_version_that_the_disk_has_no_room_for_is_published_once_it_has(
             await trainer.until_published(0)
             trainer.offer(1)
             async with asyncio.timeout(60):
-                while "once there is room" not in trainer.log:  # noqa: ASYNC110 - another process's file
+                while "which wait for room" not in trainer.log:  # noqa: ASYNC110 - another process's file
                     await asyncio.sleep(0.05)
             assert versions(trainer.store) == [1]
             assert not list(trainer.store.glob(f"{UNFINISHED}*"))

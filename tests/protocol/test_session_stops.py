@@ -48,6 +48,15 @@ def test_a_learner_that_answers_is_waited_for_without_end() -> None:
         session.messages_due(60.0 * 119 + 600.0)
 
 
+def test_an_actor_that_joins_a_learner_which_waits_says_so_once() -> None:
+    session = joining()
+    waiting = Reject(reason="stopping", detail="back once there is room")
+    assert take(session, waiting, 1.0) == [Paused("back once there is room")]
+    assert take(session, waiting, 6.0) == []
+    take(session, WELCOME, 11.0)
+    assert take(session, waiting, 12.0) == [Paused("back once there is room")]
+
+
 def test_a_session_that_takes_no_leases_gives_its_credit_back() -> None:
     session = working()
     session.takes_leases = False

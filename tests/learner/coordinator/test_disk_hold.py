@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dcpo_async.protocol.messages import Ack, Reject, Want
+from dcpo_async.protocol.messages import Ack, Bye, Reject, Want
 from dcpo_async.protocol.trainer_messages import StepDone, TrainerHello, VersionGrant, VersionWant
 from learner.coordinator import disk_hold
 from tests.learner.coordinator.running import Learner, holding_one_lease, learning, name_of, until
@@ -19,6 +19,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(disk_hold, "lacking_room", lambda path: found["lacks"])
     monkeypatch.setattr(disk_hold, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(disk_hold, "GLANCE_SECONDS", 0.0)
+    monkeypatch.setattr(disk_hold, "SETTLING_SECONDS", 0.0)
     return found
 
 
@@ -67,6 +68,21 @@ async def test_silence_counts_again_once_all_had_time_to_come_back(
         await until(lambda: not learner.coordinator.actors.connected)
 
 
+async def test_an_actor_that_leaves_meanwhile_has_left(
+    tmp_path: Path, open_intake: OpenIntake, disk: dict[str, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with learning(make_config(tmp_path), open_intake) as learner:
+        actor, _ = await holding_one_lease(learner)
+        disk["lacks"] = 1.0
+        await until_held(learner)
+        await actor.say(Bye(reason="SIGTERM"))
+        await asyncio.sleep(0.1)
+        assert " left (" not in caplog.text
+        disk["lacks"] = 0.0
+        await until(lambda: "actor a left (SIGTERM); 1 leases go out again" in caplog.text)
+
+
 async def test_what_a_rank_says_once_is_kept_and_what_it_asks_is_asked_again(
     tmp_path: Path, open_intake: OpenIntake, disk: dict[str, float]
 ) -> None:
@@ -97,9 +113,12 @@ async def test_a_run_that_is_stopped_comes_to_its_end_without_room(
         disk["lacks"] = 1.0
         await until_held(learner)
         await rank.say(StepDone(step=1, metrics={}))
+        starting = asyncio.create_task(learner.coordinator.hold.until_over())
         await asyncio.sleep(0.1)
+        assert not starting.done()
         # As the launcher does at a signal: the trainer has its last batch and its checkpoint to tell of.
         learner.coordinator.hold.release()
         await until(lambda: learner.coordinator.ranks.step == 1)
+        await until(starting.done)
         async with asyncio.timeout(5):
             await learner.coordinator.end("the learner stops", dismiss=False)
