@@ -15,6 +15,7 @@ from bench.trl.measure import Measure
 from dcpo_async.config import RunConfig
 from dcpo_async.records import TrainingSample
 from learner.coordinator.shards import looked_at
+from learner.ranks import rank_environments
 from learner.trainer.engine import TrainEngine
 from learner.trainer.trainer import Trainer
 from learner.weights.loading import loaded_model
@@ -23,14 +24,6 @@ from learner.weights.loading import loaded_model
 def main() -> None:
     """A short step to warm up, then the timed one."""
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "1",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-    }
     model, path = sys.argv[1], Path(sys.argv[2])
     settings: dict[str, dict[str, Any]] = {"model": {"path": model}}
     for setting in sys.argv[3:]:
@@ -39,6 +32,8 @@ def main() -> None:
     # As a process that has loaded a model and nothing else, which is what both sides are compared with.
     loaded_model(model, torch.float32)
     with tempfile.TemporaryDirectory() as folder:
+        (rank,) = rank_environments(1, Path(folder))
+        os.environ |= rank
         config = RunConfig(folder=Path(folder), **settings)  # type: ignore[arg-type]
         measure = Measure()
         trainer = Trainer(config, TrainEngine(config), SimpleNamespace(tell=None), publication=None)  # type: ignore[arg-type]
