@@ -123,4 +123,5 @@ def lacking_room(path: Path, *, beside: int = 0) -> float:
         beside: bytes that are to be written without a part of the reserve.
     """
     disk = shutil.disk_usage(path)
-    return max(0.0, min(MOST_RESERVE_BYTES, RESERVE_SHARE * disk.total) + beside - disk.free)
+    # Some file systems do not say how large they are.
+    return max(0.0, min(MOST_RESERVE_BYTES, RESERVE_SHARE * disk.total) + beside - disk.free) if disk.total else 0.0

@@ -1,5 +1,7 @@
 """The parts of a learner that run as processes beside the coordinator: how each is started, and when it has failed."""
 
+import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -14,6 +16,7 @@ from dcpo_async.errors import ConfigError, DcpoError, TrainerError, WeightsError
 from dcpo_async.processes import module_argv
 from dcpo_async.run_folder import RunFolder
 from dcpo_async.supervision import IMPORT_SECONDS, Child, endless, keep_running
+from learner.checkpoints.folder import remove_leftovers
 from learner.nodes.desk import NodeDesk
 from learner.nodes.place import NodePlace
 from learner.ranks import rank_environments
@@ -134,10 +137,16 @@ class Parts:
         )
 
     async def _ready(self) -> None:
-        """Until the disk has room, since the publisher may keep a buffer for so long, and all machines are there."""
-        await self._coordinator.hold.until_over()
-        if self._nodes:
-            await self._nodes.all_there()
+        """Until all machines are there, and the disk has room: the publisher may keep a buffer for so long."""
+        while True:
+            if self._nodes:
+                await self._nodes.all_there()
+            if not self._coordinator.hold.is_on():
+                return
+            # What ranks that died have left half written may be all that lacks, and no rank lives.
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(remove_leftovers, self._folder.checkpoints)
+            await self._coordinator.hold.until_over()
 
     def _rank_environments(self) -> Sequence[Mapping[str, str]]:
         if self._place and self._nodes:

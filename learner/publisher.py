@@ -5,6 +5,7 @@ The ranks of the trainer never wait for it. States that are overtaken while a ve
 
 import argparse
 import asyncio
+import errno
 import logging
 import os
 import sys
@@ -37,7 +38,7 @@ IDLE_SECONDS = 30.0
 ROOM_SECONDS, QUOTA_SECONDS = 10.0, 60.0
 """Until the next attempt where the disk lacks room, and where it was found to be full in the midst of a version."""
 GRANT_SECONDS = 10.0
-"""A coordinator that has no number by then is held up, and the state is let go of meanwhile."""
+"""A coordinator that has not answered by then is held up: a state without a number is let go of meanwhile."""
 LEAST_BYTES_PER_SECOND = 10e6
 """A disk that takes less while a version is written is taken for one that hangs."""
 POLL_SECONDS = 0.01
@@ -95,8 +96,8 @@ class Publisher:
     async def _publish(self, offer: Offer, buffer: SharedBuffer) -> bool:
         """Publish a state; False where the coordinator, held up itself, has no number for it."""
         schema = buffer.schema
-        base_version = await self._base_version(self._adapter, offer.step) if self._adapter is not None else None
         try:
+            base_version = await self._base_version(self._adapter, offer.step) if self._adapter is not None else None
             version = await self._link.ask_for_version(offer.step, GRANT_SECONDS)
         except UnansweredError:
             return False
@@ -128,11 +129,21 @@ class Publisher:
         )
         # In this order: a version that is told of twice does no harm, one that nobody hears of would be waited for; and
         # a trainer that ends waits for the mark, so that nothing is being removed then.
-        await self._link.announce(message)
+        await self._announce(message)
         await asyncio.to_thread(self._prune)
         self._shared.mark_published(offer)
         log.info("version %d of step %d stands after %.3f s", version, offer.step, message.seconds)
         return True
+
+    async def _announce(self, message: Published) -> None:
+        """Have the coordinator hear of a version; what is superfluous by then may be all that its disk lacks."""
+        while True:
+            try:
+                await self._link.announce(message, GRANT_SECONDS)
+            except UnansweredError:
+                await asyncio.to_thread(self._prune)
+            else:
+                return
 
     async def _base_version(self, adapter: AdapterFolders, step: int) -> int:
         """The version of the model that the adapter is for; it is written where the store has none of its type.
@@ -147,8 +158,11 @@ class Publisher:
         return self._base
 
     async def _write_base(self, adapter: AdapterFolders, tensors: Mapping[str, Tensor], step: int) -> int:
-        version = await self._link.ask_for_version(step)
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        if lacks := lacking_room(self._folder.path, beside=num_bytes):
+            detail = f"the disk lacks {lacks / 1e6:.1f} MB for the model below the adapter"
+            raise WeightsError(detail) from OSError(errno.ENOSPC, detail)
+        version = await self._link.ask_for_version(step, GRANT_SECONDS)
         words = f"the publisher writes the {num_bytes} bytes of the model below the adapter as version {version}"
         sign_of_progress(words, IDLE_SECONDS + num_bytes / LEAST_BYTES_PER_SECOND)
         write = partial(
@@ -168,6 +182,8 @@ class Publisher:
 
     async def _wait(self, seconds: float) -> None:
         sign_of_progress("the publisher waits for room on the disk", seconds + IDLE_SECONDS)
+        # Whoever read a version that was to go has perhaps let go of it.
+        await asyncio.to_thread(self._prune)
         await asyncio.sleep(seconds)
 
     def _prune(self) -> None:

@@ -88,7 +88,7 @@ SERVICES = {
     "learner/initial_model": "",
     "learner/run_prompts": "problems",
     "learner/run_setup": "coordinator evaluations initial_model ledger life problems run_prompts sizing starts visits",
-    "learner/parts": "coordinator nodes ranks",
+    "learner/parts": "checkpoints coordinator nodes ranks",
     "learner/trackers": "",
     "learner/launcher": "coordinator evaluations life nodes parts problems ranks run_setup sizing trackers",
 }

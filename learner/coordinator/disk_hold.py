@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from dcpo_async.config import RunConfig
 from dcpo_async.errors import PeerLostError, ProtocolError
-from dcpo_async.protocol.messages import Bye, Envelope, Message, Reject
+from dcpo_async.protocol.messages import Bye, Envelope, LeaseFailed, Message, Reject
 from dcpo_async.protocol.trainer_messages import Published, ShardWant, VersionWant
 from dcpo_async.run_folder import lacking_room
 from dcpo_async.transport.interfaces import Received, Router
@@ -87,13 +87,13 @@ class DiskHold:
         self._is_on = lacks > 0
 
     async def _put_off(self, router: Router, received: Sequence[Received]) -> list[Received]:
-        """What nobody says again: facts of ranks, and farewells of actors, all others of whom are answered."""
+        """What nobody says again: facts of ranks, and why actors give a lease back or leave; actors are answered."""
         if router is self._ranks:
             return [one for one in received if not _is_a(one.envelope, ASKED_AGAIN)]
         for peer in {one.peer for one in received if isinstance(one.envelope, Envelope)}:
             with contextlib.suppress(PeerLostError):
                 await router.send(peer, self._answer)
-        return [one for one in received if _is_a(one.envelope, (Bye,))]
+        return [one for one in received if _is_a(one.envelope, (Bye, LeaseFailed))]
 
 
 def _is_a(envelope: Envelope | ProtocolError, kinds: tuple[type[Message], ...]) -> bool:

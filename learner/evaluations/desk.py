@@ -118,13 +118,14 @@ class EvaluationDesk:
                 ended, measured = await self._ended.get()
                 try:
                     await self._report(ended, measured)
+                except LedgerError as error:
+                    # A row may be written in part: nothing may be committed after it.
+                    log.error("what evaluation %d has found ends the run: %s", measured.row.evaluation, error)
+                    self._ledger.abandon()
                 except Exception as error:
                     # The answers are in the ledger, and the next start tries again.
                     text = "what evaluation %d has found cannot be written down, training goes on: %s"
                     log.error(text, measured.row.evaluation, error)
-                    if isinstance(error, LedgerError):
-                        # A row may be written in part: nothing may be committed after it.
-                        self._ledger.abandon()
                 let_go(measured.descriptor)
                 self._num_unreported -= 1
                 self._note_whether_over()

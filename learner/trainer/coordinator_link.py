@@ -75,14 +75,14 @@ class CoordinatorLink:
         assert isinstance(answer.message, VersionGrant)
         return answer.message.weights_version
 
-    async def announce(self, published: Published) -> None:
+    async def announce(self, published: Published, deadline_seconds: float = ANSWER_DEADLINE_SECONDS) -> None:
         """Tell that a version stands, until the coordinator has heard it.
 
         Raises:
             UnansweredError: no answer within the deadline.
             TrainerError: a refusal.
         """
-        await self._ask(published, published.step, (PublishedAck,))
+        await self._ask(published, published.step, (PublishedAck,), deadline_seconds)
 
     async def _ask(
         self,

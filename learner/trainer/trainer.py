@@ -20,7 +20,7 @@ from learner.checkpoints.saving import Checkpoints
 from learner.timing.profiling import StepProfiler
 from learner.timing.step_clock import StepClock
 from learner.trainer.canary import canary_of, canary_tokens
-from learner.trainer.coordinator_link import ANSWER_DEADLINE_SECONDS, RankLink
+from learner.trainer.coordinator_link import RankLink
 from learner.trainer.engine import TrainEngine
 from learner.trainer.passes import Passes
 from learner.trainer.publication import Publication
@@ -173,5 +173,5 @@ class Trainer:
         self.profiler.close()
         await self.checkpoints.offer_last(self.step)
         if not self.link.is_stopped:
-            self.publication.export(self.folder, ANSWER_DEADLINE_SECONDS)
+            self.publication.export(self.folder, self.config.training.step_timeout_seconds)
         await self.checkpoints.whole()

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from dcpo_async.devices import Devices
 from dcpo_async.protocol.messages import Ack, Bye, Reject, Want
 from dcpo_async.protocol.trainer_messages import StepDone, TrainerHello, VersionGrant, VersionWant
 from learner.coordinator import disk_hold
+from learner.parts import Parts
 from tests.learner.coordinator.running import Learner, holding_one_lease, learning, name_of, until
 from tests.learner.small_run import OpenIntake, make_config
 
@@ -103,6 +105,29 @@ async def test_what_a_rank_says_once_is_kept_and_what_it_asks_is_asked_again(
         assert await rank.hears_nothing()
         await rank.say(VersionWant(step=5))
         assert (await rank.hear(VersionGrant)).step == 5
+
+
+async def test_a_trainer_starts_once_there_is_room_and_leaves_of_dead_ranks_are_no_reason_to_wait(
+    tmp_path: Path, open_intake: OpenIntake, monkeypatch: pytest.MonkeyPatch, disk: dict[str, float]
+) -> None:
+    config = make_config(tmp_path)
+    half = config.folder / "checkpoints" / ".writing-step-8"
+    async with learning(config, open_intake) as learner:
+        half.mkdir(parents=True)
+        (half / "part").write_bytes(bytes(10))
+        monkeypatch.setattr(disk_hold, "lacking_room", lambda path: 1.0 if half.exists() else disk["lacks"])
+        await until_held(learner)
+        trainer = Parts(config, Devices((), 1), learner.coordinator, 1, tmp_path, "ipc://ranks", []).trainer()
+        assert trainer.ready is not None
+        async with asyncio.timeout(5):
+            await trainer.ready()
+        disk["lacks"] = 1.0
+        starting = asyncio.ensure_future(trainer.ready())
+        await asyncio.sleep(0.2)
+        assert not starting.done()
+        disk["lacks"] = 0.0
+        async with asyncio.timeout(5):
+            await starting
 
 
 async def test_a_run_that_is_stopped_comes_to_its_end_without_room(
