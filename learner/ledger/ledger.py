@@ -110,13 +110,17 @@ class Ledger(LedgerReader):
             LedgerError: the disk refuses. What was not committed is gone, perhaps a part of it, so that nothing else
                 can be committed either.
         """
-        with self._abandoned(), self._translated():
-            has_changed = self._rows.write_totals()
-            self._segments.sync()
-            self._db.execute("COMMIT")
-            if has_changed:
-                self._acknowledged.write(self._rows.commits)
-            self._begin()
+        try:
+            with self._translated():
+                has_changed = self._rows.write_totals()
+                self._segments.sync()
+                self._db.execute("COMMIT")
+                if has_changed:
+                    self._acknowledged.write(self._rows.commits)
+                self._begin()
+        except LedgerError:
+            self.abandon()
+            raise
 
     def close(self) -> None:
         """Commit and release the ledger."""
@@ -126,14 +130,6 @@ class Ledger(LedgerReader):
     def abandon(self) -> None:
         """Release the ledger without what was not committed; every later commit raises LedgerError."""
         self._opened.close()
-
-    @contextlib.contextmanager
-    def _abandoned(self) -> Iterator[None]:
-        try:
-            yield
-        except LedgerError:
-            self.abandon()
-            raise
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

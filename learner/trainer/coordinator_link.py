@@ -64,7 +64,7 @@ class CoordinatorLink:
         except PeerLostError as error:
             log.warning("%s was not sent: %s", fact.kind, error)
 
-    async def ask_for_version(self, step: int, deadline_seconds: float = ANSWER_DEADLINE_SECONDS) -> int:
+    async def ask_for_version(self, step: int, deadline_seconds: float) -> int:
         """The number under which the weights after `step` may be published.
 
         Raises:
@@ -75,7 +75,7 @@ class CoordinatorLink:
         assert isinstance(answer.message, VersionGrant)
         return answer.message.weights_version
 
-    async def announce(self, published: Published, deadline_seconds: float = ANSWER_DEADLINE_SECONDS) -> None:
+    async def announce(self, published: Published, deadline_seconds: float) -> None:
         """Tell that a version stands, until the coordinator has heard it.
 
         Raises:
@@ -85,11 +85,7 @@ class CoordinatorLink:
         await self._ask(published, published.step, (PublishedAck,), deadline_seconds)
 
     async def _ask(
-        self,
-        request: Message,
-        step: int,
-        answers: tuple[type[Message], ...],
-        deadline_seconds: float = ANSWER_DEADLINE_SECONDS,
+        self, request: Message, step: int, answers: tuple[type[Message], ...], deadline_seconds: float
     ) -> Envelope:
         started = time.monotonic()
         report_at = started + REPORT_SECONDS

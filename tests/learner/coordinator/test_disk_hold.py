@@ -10,7 +10,7 @@ from dcpo_async.protocol.messages import Ack, Bye, Reject, Want
 from dcpo_async.protocol.trainer_messages import StepDone, TrainerHello, VersionGrant, VersionWant
 from learner.coordinator import disk_hold
 from learner.parts import Parts
-from tests.learner.coordinator.running import Learner, holding_one_lease, learning, name_of, until
+from tests.learner.coordinator.running import Learner, Peer, holding_one_lease, learning, name_of, until
 from tests.learner.small_run import OpenIntake, make_config
 
 
@@ -27,6 +27,13 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 async def until_held(learner: Learner) -> None:
     await until(lambda: not learner.coordinator.hold.is_settled())
+
+
+async def rank_of_a_held_run(learner: Learner, disk: dict[str, float]) -> Peer:
+    rank = await learner.publish()
+    disk["lacks"] = 1.0
+    await until_held(learner)
+    return rank
 
 
 async def test_an_actor_keeps_what_it_has_until_there_is_room(
@@ -89,9 +96,7 @@ async def test_what_a_rank_says_once_is_kept_and_what_it_asks_is_asked_again(
     tmp_path: Path, open_intake: OpenIntake, disk: dict[str, float]
 ) -> None:
     async with learning(make_config(tmp_path), open_intake) as learner:
-        rank = await learner.publish()
-        disk["lacks"] = 1.0
-        await until_held(learner)
+        rank = await rank_of_a_held_run(learner, disk)
         granted = learner.intake.versions.steps.copy()
         for _ in range(3):
             await rank.say(VersionWant(step=1))
@@ -134,9 +139,7 @@ async def test_a_run_that_is_stopped_comes_to_its_end_without_room(
     tmp_path: Path, open_intake: OpenIntake, disk: dict[str, float]
 ) -> None:
     async with learning(make_config(tmp_path), open_intake) as learner:
-        rank = await learner.publish()
-        disk["lacks"] = 1.0
-        await until_held(learner)
+        rank = await rank_of_a_held_run(learner, disk)
         await rank.say(StepDone(step=1, metrics={}))
         starting = asyncio.create_task(learner.coordinator.hold.until_over())
         await asyncio.sleep(0.1)
