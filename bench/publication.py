@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dcpo_async.config import ModelSettings, RunConfig, TrainingSettings
+from dcpo_async.devices import Devices
 from dcpo_async.processes import module_argv
 from dcpo_async.supervision import run_members
 from dcpo_async.weights.store import prune, write_snapshot
@@ -140,7 +141,7 @@ def main() -> None:
             (folder / f"buffer-{number}").touch()
         words = module_argv("bench.publication", *sys.argv[1:], "--folder", str(scratch))
         members, log_file = rank_environments(options.ranks, Path(scratch)), Path(scratch) / "log"
-        environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        environment = {**Devices((), 1).environment(), "OMP_NUM_THREADS": "1"}
         code = asyncio.run(run_members(words, members, log_file, environment))
         print(log_file.read_text())
         shutil.rmtree(Path(tempfile.gettempdir()) / folder.name, ignore_errors=True)

@@ -10,6 +10,8 @@ from dcpo_async.errors import ConfigError
 
 ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 """Environment of processes of one machine that torch connects: what they open to each other, without keys."""
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""Environment variable of torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,9 @@ class Devices:
         # An actor usually shares the machine, so that the trainer takes half of the cores unless told otherwise.
         threads = max(1, (os.cpu_count() or 1) // (2 * self.num_workers))
         threads_word = os.environ.get("OMP_NUM_THREADS", str(threads))
-        return {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads_word}
+        words = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads_word}
+        # Tensors of 2 MB and more begin at huge pages: glibc loses less between them, above all with adapters.
+        return {**words, HUGE_PAGES: os.environ.get(HUGE_PAGES, "1")}
 
 
 def parse_gpus(text: str) -> tuple[int, ...]:

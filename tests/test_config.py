@@ -237,7 +237,10 @@ def test_several_sources_are_tables_of_their_own(tmp_path: Path) -> None:
         (TWO_SOURCES + "no_such_key = 1\n", "data.sources.1.no_such_key: unknown setting"),
         (TWO_SOURCES + "weight = 0\n", "data.sources.1.weight: Input should be greater than 0"),
         ("[[data.sources]]\nweight = 1\n", "data.sources.0.source: Field required"),
-        ("[data]\nselection_bound = 0.2\n", "data: selection_bound would not be read, it needs selection = pass_rate"),
+        (
+            "[data]\nselection_bound = 0.2\n",
+            "data: selection_bound would not be read, it needs selection = solved or",
+        ),
     ],
 )
 def test_what_of_several_sources_would_not_be_read_is_refused(tmp_path: Path, text: str, complaint: str) -> None:

@@ -76,11 +76,14 @@ one and the same; with two updates to a batch there is no lag of 1."""
 
 # Of 8 responses to each of two visits all are right, or none: the prompt rests.
 RESTS: Settings = {"data.selection": "pass_rate", "data.selection_bound": 0.2}
+SOLVED_REST: Settings = {**RESTS, "data.selection": "solved"}
 SELECTIONS = (
     Arm("every prompt"),
     Arm("rests", overrides=RESTS),
+    Arm("solved rest", overrides=SOLVED_REST),
     Arm("GRPO every prompt", "grpo"),
     Arm("GRPO rests", "grpo", RESTS),
+    Arm("GRPO solved rest", "grpo", SOLVED_REST),
 )
 """All prompts, and without those as good as solved or hopeless: of which DCPO learns a little, GRPO nothing."""
 

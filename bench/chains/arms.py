@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.ablation.arms import CONFIGS, RESTS, Arm, Settings, algorithm_of, words
+from bench.ablation.arms import CONFIGS, RESTS, SOLVED_REST, Arm, Settings, algorithm_of, words
 from dcpo_async.config.loading import load_config
 from dcpo_async.demo.chains import ChainSizes
 from dcpo_async.demo.tasks import BEYOND_THE_CHAIN
@@ -87,8 +87,10 @@ LAGS = tuple(
 SELECTIONS = (
     ChainArm("DCPO every prompt", tuned_as="DCPO"),
     ChainArm("DCPO rests", overrides=RESTS, tuned_as="DCPO"),
+    ChainArm("DCPO solved rest", overrides=SOLVED_REST, tuned_as="DCPO"),
     ChainArm("GRPO every prompt", "grpo", tuned_as="GRPO"),
     ChainArm("GRPO rests", "grpo", RESTS, tuned_as="GRPO"),
+    ChainArm("GRPO solved rest", "grpo", SOLVED_REST, tuned_as="GRPO"),
 )
 
 SUITES: Mapping[str, tuple[ChainArm, ...]] = {"algorithms": ALGORITHMS, "lag": LAGS, "selection": SELECTIONS}

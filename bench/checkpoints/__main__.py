@@ -23,6 +23,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from bench.publication import GB, make_model
 from dcpo_async.config import CheckpointSettings, ModelSettings, RunConfig, TrainingSettings
+from dcpo_async.devices import Devices
 from dcpo_async.processes import module_argv
 from dcpo_async.protocol.messages import Message
 from dcpo_async.protocol.trainer_messages import Checkpointed
@@ -173,7 +174,7 @@ def main() -> None:
         make_model(Path(scratch) / "model", options.gigabytes)
         words = module_argv("bench.checkpoints", *sys.argv[1:], "--folder", str(scratch))
         members, log_file = rank_environments(options.ranks, Path(scratch)), Path(scratch) / "log"
-        environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        environment = {**Devices((), 1).environment(), "OMP_NUM_THREADS": "1"}
         code = asyncio.run(run_members(words, members, log_file, environment))
         print(log_file.read_text())
         raise SystemExit(code)

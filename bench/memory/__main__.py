@@ -21,6 +21,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from dcpo_async.config import AdapterSettings, ModelSettings, RunConfig, TrainingSettings
+from dcpo_async.devices import Devices
 from dcpo_async.records import TrainingSample
 from learner.ranks import rank_environments
 from learner.sizing.memory import Plan
@@ -61,7 +62,7 @@ def main() -> None:
                     words += ["--adapter-rank", str(options.adapter_rank)]
                 with tempfile.TemporaryDirectory(prefix="dcpo-bench-") as meeting:
                     (rank,) = rank_environments(1, Path(meeting))
-                    environment = {**os.environ, **rank, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+                    environment = {**os.environ, **rank, **Devices((), 1).environment(), "OMP_NUM_THREADS": "1"}
                     subprocess.run([sys.executable, *words], env=environment, check=True)
 
 

@@ -103,11 +103,12 @@ class DataSettings(Section):
     """More variables of the chat template, such as {enable_thinking = false}; one that it never reads is refused."""
     max_prompt_tokens: Positive = 1024
     """Longer prompts are left out at load, with a count."""
-    selection: Literal["none", "pass_rate"] = "none"
-    """pass_rate lets prompts rest whose pass rate, by the counts of the ledger, is near 1 or near 0."""
+    selection: Literal["none", "solved", "pass_rate"] = "none"
+    """solved lets prompts rest whose pass rate, by the counts of the ledger, is near 1; pass_rate also those near 0,
+    which may keep what is improbable at first from ever being found (docs/data.md)."""
     selection_bound: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """A prompt rests where the lower 95 % bound of its pass rate is at least 1 less this, or the upper one at most
-    this."""
+    """A prompt rests where the lower 95 % bound of its pass rate is at least 1 less this, or, with pass_rate, the
+    upper one at most this."""
     selection_half_life_visits: Annotated[float, Field(gt=0)] = 4.0
     """In that pass rate an earlier visit weighs 2^(-1/this) for each visit since."""
     selection_look_again_epochs: Annotated[int, Field(ge=2)] = 4
@@ -135,7 +136,7 @@ class DataSettings(Section):
             raise ValueError(f"sources: {weighted[0]} has a weight and {without} has none; give each one, or none")
         for name in ("selection_bound", "selection_half_life_visits", "selection_look_again_epochs"):
             if self.selection == "none" and getattr(self, name) != defaults[name].default:
-                raise ValueError(f"{name} would not be read, it needs selection = pass_rate")
+                raise ValueError(f"{name} would not be read, it needs selection = solved or pass_rate")
         return self
 
 

@@ -42,7 +42,12 @@ def disk(status: Mapping[str, Any], config: Mapping[str, Any], kept: Grown | Non
     free = status.get("disk_free_bytes")
     # One checkpoint is written while those that are kept stand, and one version.
     next_ones = checkpoint + version
-    if free is not None and free < next_ones:
+    if lacks := status.get("disk_lacks_bytes"):
+        yield error(
+            f"the run waits for its disk, which lacks {lacks / 1e6:.0f} MB of room",
+            "make room, it goes on by itself then; nobody is given up meanwhile",
+        )
+    elif free is not None and free < next_ones:
         yield error(
             f"{free / 1e9:.2f} GB are free on the run's disk, a checkpoint and a version take {next_ones / 1e9:.2f} GB",
             f"make room, or keep fewer than checkpoint.keep_last {settings.get('keep_last', 2)} and lag.keep_versions",

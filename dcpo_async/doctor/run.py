@@ -338,8 +338,8 @@ def training(steps: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
         yield warning(
             f"{1 - used:.0%} of the responses of the newest {len(steps)} steps have no advantage: their groups got one "
             "reward",
-            "`dcpo stats RUN`: problems always right or never; data.selection rests those, a larger "
-            "sampling.group_size finds rare successes",
+            "`dcpo stats RUN`: problems always right or never; data.selection = solved rests the former, a larger "
+            "sampling.group_size finds rare successes of the latter",
         )
     cut = fmean(step.get("truncated", 0.0) for step in steps)
     if cut > CUT_SHARE:

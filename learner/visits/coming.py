@@ -108,7 +108,11 @@ def selection_of(data: DataSettings, reward_range: tuple[float, float]) -> Selec
     if data.selection == "none":
         return None
     return Selection(
-        data.selection_bound, data.selection_half_life_visits, data.selection_look_again_epochs, reward_range
+        data.selection_bound,
+        data.selection_half_life_visits,
+        data.selection_look_again_epochs,
+        reward_range,
+        is_of_solved=data.selection == "solved",
     )
 
 

@@ -32,6 +32,7 @@ class Selection:
         half_life_visits: an earlier visit weighs 2^(-1/half life) for each visit since.
         look_again_epochs: a prompt that rests is visited again so many epochs after its last counted visit.
         reward_range: lowest and highest reward; a pass rate is where between them a mean lies, 0 to 1.
+        is_of_solved: only solved prompts rest; one that would be hopeless is open.
 
     Example: of 8 responses to each of 2 visits all are right; with a half-life of 4 visits they count as 14.7, the
     lower bound is 14.7 / (14.7 + 2.71) = 0.845, and the prompt rests with a bound of 0.2.
@@ -41,6 +42,7 @@ class Selection:
     half_life_visits: float
     look_again_epochs: int
     reward_range: tuple[float, float] = (0.0, 1.0)
+    is_of_solved: bool = False
 
     def judgement(self, history: History) -> Judgement:
         """What the bounds of its pass rate say of a prompt.
@@ -59,7 +61,7 @@ class Selection:
         least, most = wilson_bounds(passes, trials)
         if least >= 1.0 - self.bound:
             return "solved"
-        return "hopeless" if most <= self.bound else "open"
+        return "hopeless" if most <= self.bound and not self.is_of_solved else "open"
 
     def rests(self, history: History, visit: int) -> bool:
         """Whether a prompt is passed over at its visit of this number (from 1)."""

@@ -102,6 +102,10 @@ def test_a_learner_that_was_killed_with_what_its_trainer_said(tmp_path: Path) ->
             {"disk_free_bytes": 1e9, "last_step": {"checkpoint_bytes": 1.5e9, "publish_bytes": 0.5e9}},
             "error: 1.00 GB are free on the run's disk, a checkpoint and a version take 2.00 GB",
         ),
+        (
+            {"disk_lacks_bytes": 5e6, "disk_free_bytes": 1e9, "last_step": {"checkpoint_bytes": 1.5e9}},
+            "error: the run waits for its disk, which lacks 5 MB of room",
+        ),
         ({"last_step": {"checkpoint_failures": 1.0}}, "error: 1 checkpoints could not be written"),
         ({"total_groups_invalid": 50.0}, "warning: 50 groups were refused as not sound, 1000 accepted"),
         (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dcpo_async.devices import Devices, cuda_environment
+from dcpo_async.devices import HUGE_PAGES, Devices, cuda_environment
 from dcpo_async.errors import ConfigError
 from dcpo_async.run_folder import RunFolder
 from learner.launcher import gpus_elsewhere, parsed
@@ -67,6 +67,15 @@ def test_a_setting_without_a_value_is_refused() -> None:
 def test_a_trainer_on_the_cpu_sees_no_gpu() -> None:
     environment = Devices((), 2).environment()
     assert (environment["DS_ACCELERATOR"], environment["CUDA_VISIBLE_DEVICES"]) == ("cpu", "")
+
+
+def test_tensors_of_a_trainer_on_the_cpu_begin_at_huge_pages_unless_the_user_chose_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(HUGE_PAGES, raising=False)
+    assert Devices((), 1).environment()[HUGE_PAGES] == "1"
+    monkeypatch.setenv(HUGE_PAGES, "0")
+    assert Devices((), 1).environment()[HUGE_PAGES] == "0"
 
 
 def test_a_trainer_on_gpus_sees_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

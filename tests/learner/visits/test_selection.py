@@ -53,6 +53,13 @@ def test_the_pass_rate_of_an_own_reward_is_where_in_its_range_the_mean_lies() ->
     assert policy.judgement(History(((-1.0, -1.5) * 4,) * 2, 2)) == "hopeless"
 
 
+def test_hopeless_prompts_do_not_rest_where_only_solved_ones_do() -> None:
+    policy = Selection(0.2, 4.0, 3, is_of_solved=True)
+    solved, hopeless = History(((1.0,) * 8,) * 2, 2), History(((0.0,) * 8,) * 2, 2)
+    assert (policy.judgement(solved), policy.judgement(hopeless)) == ("solved", "open")
+    assert (policy.rests(solved, 3), policy.rests(hopeless, 3)) == (True, False)
+
+
 def test_what_was_long_ago_counts_for_little() -> None:
     policy = Selection(0.2, 0.2, 3)
     assert policy.judgement(History(((0.0,) * 8, (1.0,) * 16), 2)) == "solved"
@@ -119,6 +126,16 @@ def test_a_run_that_is_killed_anywhere_visits_what_the_rule_says(
     seen += run(intake, by_prompt, 45 - num_before)
     assert seen == by_the_rule(intake, by_prompt, 45)
     intake.ledger.close()
+
+
+def test_a_run_in_which_only_solved_prompts_rest_goes_on_visiting_the_hopeless_ones(
+    tmp_path: Path, open_intake: OpenIntake
+) -> None:
+    config = make_config(tmp_path, groups_per_step=1, max_lag=0, data={**SETTINGS, "selection": "solved"})
+    seen = run(open_intake(config, NUM_PROMPTS), [RIGHT, WRONG, WRONG, RIGHT, RIGHT, RIGHT], 40)
+    visits = {name: sum(name == prompt for _, prompt, _ in seen) for name in ("prompt-0", "prompt-1", "prompt-2")}
+    assert visits["prompt-1"] == max(visits.values()) > 2 * visits["prompt-0"]
+    assert abs(visits["prompt-1"] - visits["prompt-2"]) <= 1
 
 
 def test_decisions_that_were_taken_stay_when_the_policy_changes(tmp_path: Path, open_intake: OpenIntake) -> None:
