@@ -15,9 +15,13 @@ MAX_LIVE = 1_000_000_000
 CUDA_BYTES, NCCL_BYTES = 600_000_000, 1_400_000_000
 FRAGMENTATION = 0.05
 """Of what comes and goes, on GPUs with expandable segments."""
-HEAP_OF_ACTIVATIONS, HEAP_OF_GRADIENTS = 1.75, 1.5
-"""What glibc keeps of freed small blocks on a CPU: of the peak of activations with checkpointing, and of the gradients
-among which they come and go. Fitted to the 13 runs of docs/experiments.md, all of them within 7 %."""
+PROCESS_BYTES = 90_000_000
+"""On a CPU: of the process itself, beside what it was when everything was imported."""
+HEAP, HEAP_WITH_ADAPTER = 1.2, 2.3
+"""What glibc keeps on a CPU between small blocks, of their peak with checkpointing; adapters lie among them."""
+HEAP_OF_KEPT, MOST_OF_KEPT = 0.8, 350_000_000
+"""The same of what is kept where nothing is computed again, and the most of it. All five were fitted to the runs of
+docs/experiments.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,6 @@ class ModelSize:
     Attributes:
         parameters: of all, tied ones once.
         largest: of the largest.
-        small: of those whose gradients are small blocks (SMALL_GRADIENT_BYTES).
         buffer_bytes: bytes of its buffers.
         adapter: those that are trained, where an adapter is; None where all are.
         heads: of its attention, which ranks that share tokens share too.
@@ -35,7 +38,6 @@ class ModelSize:
 
     parameters: int
     largest: int
-    small: int = 0
     buffer_bytes: int = 0
     adapter: int | None = None
     heads: int = 1
@@ -166,14 +168,13 @@ def rank_memory(size: ModelSize, plan: Plan, whole: Rehearsal, body: Rehearsal, 
     Example: 7.616e9 parameters in bfloat16 on 4 GPUs take 15.2 + 7.6 + 22.8 GB of weights, gradients and optimizer
     under ZeRO-2, beside 4.0 of buckets; under ZeRO-3 5.8 + 1.1 of gathered weights instead of the 15.2.
     """
-    state = optimizer_bytes(size, plan)
+    state, gradients = optimizer_bytes(size, plan), gradient_bytes(size, plan)
     head = max(0, whole.peak - body.peak)
     moving = body.peak + head
     if plan.on_gpus:
         reserve = CUDA_BYTES + (NCCL_BYTES if plan.num_ranks > 1 else 0) + int(FRAGMENTATION * moving)
     else:
-        reserve = int(HEAP_OF_ACTIVATIONS * heap.small_peak + HEAP_OF_GRADIENTS * size.small * plan.value_bytes)
-    gradients = gradient_bytes(size, plan)
+        reserve = heap_bytes(size, plan, whole, heap)
     return RankMemory(
         weights=weight_bytes(size, plan),
         gradients=0 if plan.offload else gradients,
@@ -185,6 +186,15 @@ def rank_memory(size: ModelSize, plan: Plan, whole: Rehearsal, body: Rehearsal, 
         offloaded=state + gradients if plan.offload else 0,
         reference=weight_bytes(size, plan) if plan.has_reference else 0,
     )
+
+
+def heap_bytes(size: ModelSize, plan: Plan, whole: Rehearsal, heap: Rehearsal) -> int:
+    """What a process on a CPU takes beside its tensors; the arguments are those of `rank_memory`."""
+    share = HEAP if size.adapter is None else HEAP_WITH_ADAPTER
+    kept = min(HEAP_OF_KEPT * (whole.small_peak - heap.small_peak), MOST_OF_KEPT)
+    # DeepSpeed's flat copy of a step's gradients stands beside what the allocator has of the buckets.
+    flat = gradient_bytes(size, plan) if plan.zero_stage in (1, 2) else 0
+    return int(PROCESS_BYTES + share * heap.small_peak + kept) + flat
 
 
 def weight_bytes(size: ModelSize, plan: Plan) -> int:

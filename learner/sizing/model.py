@@ -11,7 +11,7 @@ from dcpo_async.errors import ConfigError
 from dcpo_async.model_folder import context_tokens
 from learner.ranks import require_sequence_parallel
 from learner.sizing.memory import ModelSize, Plan, RankMemory, rank_memory
-from learner.sizing.rehearsal import SMALL_GRADIENT_BYTES, Rehearsal, policy_without_data, rehearse
+from learner.sizing.rehearsal import Rehearsal, policy_without_data, rehearse
 from learner.weights.loading import require_checkpoint
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -41,11 +41,9 @@ class SizedModel:
         parameters = [parameter.numel() for parameter in self._policy.parameters()]
         trained = [parameter.numel() for parameter in self._policy.parameters() if parameter.requires_grad]
         buffer_bytes = sum(buffer.nbytes for buffer in self._policy.buffers())
-        small = sum(number for number in trained if number * value_bytes < SMALL_GRADIENT_BYTES)
         self.size = ModelSize(
             sum(parameters),
             max(parameters),
-            small,
             buffer_bytes,
             sum(trained) if adapter else None,
             getattr(settings.get_text_config(), "num_attention_heads", 1),

@@ -24,9 +24,8 @@ from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch
 from learner.weights.adapter import add_adapter
 
-SMALL_BYTES, SMALL_GRADIENT_BYTES = 64 << 20, 32 << 20
-"""glibc keeps smaller blocks for later when they are freed, larger ones go back to the machine. Its own bound is the
-second; of activations, which come and go much more often, it was found to keep larger ones too (bench/memory/)."""
+SMALL_BYTES = 16 << 20
+"""glibc keeps smaller blocks for later when they are freed, larger ones nearly all go back to the machine."""
 _ATTENTION = "rehearsal"
 
 

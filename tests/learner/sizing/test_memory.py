@@ -11,6 +11,7 @@ from learner.sizing.memory import (
     bucket_bytes,
     checkpoint_bytes,
     gradient_bytes,
+    heap_bytes,
     optimizer_bytes,
     rank_memory,
     weight_bytes,
@@ -64,6 +65,29 @@ def test_buckets_fill_up_when_the_head_is_done_so_that_the_larger_counts() -> No
     for head, larger in ((1_000_000_000, 4_000_000_000), (9_000_000_000, 9_000_000_000)):
         whole = Rehearsal(peak=body.peak + head, small_peak=0)
         assert rank_memory(QWEN_7B, headline(), whole, body, whole).head_or_buckets == larger
+
+
+@pytest.mark.parametrize(
+    ("adapter", "zero_stage", "small_peak", "expected_mb"),
+    [
+        # 90 + 1.2 · 100; without checkpointing 0.8 · (300 - 100) more, at most 350.
+        (None, 0, 100, 210),
+        (None, 0, 300, 370),
+        (None, 0, 900, 560),
+        (1000, 0, 100, 320),
+        # With a flat copy of 4 bytes for each of 10 million trained elements.
+        (None, 2, 100, 250),
+        (None, 3, 100, 210),
+    ],
+)
+def test_what_a_process_on_a_cpu_takes_beside_its_tensors(
+    adapter: int | None, zero_stage: int, small_peak: int, expected_mb: int
+) -> None:
+    training = {"zero_stage": zero_stage}
+    config = RunConfig(model=ModelSettings(dtype="float32"), training=training)  # type: ignore[arg-type]
+    plan, size = Plan.of(config, 1, on_gpus=False), ModelSize(10_000_000, 100, adapter=adapter)
+    whole, heap = (Rehearsal(peak=small * 10**6, small_peak=small * 10**6) for small in (small_peak, 100))
+    assert heap_bytes(size, plan, whole, heap) / 1e6 == pytest.approx(expected_mb, abs=0.1)
 
 
 def test_what_is_offloaded_is_not_on_the_gpu() -> None:
