@@ -37,7 +37,7 @@ class Devices:
         threads = max(1, (os.cpu_count() or 1) // (2 * self.num_workers))
         threads_word = os.environ.get("OMP_NUM_THREADS", str(threads))
         words = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads_word}
-        # Tensors of 2 MB and more begin at huge pages: glibc loses less between them, above all with adapters.
+        # For tensors of 2 MB and more torch asks the kernel for huge pages; glibc then keeps less between them.
         return {**words, HUGE_PAGES: os.environ.get(HUGE_PAGES, "1")}
 
 

@@ -85,7 +85,7 @@ SELECTIONS = (
     Arm("GRPO rests", "grpo", RESTS),
     Arm("GRPO solved rest", "grpo", SOLVED_REST),
 )
-"""All prompts, and without those as good as solved or hopeless: of which DCPO learns a little, GRPO nothing."""
+"""All prompts, and without those as good as solved, or those and the hopeless: DCPO learns a little of them."""
 
 SUITES = {"algorithms": ALGORITHMS, "lag": LAGS, "selection": SELECTIONS}
 

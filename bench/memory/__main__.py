@@ -1,7 +1,7 @@
 """What `dcpo-learner --check` says a rank takes, and what it takes on a CPU: `python -m bench.memory [MODEL ...]`.
 
 Each case trains two real steps in a process of its own, whose peak of resident memory, above what it has once all is
-imported, is compared with the estimate; beside it stands the processor time of the second step. Without models: two
+imported, is compared with the estimate; beside it stands the processor time of the second step. Without models: three
 random ones, and SmolLM2-135M where `make smollm2` was run. `--adapter-rank 8` trains an adapter instead of all weights.
 """
 
@@ -42,10 +42,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.memory", description=__doc__)
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--adapter-rank", type=int, help="train an adapter of this rank to all linear layers")
-    parser.add_argument("--case", nargs=3, type=int, help="of a run of this program: the case to measure")
+    parser.add_argument(
+        "--case",
+        nargs=3,
+        type=int,
+        action="append",
+        metavar=("TOKENS", "CHECKPOINTING", "ZERO"),
+        help="in place of the cases below, may be given several times: 2048 1 0",
+    )
+    parser.add_argument("--measured", nargs=3, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.case:
-        tokens, checkpointing, zero_stage = options.case
+    if options.measured:
+        tokens, checkpointing, zero_stage = options.measured
         with tempfile.TemporaryDirectory(prefix="dcpo-bench-") as folder:
             measure(options.models[0], Path(folder), tokens, bool(checkpointing), zero_stage, options.adapter_rank)
         return
@@ -56,8 +64,8 @@ def main() -> None:
             flush=True,
         )
         for model in models:
-            for case in CASES:
-                words = ["-m", "bench.memory", str(model), "--case", *(str(int(item)) for item in case)]
+            for case in options.case or CASES:
+                words = ["-m", "bench.memory", str(model), "--measured", *(str(int(item)) for item in case)]
                 if options.adapter_rank is not None:
                     words += ["--adapter-rank", str(options.adapter_rank)]
                 with tempfile.TemporaryDirectory(prefix="dcpo-bench-") as meeting:
@@ -67,7 +75,7 @@ def main() -> None:
 
 
 def make_models(folder: Path) -> list[Path]:
-    """Two random models that differ in where their memory is: the head, or the layers."""
+    """Three random models that differ in where their memory is: the head, the layers, or activations alone."""
     shared: dict[str, Any] = {"max_position_embeddings": 8192, "tie_word_embeddings": False}
     models = {
         "llama-256x6": LlamaForCausalLM(
@@ -80,6 +88,12 @@ def make_models(folder: Path) -> list[Path]:
             Qwen2Config(
                 vocab_size=32000, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
                 num_key_value_heads=2, **shared,
+            )
+        ),
+        "llama-512x6": LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=64, hidden_size=512, intermediate_size=1152, num_hidden_layers=6, num_attention_heads=8,
+                **shared,
             )
         ),
     }  # fmt: skip

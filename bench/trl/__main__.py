@@ -60,7 +60,7 @@ def main() -> None:
 
 def run(command: list[str]) -> dict[str, float]:
     """The measurement that a process prints last."""
-    # Theirs gets what our ranks are given too: it needs less memory with it.
+    # Theirs gets what our ranks are given too, which may need less memory with it.
     ours = {**Devices((), 1).environment(), "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **ours, "TRL_EXPERIMENTAL_SILENCE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

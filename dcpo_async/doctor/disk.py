@@ -45,7 +45,7 @@ def disk(status: Mapping[str, Any], config: Mapping[str, Any], kept: Grown | Non
     if lacks := status.get("disk_lacks_bytes"):
         yield error(
             f"the run waits for its disk, which lacks {lacks / 1e6:.0f} MB of room",
-            "make room, it goes on by itself then; nobody is given up meanwhile",
+            "make room, and it goes on by itself: its parts and actors wait meanwhile",
         )
     elif free is not None and free < next_ones:
         yield error(

@@ -61,7 +61,10 @@ def run(where: str | Path) -> Iterator[Finding]:
     yield from clock(seen.clock_seconds)
     yield from life(status, health, folder)
     yield from parts(status)
-    if health.is_live:
+    if health.is_live and status.get("disk_lacks_bytes"):
+        # Nobody is listened to meanwhile, so that all seem silent.
+        yield from disk(status, config)
+    elif health.is_live:
         now = status["written_at"]
         yield from waits(status, config, now)
         yield from actors(status, config)

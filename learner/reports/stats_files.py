@@ -34,7 +34,7 @@ def export(statistics: Statistics, folder: Path) -> str:
     rows = statistics.prompts
     never, always = (fmean(row.mean == bound for row in rows) for bound in (low, high))
     judged = Counter(row.judgement for row in rows)
-    rests = f"resting: {judged['solved']} solved, {judged['hopeless']} hopeless; " if "" not in judged else ""
+    rests = f"judged: {judged['solved']} solved, {judged['hopeless']} hopeless; " if "" not in judged else ""
     passed_over = f"{statistics.num_rested} visits were passed over\n" if rests or statistics.num_rested else ""
     return (
         f"{len(rows)} prompts, {fmean(row.visits for row in rows):.1f} visits each; mean reward "

@@ -17,11 +17,11 @@ FRAGMENTATION = 0.05
 """Of what comes and goes, on GPUs with expandable segments."""
 PROCESS_BYTES = 90_000_000
 """On a CPU: of the process itself, beside what it was when everything was imported."""
-HEAP, HEAP_WITH_ADAPTER = 1.2, 2.3
+HEAP, HEAP_WITH_ADAPTER = 1.0, 2.0
 """What glibc keeps on a CPU between small blocks, of their peak with checkpointing; adapters lie among them."""
-HEAP_OF_KEPT, MOST_OF_KEPT = 0.8, 350_000_000
+HEAP_OF_KEPT, MOST_OF_KEPT = 0.6, 350_000_000
 """The same of what is kept where nothing is computed again, and the most of it. All five were fitted to the runs of
-docs/experiments.md."""
+docs/experiments.md, where tensors lie in huge pages (`dcpo_async.devices`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +192,8 @@ def heap_bytes(size: ModelSize, plan: Plan, whole: Rehearsal, heap: Rehearsal) -
     """What a process on a CPU takes beside its tensors; the arguments are those of `rank_memory`."""
     share = HEAP if size.adapter is None else HEAP_WITH_ADAPTER
     kept = min(HEAP_OF_KEPT * (whole.small_peak - heap.small_peak), MOST_OF_KEPT)
-    # DeepSpeed's flat copy of a step's gradients stands beside what the allocator has of the buckets.
-    flat = gradient_bytes(size, plan) if plan.zero_stage in (1, 2) else 0
+    # DeepSpeed's flat copy of a rank's gradients stands beside what the allocator has of the buckets.
+    flat = size.trained * FLOAT32_BYTES // plan.num_ranks if plan.zero_stage in (1, 2) else 0
     return int(PROCESS_BYTES + share * heap.small_peak + kept) + flat
 
 

@@ -24,8 +24,8 @@ from learner.policy.model import PolicyModel
 from learner.policy.packing import MicroBatch
 from learner.weights.adapter import add_adapter
 
-SMALL_BYTES = 16 << 20
-"""glibc keeps smaller blocks for later when they are freed, larger ones nearly all go back to the machine."""
+SMALL_BYTES = 32 << 20
+"""glibc keeps smaller blocks for later when they are freed, larger ones go back to the machine."""
 _ATTENTION = "rehearsal"
 
 

@@ -1,4 +1,4 @@
-"""Which prompts rest: those whose pass rate is so near to 1 or 0 that their responses would teach nothing. Pure."""
+"""Which prompts rest: solved ones, and hopeless ones too where that is asked for. Pure."""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Selection:
         half_life_visits: an earlier visit weighs 2^(-1/half life) for each visit since.
         look_again_epochs: a prompt that rests is visited again so many epochs after its last counted visit.
         reward_range: lowest and highest reward; a pass rate is where between them a mean lies, 0 to 1.
-        is_of_solved: only solved prompts rest; one that would be hopeless is open.
+        is_of_solved: only solved prompts rest.
 
     Example: of 8 responses to each of 2 visits all are right; with a half-life of 4 visits they count as 14.7, the
     lower bound is 14.7 / (14.7 + 2.71) = 0.845, and the prompt rests with a bound of 0.2.
@@ -61,11 +61,12 @@ class Selection:
         least, most = wilson_bounds(passes, trials)
         if least >= 1.0 - self.bound:
             return "solved"
-        return "hopeless" if most <= self.bound and not self.is_of_solved else "open"
+        return "hopeless" if most <= self.bound else "open"
 
     def rests(self, history: History, visit: int) -> bool:
         """Whether a prompt is passed over at its visit of this number (from 1)."""
-        return visit - history.last_visit < self.look_again_epochs and self.judgement(history) != "open"
+        resting = ("solved",) if self.is_of_solved else ("solved", "hopeless")
+        return visit - history.last_visit < self.look_again_epochs and self.judgement(history) in resting
 
 
 def wilson_bounds(passes: float, trials: float, deviations: float = ONE_SIDED_95) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """Faults of a run, each as its learner would tell it: found, with what to do; and no false alarm on a healthy one."""
 
 import json
+import re
 import subprocess
 import threading
 import time
@@ -103,7 +104,13 @@ def test_a_learner_that_was_killed_with_what_its_trainer_said(tmp_path: Path) ->
             "error: 1.00 GB are free on the run's disk, a checkpoint and a version take 2.00 GB",
         ),
         (
-            {"disk_lacks_bytes": 5e6, "disk_free_bytes": 1e9, "last_step": {"checkpoint_bytes": 1.5e9}},
+            {
+                "disk_lacks_bytes": 5e6,
+                "disk_free_bytes": 1e9,
+                "last_step": {"checkpoint_bytes": 1.5e9},
+                "actors_connected": [actor("a", 1.0, heard_seconds_ago=300.0)],
+                "waiting_for": {"seconds": 300.0, "position": 5, "holder": "a", "lease_seconds": 305.0, "tokens": 3},
+            },
             "error: the run waits for its disk, which lacks 5 MB of room",
         ),
         ({"last_step": {"checkpoint_failures": 1.0}}, "error: 1 checkpoints could not be written"),
@@ -205,7 +212,10 @@ def test_a_learner_whose_clock_is_off_is_not_taken_for_a_silent_one(tmp_path: Pa
         finally:
             over.set()
             writer.join()
-        assert line == f"warning: the learner's clock is {ahead:+.0f} s from this machine's"
+        told = re.fullmatch(r"warning: the learner's clock is ([+-]\d+) s from this machine's", line)
+        # On a busy machine a status is some seconds old when it is read.
+        assert told
+        assert 0 <= ahead - int(told[1]) < 10
         (tmp_path / "status.json").unlink()
 
 

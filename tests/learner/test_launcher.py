@@ -69,7 +69,7 @@ def test_a_trainer_on_the_cpu_sees_no_gpu() -> None:
     assert (environment["DS_ACCELERATOR"], environment["CUDA_VISIBLE_DEVICES"]) == ("cpu", "")
 
 
-def test_tensors_of_a_trainer_on_the_cpu_begin_at_huge_pages_unless_the_user_chose_otherwise(
+def test_tensors_of_a_trainer_on_the_cpu_lie_in_huge_pages_unless_the_user_chose_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(HUGE_PAGES, raising=False)

@@ -64,7 +64,7 @@ def test_prompts_that_rest_are_shown_with_the_visits_that_were_passed_over(
     train(intake, *[[(1.0, 1.0)]] * 7)
     intake.ledger.close()
     main([str(config.folder)])
-    assert "\nresting: 3 solved, 0 hopeless; 2 visits were passed over\n" in capsys.readouterr().out
+    assert "\njudged: 3 solved, 0 hopeless; 2 visits were passed over\n" in capsys.readouterr().out
     assert csv.read_csv(config.folder / "stats" / "prompts.csv").column("judgement").to_pylist() == ["solved"] * 3
 
 

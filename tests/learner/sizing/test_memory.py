@@ -68,24 +68,26 @@ def test_buckets_fill_up_when_the_head_is_done_so_that_the_larger_counts() -> No
 
 
 @pytest.mark.parametrize(
-    ("adapter", "zero_stage", "small_peak", "expected_mb"),
+    ("adapter", "zero_stage", "num_ranks", "small_peak", "expected_mb"),
     [
-        # 90 + 1.2 · 100; without checkpointing 0.8 · (300 - 100) more, at most 350.
-        (None, 0, 100, 210),
-        (None, 0, 300, 370),
-        (None, 0, 900, 560),
-        (1000, 0, 100, 320),
-        # With a flat copy of 4 bytes for each of 10 million trained elements.
-        (None, 2, 100, 250),
-        (None, 3, 100, 210),
+        # 90 + 100; without checkpointing 0.6 · (300 - 100) more, at most 350.
+        (None, 0, 1, 100, 190),
+        (None, 0, 1, 300, 310),
+        (None, 0, 1, 900, 540),
+        # 90 + 2 · 100.
+        (1000, 0, 1, 100, 290),
+        # With a flat copy of 4 bytes for each of 10 million trained elements, or for a rank's share of them.
+        (None, 2, 1, 100, 230),
+        (None, 1, 2, 100, 210),
+        (None, 3, 1, 100, 190),
     ],
 )
 def test_what_a_process_on_a_cpu_takes_beside_its_tensors(
-    adapter: int | None, zero_stage: int, small_peak: int, expected_mb: int
+    adapter: int | None, zero_stage: int, num_ranks: int, small_peak: int, expected_mb: int
 ) -> None:
     training = {"zero_stage": zero_stage}
     config = RunConfig(model=ModelSettings(dtype="float32"), training=training)  # type: ignore[arg-type]
-    plan, size = Plan.of(config, 1, on_gpus=False), ModelSize(10_000_000, 100, adapter=adapter)
+    plan, size = Plan.of(config, num_ranks, on_gpus=False), ModelSize(10_000_000, 100, adapter=adapter)
     whole, heap = (Rehearsal(peak=small * 10**6, small_peak=small * 10**6) for small in (small_peak, 100))
     assert heap_bytes(size, plan, whole, heap) / 1e6 == pytest.approx(expected_mb, abs=0.1)
 

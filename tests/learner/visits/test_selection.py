@@ -56,7 +56,7 @@ def test_the_pass_rate_of_an_own_reward_is_where_in_its_range_the_mean_lies() ->
 def test_hopeless_prompts_do_not_rest_where_only_solved_ones_do() -> None:
     policy = Selection(0.2, 4.0, 3, is_of_solved=True)
     solved, hopeless = History(((1.0,) * 8,) * 2, 2), History(((0.0,) * 8,) * 2, 2)
-    assert (policy.judgement(solved), policy.judgement(hopeless)) == ("solved", "open")
+    assert (policy.judgement(solved), policy.judgement(hopeless)) == ("solved", "hopeless")
     assert (policy.rests(solved, 3), policy.rests(hopeless, 3)) == (True, False)
 
 
