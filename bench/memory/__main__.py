@@ -48,7 +48,7 @@ def main() -> None:
         type=int,
         action="append",
         metavar=("TOKENS", "CHECKPOINTING", "ZERO"),
-        help="in place of the cases below, may be given several times: 2048 1 0",
+        help="in place of the usual ones, may be given several times: 2048 1 0",
     )
     parser.add_argument("--measured", nargs=3, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -235,8 +235,8 @@ class LagSettings(Section):
     max_lag: Annotated[int, Field(ge=0)] = 4
     """No token is trained in a batch that starts more than this many optimizer steps after the weights that sampled
     it, so that only multiples of updates_per_batch make a difference; 0 is synchronous. Raise it for as long as actors
-    wait and `kl_behavior` stays well below 0.3 nats: with the default anchor 32 did no harm that three seeds could
-    show, and all that broke was above."""
+    wait and `kl_behavior` stays well below 0.3 nats, or 0.1 with `algorithm.old = "proximal"`: with the default anchor
+    32 did no harm that three seeds could show."""
     publish_interval: Positive = 1
     """Steps between published weights versions."""
     keep_versions: Annotated[int, Field(ge=2)] = 3
