@@ -194,13 +194,14 @@ async def _run(config: RunConfig, devices: Devices, options: argparse.Namespace)
         from learner.life.desk import life_desk
         from learner.nodes.joining import tell_finished, versions
         from learner.run_setup import described, prepare, require_room, set_up, sinks_of
+        from learner.sizing.automatic import decided
         from learner.sizing.machine import this_machine
-        from learner.sizing.memory import Plan
 
         prepared = prepare(config, problems, measured)
-        if not options.even_if_too_large:
-            plan = Plan.of(config, *ranks_of(devices, place), on_gpus=bool(devices.gpus))
-            require_room(config, prepared.model, plan, this_machine(devices, config.folder))
+        machine = None if options.even_if_too_large else this_machine(devices, config.folder)
+        config, plan = decided(config, prepared.model, machine, *ranks_of(devices, place), on_gpus=bool(devices.gpus))
+        if machine is not None:
+            require_room(config, prepared.model, plan, machine)
         run = set_up(config, prepared)
         log.info("run %s in %s; actors reach it at %s", run.run_id, config.folder, config.network.listen)
         log.info("algorithm: %s", described(config))
@@ -274,12 +275,12 @@ def check(
         origins: lines on where settings come from.
     """
     from learner.run_setup import prepare, report, require_room
+    from learner.sizing.automatic import decided
     from learner.sizing.machine import other_machine, this_machine
-    from learner.sizing.memory import Plan
 
     machine = this_machine(devices, config.folder) if elsewhere is None else other_machine(gpus_elsewhere(elsewhere)[1])
-    plan = Plan.of(config, *ranks_of(devices, place), on_gpus=bool(devices.gpus))
     prepared = prepare(config, problems, measured)
+    config, plan = decided(config, prepared.model, machine, *ranks_of(devices, place), on_gpus=bool(devices.gpus))
     print("\n".join(origins))
     print(report(config, prepared, plan, machine, is_elsewhere=elsewhere is not None), flush=True)
     require_room(config, prepared.model, plan, machine)

@@ -7,6 +7,7 @@ Those of several machines meet as `learner/nodes/` says.
 from collections.abc import Mapping
 from pathlib import Path
 
+from dcpo_async.config import TrainingSettings
 from dcpo_async.devices import ON_LOOPBACK
 from dcpo_async.errors import ConfigError
 
@@ -48,3 +49,15 @@ def require_sequence_parallel(shared_by: int, num: int, of_what: str) -> None:
         fitting = [str(number) for number in range(1, num + 1) if num % number == 0]
         listed = " or ".join(filter(None, (", ".join(fitting[:-1]), fitting[-1])))
         raise ConfigError(f"training.sequence_parallel = {shared_by} does not divide {num} {of_what}; take {listed}")
+
+
+def zero_stage(training: TrainingSettings, num_ranks: int, *, on_gpus: bool, in_float32: bool) -> int:
+    """The ZeRO stage of so many ranks, as `training.zero_stage` says.
+
+    In bfloat16 a single process has use for it too: ZeRO adds up gradients, and keeps weights, in float32.
+    """
+    if training.zero_stage != "auto":
+        return training.zero_stage
+    # Whoever sets options of ZeRO wants it.
+    is_without = num_ranks == 1 and in_float32 and not on_gpus and "zero_optimization" not in training.deepspeed
+    return 0 if is_without else 2

@@ -131,6 +131,7 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
         (["--training.learning_rate", "fast"], "training.learning_rate: .*valid number.*found 'fast'"),
         (["--training.learning_rate", "nan"], "training.learning_rate: .*finite"),
         (["--sampling.group_size", "1"], "sampling.group_size: .*greater than or equal to 2"),
+        (["--training.zero_stage", "4"], "training.zero_stage: .* less than or equal to 3 or 'auto', found '4'$"),
         (["--lag.publish_interval", "6"], "lag.max_lag 4 is less than"),
         (
             ["--algorithm.correction", "masked"],

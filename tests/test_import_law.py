@@ -82,7 +82,7 @@ SERVICES = {
     "learner/timing": "",
     "learner/trainer": "checkpoints nodes policy ranks timing weights",
     "learner/publisher": "trainer weights",
-    "learner/sizing": "policy ranks weights",
+    "learner/sizing": "checkpoints policy ranks weights",
     "learner/life": "checkpoints coordinator ledger scheduling",
     "learner/starts": "ledger",
     "learner/initial_model": "",

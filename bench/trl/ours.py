@@ -13,9 +13,13 @@ import torch
 
 from bench.trl.measure import Measure
 from dcpo_async.config import RunConfig
+from dcpo_async.devices import Devices
 from dcpo_async.records import TrainingSample
 from learner.coordinator.shards import looked_at
 from learner.ranks import rank_environments
+from learner.sizing.automatic import decided
+from learner.sizing.machine import this_machine
+from learner.sizing.model import SizedModel
 from learner.trainer.engine import TrainEngine
 from learner.trainer.trainer import Trainer
 from learner.weights.loading import loaded_model
@@ -25,7 +29,12 @@ def main() -> None:
     """A short step to warm up, then the timed one."""
     torch.set_num_threads(1)
     model, path = sys.argv[1], Path(sys.argv[2])
-    settings: dict[str, dict[str, Any]] = {"model": {"path": model}}
+    settings: dict[str, dict[str, Any]] = {
+        "model": {"path": model, "dtype": "float32"},
+        # As long as the samples are.
+        "data": {"max_prompt_tokens": 200},
+        "sampling": {"max_response_tokens": 1024},
+    }
     for setting in sys.argv[3:]:
         (section, _, name), value = setting.partition("=")[0].partition("."), setting.partition("=")[2]
         settings.setdefault(section, {})[name] = value
@@ -35,6 +44,9 @@ def main() -> None:
         (rank,) = rank_environments(1, Path(folder))
         os.environ |= rank
         config = RunConfig(folder=Path(folder), **settings)  # type: ignore[arg-type]
+        sized = SizedModel(Path(model), value_bytes=4 if config.model.dtype == "float32" else 2)
+        config, plan = decided(config, sized, this_machine(Devices((), 1), Path(folder)), 1, on_gpus=False)
+        print(f"ZeRO {plan.zero_stage}, {plan.tokens} tokens, checkpointing {plan.checkpointing}", file=sys.stderr)
         measure = Measure()
         trainer = Trainer(config, TrainEngine(config), SimpleNamespace(tell=None), publication=None)  # type: ignore[arg-type]
         samples = [_sample(number, entry) for number, entry in enumerate(json.loads(path.read_text()))]

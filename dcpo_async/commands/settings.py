@@ -67,6 +67,8 @@ def _default(field: Schema) -> str:
 def _type(field: Schema) -> str:
     if "anyOf" in field:
         return " or ".join(map(_type, field["anyOf"]))
+    if "const" in field:
+        return f"`{json.dumps(field['const'])}`"
     if "enum" in field:
         return " or ".join(f"`{json.dumps(value)}`" for value in field["enum"])
     match field["type"]:

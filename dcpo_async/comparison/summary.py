@@ -34,7 +34,7 @@ LATE_SHARE = 0.1
 """Of the steps, over which the reward at the end is averaged."""
 MAY_BEGIN_LATE = {"rur_later"}
 SHOWN_SECTIONS = ("algorithm.", "lag.")
-WITHOUT_EFFECT = ("folder", "seed", "network.", "checkpoint.", "lag.keep_versions")
+WITHOUT_EFFECT = ("folder", "seed", "network.", "checkpoint.", "lag.keep_versions", "model.gradient_checkpointing")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +114,21 @@ def _leaves(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _one_line(error: ValidationError, paths: Sequence[Path]) -> str:
     where = f"{', '.join(map(str, paths))}: " if paths else ""
-    problems = []
+    problems: dict[str, list[str]] = {}
     for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
+        name, parent = (".".join(map(str, part)) for part in (item["loc"], item["loc"][:-1]))
+        if parent in setting_fields() and isinstance(item["loc"][-1], str):
+            # One of several types that a setting may have, each of which has its own complaint.
+            name = parent
         message = f"unknown setting{did_you_mean(name)}" if item["type"] == "extra_forbidden" else item["msg"]
         message = message.removeprefix("Value error, ")
         found = "" if item["type"] in ("extra_forbidden", "value_error") else f", found {item['input']!r}"
-        problems.append(f"{name}: {message}{found}" if name else message)
-    return where + "; ".join(problems)
+        if name in problems and found:
+            said = problems[name][-1].removesuffix(found)
+            problems[name][-1] = f"{said} or {message.removeprefix('Input should be ')}{found}"
+        else:
+            problems.setdefault(name, []).append(f"{name}: {message}{found}" if name else message)
+    return where + "; ".join(chain.from_iterable(problems.values()))
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -93,7 +93,8 @@ class RunConfig(BaseSettings):
     def digest(self) -> str:
         """Hash of every setting that shapes the result; folder, addresses and what is measured do not."""
         whole = {"folder", "network", "checkpoint", "weights", "evaluation", "tracking"}
-        shape = self.model_dump_json(exclude={**dict.fromkeys(whole, True), "training": {"profile"}})
+        parts = {"training": {"profile"}, "model": {"gradient_checkpointing"}}
+        shape = self.model_dump_json(exclude={**dict.fromkeys(whole, True), **parts})
         return hashlib.sha256(shape.encode()).hexdigest()[:16]
 
     @model_validator(mode="after")

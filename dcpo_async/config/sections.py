@@ -55,8 +55,10 @@ class ModelSettings(Section):
     """Folder or hub id of a Hugging Face causal language model with its tokenizer."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the forward pass and of published weights; auto is bfloat16 on GPUs and float32 on a CPU."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, about a quarter more compute. auto does so unless a
+    trainer on one machine that keeps them is estimated to take at most half of the GPU, or of the free memory where it
+    has none."""
 
 
 class SamplingSettings(Section):
@@ -174,15 +176,17 @@ class TrainingSettings(Section):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest global gradient norm."""
     micro_batch_tokens: Positive | Literal["auto"] = "auto"
-    """Prompt and response tokens in one forward pass of a rank; a longer sample goes alone. auto is 16384, 2048 on a
+    """Prompt and response tokens in one forward pass of a rank; a longer sample goes alone. auto is 16384, 1024 on a
     CPU."""
     sequence_parallel: Positive = 1
     """Ranks that share the tokens of a micro-batch, which may then have so many times micro_batch_tokens: for responses
     of which one rank cannot hold the activations. Divides the ranks and the model's attention heads."""
     measured_share: Annotated[float, Field(gt=0, le=1)] = 0.125
     """Responses of advantage 0 have no gradient and are not computed; this share of them is looked at for metrics."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
-    """DeepSpeed ZeRO stage."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | Literal["auto"] = "auto"
+    """DeepSpeed ZeRO stage. auto is 2, and 0 for a single process on a CPU in float32 without ZeRO options of its own,
+    which has none to share with and no use for master weights; a run keeps to what its checkpoints are, with ZeRO or
+    without."""
     deepspeed: dict[str, Any] = {}
     """Any DeepSpeed option for which there is no setting here; merged over the ones that dcpo-async sets."""
     profile: Annotated[str, Field(pattern=r"^[1-9]\d*(:[1-9]\d*)?$")] | None = None

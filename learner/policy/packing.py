@@ -47,8 +47,8 @@ def micro_batch_tokens(setting: int | Literal["auto"], device: str) -> int:
     """Tokens of a forward pass on a device of this type, as `training.micro_batch_tokens` says."""
     if setting != "auto":
         return setting
-    # A CPU is as fast with 2,048, at a fifth of the memory.
-    return 2048 if device == "cpu" else 16384
+    # A CPU is as fast with 1,024 as with more, at less memory.
+    return 1024 if device == "cpu" else 16384
 
 
 def plan_micro_batches(samples: Sequence[TrainingSample], max_tokens: int, *, one_by_one: bool) -> list[list[int]]:

@@ -19,7 +19,7 @@ ROW_BYTES, STEP_BYTES = 320, 6_300
 """In SQLite for each response, and in metrics and TensorBoard for each step: measured, docs/experiments.md."""
 OTHER_PROCESSES = 2
 """Coordinator and publisher; the weight server has no torch."""
-LEAST_TOKENS = 1024
+LEAST_TOKENS, LEAST_TOKENS_ON_CPU = 1024, 256
 MOST_GPUS = 64
 OFFLOAD = """--training.deepspeed '{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}'"""
 
@@ -191,8 +191,8 @@ def _sets(settings: Sequence[Setting], most: int = 3) -> Iterator[tuple[tuple[st
 
 def _settings(plan: Plan, num_heads: int) -> Iterator[Setting]:
     """What one setting can do."""
-    tokens = plan.micro_batch_tokens // 2
-    while tokens >= max(LEAST_TOKENS, -(-plan.length // plan.sequence_parallel)):
+    tokens, least = plan.micro_batch_tokens // 2, LEAST_TOKENS if plan.on_gpus else LEAST_TOKENS_ON_CPU
+    while tokens >= max(least, -(-plan.length // plan.sequence_parallel)):
         yield Setting("tokens", f"--training.micro_batch_tokens {tokens}", {"micro_batch_tokens": tokens})
         tokens //= 2
     if not plan.checkpointing:

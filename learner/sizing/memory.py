@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from dcpo_async.config import RunConfig
 from learner.policy.packing import micro_batch_tokens
+from learner.ranks import zero_stage
 from learner.sizing.rehearsal import Rehearsal
 
 MASTER_BYTES, ADAM_BYTES, FLOAT32_BYTES = 4, 8, 4
@@ -90,7 +91,7 @@ class Plan:
 
     @classmethod
     def of(cls, config: RunConfig, num_ranks: int, num_machines: int = 1, *, on_gpus: bool) -> Self:
-        """The plan of a run whose type is decided."""
+        """The plan of a run whose type is decided; with gradient checkpointing where that is left to the machine."""
         training, length = config.training, config.data.max_prompt_tokens + config.sampling.max_response_tokens
         zero: dict[str, Any] = training.deepspeed.get("zero_optimization", {})
         responses = training.groups_per_step * config.sampling.group_size
@@ -99,8 +100,8 @@ class Plan:
             num_machines=num_machines,
             on_gpus=on_gpus,
             value_bytes=2 if config.model.dtype == "bfloat16" else 4,
-            zero_stage=training.zero_stage,
-            checkpointing=config.model.gradient_checkpointing,
+            zero_stage=zero_stage(training, num_ranks, on_gpus=on_gpus, in_float32=config.model.dtype != "bfloat16"),
+            checkpointing=config.model.gradient_checkpointing is not False,
             micro_batch_tokens=micro_batch_tokens(training.micro_batch_tokens, "cuda" if on_gpus else "cpu"),
             length=length,
             rank_tokens=-(-responses // num_ranks) * length,

@@ -99,14 +99,15 @@ class TrainEngine:
         self._sign("the model is read", start_seconds)
         self.settings, self.dtype = config.training, forward_dtype(config)
         self.has_adapter = config.adapter.rank is not None
-        settings = deepspeed_settings(config, on_gpus=torch.cuda.is_available())
+        settings = deepspeed_settings(config, self.num_ranks, on_gpus=torch.cuda.is_available())
         model = read_model(config.model.path, self.dtype, settings, local_device())
         self.tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         # Before anything wraps the model.
         views, tied = checkpoint_views(model), tied_checkpoint_names(model)
         if self.has_adapter:
             views, tied = adapter_views(model, self.tokenizer, config, writes=self.rank == 0), {}
-        if config.model.gradient_checkpointing:
+        # A run's own settings have it decided (learner/sizing/automatic.py).
+        if config.model.gradient_checkpointing is not False:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.sequence_group = joined_sequence_group(config.training.sequence_parallel, deadline)
         policy = PolicyModel(model, config.sampling.temperature, self.sequence_group).train()

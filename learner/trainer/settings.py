@@ -7,27 +7,29 @@ from typing import Any
 import torch
 
 from dcpo_async.config import RunConfig, TrainingSettings, merged
+from learner.ranks import zero_stage
 
 
-def deepspeed_settings(config: RunConfig, *, on_gpus: bool) -> dict[str, Any]:
+def deepspeed_settings(config: RunConfig, num_ranks: int, *, on_gpus: bool) -> dict[str, Any]:
     """DeepSpeed's configuration: what our settings say, under the user's `training.deepspeed`."""
-    settings = config.training
+    settings, dtype = config.training, forward_dtype(config)
+    stage = zero_stage(settings, num_ranks, on_gpus=on_gpus, in_float32=dtype == torch.float32)
     ours: dict[str, Any] = {
         # Micro-batches are ours: their number differs from step to step.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.gradient_clip,
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,
     }
-    if on_gpus and settings.zero_stage in (1, 2):
+    if on_gpus and stage in (1, 2):
         # Gradients are summed after each micro-batch; by itself DeepSpeed overlaps that with ZeRO-3's backward only.
         ours["zero_optimization"]["overlap_comm"] = True
-    if forward_dtype(config) == torch.bfloat16:
+    if dtype == torch.bfloat16:
         ours["bf16"] = {"enabled": True}
-        if settings.zero_stage > 0:
+        if stage > 0:
             # Hundreds of small micro-batch gradients would drown in bfloat16's 8 bits.
             ours["data_types"] = {"grad_accum_dtype": "fp32"}
     return merged(ours, settings.deepspeed)

@@ -1,5 +1,6 @@
 """One run whose learner comes back with other numbers of trainer ranks; its actor stays."""
 
+import json
 import re
 import signal
 from pathlib import Path
@@ -9,9 +10,29 @@ import pytest
 from tests.system.conftest import STEADY
 from tests.system.services import Services, assert_counted_once
 
-pytestmark = [pytest.mark.system, pytest.mark.thorough, pytest.mark.timeout(5400)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(5400)]
 
 
+def test_by_itself_a_run_goes_on_with_zero_or_without_it_as_it_began(tmp_path: Path, model: Path) -> None:
+    words = ("--training.zero_stage", "auto", "--model.gradient_checkpointing", "auto", "--training.max_steps", "6")
+    with Services(tmp_path, model) as services:
+        actor = services.start_actor("--tokens-per-second", "50")
+        learner = services.start_learner(*words, "--workers", "1")
+        services.until("step 2", lambda: len(services.metrics()) >= 2, 600)
+        learner.signal(signal.SIGTERM)
+        services.ends_well(learner, seconds=600)
+        learner = services.start_learner(*words, "--workers", "2")
+        services.ends_well(learner, seconds=600)
+        services.ends_well(actor, seconds=300)
+        ran = json.loads((services.run / "config.json").read_text())
+        assert (ran["training"]["zero_stage"], ran["model"]["gradient_checkpointing"]) == (0, False)
+        assert "is with ZeRO 0, which a run keeps to" in learner.log
+        assert "settings have changed" not in (services.run / "logs" / "trainer.log").read_text()
+        assert [line["step"] for line in services.metrics()] == [1, 2, 3, 4, 5, 6]
+        assert_counted_once(services)
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_two_ranks_then_one_then_three_train_what_one_does(

@@ -6,7 +6,8 @@ from learner.trainer.settings import deepspeed_settings
 
 def zero_options(zero_stage: int, *, on_gpus: bool, **options: object) -> dict[str, object]:
     training = {"zero_stage": zero_stage, "deepspeed": {"zero_optimization": options} if options else {}}
-    found: dict[str, object] = deepspeed_settings(RunConfig(training=training), on_gpus=on_gpus)["zero_optimization"]
+    settings = deepspeed_settings(RunConfig(training=training), 2, on_gpus=on_gpus)  # type: ignore[arg-type]
+    found: dict[str, object] = settings["zero_optimization"]
     return found
 
 

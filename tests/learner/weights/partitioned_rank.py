@@ -57,7 +57,7 @@ def compare_weights(config: RunConfig, rank: int) -> None:
     """Each rank's slices of the model as it is read, and all else of it, against the model as it is loaded whole."""
     path, dtype = config.model.path, getattr(torch, config.model.dtype)
     whole = loaded_model(path, dtype)
-    model = read_model(path, dtype, deepspeed_settings(config, on_gpus=False), local_device())
+    model = read_model(path, dtype, deepspeed_settings(config, 2, on_gpus=False), local_device())
     assert checkpoint_views(model) == checkpoint_views(whole)
     assert tied_checkpoint_names(model) == tied_checkpoint_names(whole)
     assert Layout.of(model, dtype) == Layout.of(whole, dtype)
@@ -83,7 +83,7 @@ def compare_refusals(path: Path) -> None:
     refusals = []
     for read in (
         lambda: loaded_model(path, torch.float32),
-        lambda: read_model(path, torch.float32, deepspeed_settings(config, on_gpus=False), local_device()),
+        lambda: read_model(path, torch.float32, deepspeed_settings(config, 2, on_gpus=False), local_device()),
     ):
         try:
             read()
