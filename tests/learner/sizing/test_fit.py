@@ -143,3 +143,22 @@ def test_the_number_of_ranks_that_share_divides_ranks_and_heads() -> None:
     with pytest.raises(ConfigError, match=r"sequence_parallel = 3 does not divide 4 ranks; take 1, 2 or 4$"):
         require_sequence_parallel(3, 4, "ranks")
     require_sequence_parallel(1, 1, "ranks")
+
+
+def test_on_a_cpu_fewer_tokens_than_the_least_of_a_gpu_are_named() -> None:
+    config = RunConfig.model_validate(
+        {
+            "model": {"dtype": "float32", "gradient_checkpointing": False},
+            "data": {"max_prompt_tokens": 100},
+            "sampling": {"max_response_tokens": 200},
+        }
+    )
+    plan = Plan.of(config, 1, on_gpus=False)
+    small = ModelSize(100_000_000, 10_000_000)
+    half = needs(
+        config, small, replace(plan, micro_batch_tokens=512), memory_of(small, replace(plan, micro_batch_tokens=512))
+    )
+    machine = replace(MACHINE, gpu=None, host=half.host)
+    line = told(config, small, plan, machine, lambda changed: memory_of(small, changed))
+    assert line is not None
+    assert line.endswith("; --training.micro_batch_tokens 512 would fit")
