@@ -155,10 +155,8 @@ def test_on_a_cpu_fewer_tokens_than_the_least_of_a_gpu_are_named() -> None:
     )
     plan = Plan.of(config, 1, on_gpus=False)
     small = ModelSize(100_000_000, 10_000_000)
-    half = needs(
-        config, small, replace(plan, micro_batch_tokens=512), memory_of(small, replace(plan, micro_batch_tokens=512))
-    )
-    machine = replace(MACHINE, gpu=None, host=half.host)
+    half = replace(plan, micro_batch_tokens=512)
+    machine = replace(MACHINE, gpu=None, host=needs(config, small, half, memory_of(small, half)).host)
     line = told(config, small, plan, machine, lambda changed: memory_of(small, changed))
     assert line is not None
     assert line.endswith("; --training.micro_batch_tokens 512 would fit")
