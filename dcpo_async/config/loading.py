@@ -3,7 +3,6 @@
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ def _leaves(layer: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _one_line(error: ValidationError, paths: Sequence[Path]) -> str:
     where = f"{', '.join(map(str, paths))}: " if paths else ""
-    problems: dict[str, list[str]] = {}
+    complaints: dict[tuple[str, str], list[str]] = {}
     for item in error.errors():
         name, parent = (".".join(map(str, part)) for part in (item["loc"], item["loc"][:-1]))
         if parent in setting_fields() and isinstance(item["loc"][-1], str):
@@ -123,12 +122,12 @@ def _one_line(error: ValidationError, paths: Sequence[Path]) -> str:
         message = f"unknown setting{did_you_mean(name)}" if item["type"] == "extra_forbidden" else item["msg"]
         message = message.removeprefix("Value error, ")
         found = "" if item["type"] in ("extra_forbidden", "value_error") else f", found {item['input']!r}"
-        if name in problems and found:
-            said = problems[name][-1].removesuffix(found)
-            problems[name][-1] = f"{said} or {message.removeprefix('Input should be ')}{found}"
-        else:
-            problems.setdefault(name, []).append(f"{name}: {message}{found}" if name else message)
-    return where + "; ".join(chain.from_iterable(problems.values()))
+        complaints.setdefault((name, found), []).append(message)
+    problems = []
+    for (name, found), (first, *others) in complaints.items():
+        message = " or ".join((first, *(other.removeprefix("Input should be ") for other in others)))
+        problems.append(f"{name}: {message}{found}" if name else message)
+    return where + "; ".join(problems)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
